@@ -1,0 +1,212 @@
+//! What every executor does, whatever the device. Outside an executor all tensors are canonical: f32, NCHW
+//! activations, (K, C/G, R, S) and (outputs, inputs) weights. Layouts are the executor's own affair, except for
+//! [`InputLayout`], which tells the loader where to write so that no copy stands between it and the first layer.
+
+use crate::error::Result;
+use crate::net::{Network, Shape};
+
+/// Where the loader writes pixel values for the first layer.
+///
+/// The buffer is (blocks, H, columns, block, fold·C): pictures in blocks of `block`, the pictures of a block
+/// interleaved at every position, `fold` neighbouring columns side by side in the channel axis (so that a strided
+/// first convolution reads whole runs). Elements that no pixel maps to (padding) are zero and stay zero.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputLayout {
+    /// N, the largest number of pictures in a batch.
+    pub batch: usize,
+    /// One picture.
+    pub shape: Shape,
+    /// Pictures in a block; a block is a contiguous piece of the buffer.
+    pub block: usize,
+    /// Columns folded into the channel axis.
+    pub fold: usize,
+    /// Zero columns left of the picture.
+    pub pad: usize,
+    /// Folded columns in a row, padding included.
+    pub columns: usize,
+}
+
+impl InputLayout {
+    /// Plain (N, H, W, C).
+    pub fn nhwc(batch: usize, shape: Shape) -> Self {
+        InputLayout { batch, shape, block: 1, fold: 1, pad: 0, columns: shape.w }
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.batch.div_ceil(self.block)
+    }
+
+    /// Elements of one block.
+    pub fn block_len(&self) -> usize {
+        self.shape.h * self.row_len()
+    }
+
+    /// Elements of one row of one block.
+    pub fn row_len(&self) -> usize {
+        self.columns * self.block * self.fold * self.shape.c
+    }
+
+    /// Elements of the whole buffer.
+    pub fn len(&self) -> usize {
+        self.blocks() * self.block_len()
+    }
+
+    /// True if the buffer has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Offset within a row of a block of the first channel of column `x` of the block's picture `n`; the other
+    /// channels follow.
+    #[inline]
+    pub fn offset_in_row(&self, n: usize, x: usize) -> usize {
+        let x = x + self.pad;
+        ((x / self.fold) * self.block + n) * self.fold * self.shape.c + (x % self.fold) * self.shape.c
+    }
+
+    /// Offset in the buffer of channel `c` at row `y`, column `x` of picture `n`.
+    pub fn offset(&self, n: usize, c: usize, y: usize, x: usize) -> usize {
+        (n / self.block) * self.block_len() + y * self.row_len() + self.offset_in_row(n % self.block, x) + c
+    }
+}
+
+/// Weights or biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A weight matrix or filter bank.
+    Weight,
+    /// A bias vector.
+    Bias,
+}
+
+/// One parameter tensor in canonical layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Param {
+    /// `<layer>.weight` or `<layer>.bias`.
+    pub name: String,
+    /// Index of its layer in the network.
+    pub layer: usize,
+    /// Weights or biases.
+    pub role: Role,
+    /// (K, C/G, R, S), (outputs, inputs) or (K).
+    pub shape: Vec<usize>,
+    /// The elements, last axis fastest.
+    pub data: Vec<f32>,
+}
+
+/// All parameters of a network: for each layer that has any, its weight and then its bias.
+/// The same structure holds momentum.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Params(pub Vec<Param>);
+
+impl Params {
+    /// All zero, in the network's shapes.
+    ///
+    /// # Errors
+    /// As [`Network::trace`].
+    pub fn zeros(net: &Network) -> Result<Self> {
+        let mut params = Vec::new();
+        for (layer, t) in net.trace()?.iter().enumerate().filter(|(_, t)| t.params() > 0) {
+            for (role, suffix, shape) in
+                [(Role::Weight, "weight", t.weight.clone()), (Role::Bias, "bias", vec![t.biases()])]
+            {
+                let data = vec![0.0; shape.iter().product()];
+                params.push(Param { name: format!("{}.{suffix}", t.layer.name), layer, role, shape, data });
+            }
+        }
+        Ok(Params(params))
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<&Param> {
+        self.0.iter().find(|p| p.name == name)
+    }
+}
+
+/// A batch as an executor takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// Pixel values, in the executor's [`InputLayout`].
+    pub input: &'a [f32],
+    /// The number of pictures, at most the layout's `batch`.
+    pub count: usize,
+    /// One class a picture; empty when there is nothing to learn from.
+    pub labels: &'a [u32],
+    /// One weight a picture: 1, or 0 for a picture that could not be decoded. Means are over the weights' sum.
+    pub weights: &'a [f32],
+}
+
+/// How fast one parameter tensor moves in a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// ε. Zero freezes the tensor and its momentum.
+    pub lr: f32,
+    /// wd, the weight decay; the step subtracts wd·ε·w.
+    pub decay: f32,
+}
+
+/// Everything about a training step that is not data.
+#[derive(Clone, Copy, Debug)]
+pub struct StepSettings<'a> {
+    /// Counts from 0 over the whole run; keys the dropout masks.
+    pub step: u64,
+    /// The run's seed; keys the dropout masks.
+    pub seed: u64,
+    /// μ of v ← μ·v − wd·ε·w − ε·ḡ.
+    pub momentum: f32,
+    /// One rate a parameter tensor, in the order of [`Params`].
+    pub rates: &'a [Rate],
+}
+
+/// What a training step found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepReport {
+    /// Mean loss, nats.
+    pub loss: f64,
+    /// Pictures (weights' sum) whose top class is not the label.
+    pub top1_wrong: f64,
+    /// The weights' sum.
+    pub weight: f64,
+    /// The first layer, in the order of computing, that produced a value that is not finite.
+    pub nonfinite: Option<usize>,
+}
+
+/// Weights and momentum on one device, and the plan that trains or runs them.
+pub trait Executor: Send {
+    /// Where the loader writes.
+    fn input_layout(&self) -> InputLayout;
+
+    /// The plan in words: stages, kernels by name, bytes.
+    fn describe(&self) -> String;
+
+    /// Name of the instruction set or device that computes, for example `AVX-512 f32`.
+    fn kernel_name(&self) -> String;
+
+    /// Bytes that the plan holds: weights, momentum, activations, gradients.
+    fn planned_bytes(&self) -> usize;
+
+    /// Replaces the parameters.
+    fn set_params(&mut self, params: &Params);
+
+    /// Copies the parameters out.
+    fn params(&self) -> Params;
+
+    /// Replaces the momentum.
+    fn set_momentum(&mut self, momentum: &Params);
+
+    /// Copies the momentum out.
+    fn momentum(&self) -> Params;
+
+    /// One step of training: forward, loss, backward, update. Allocates nothing.
+    ///
+    /// Panics if the executor was compiled for inference.
+    fn train_step(&mut self, batch: Batch, settings: &StepSettings) -> StepReport;
+
+    /// Runs the network at test time. `output` receives (count, outputs) values: probabilities, or the activations
+    /// of the layer that the plan ends with, in C, H, W order.
+    fn infer(&mut self, batch: Batch, output: &mut [f32]);
+
+    /// Elements that [`Executor::infer`] writes for one picture.
+    fn output_len(&self) -> usize;
+}

@@ -1,0 +1,2 @@
+//! The `alexnet` program.
+fn main() {}
