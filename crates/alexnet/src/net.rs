@@ -451,18 +451,27 @@ impl Network {
                     if g == 0 || input.c % g != 0 || conv.filters % g != 0 || conv.filters == 0 {
                         return fail(
                             layer,
-                            format!("{} channels and {} filters do not divide into {g} groups", input.c, conv.filters),
+                            format!(
+                                "{} channels and {} filters do not divide into {g} groups",
+                                input.c, conv.filters
+                            ),
                         );
                     }
                     let pad = conv.pad.before + conv.pad.after;
                     if conv.pad.before >= conv.kernel.max(1) || conv.pad.after >= conv.kernel.max(1) {
-                        return fail(layer, format!("padding must be smaller than the kernel ({})", conv.kernel));
+                        return fail(
+                            layer,
+                            format!("padding must be smaller than the kernel ({})", conv.kernel),
+                        );
                     }
                     let size = |extent| windows(extent + pad, conv.kernel, conv.stride, conv.rounding);
                     let (Some(p), Some(q)) = (size(input.h), size(input.w)) else {
                         return fail(
                             layer,
-                            format!("a {0}×{0} kernel with stride {1} does not fit on {input}", conv.kernel, conv.stride),
+                            format!(
+                                "a {0}×{0} kernel with stride {1} does not fit on {input}",
+                                conv.kernel, conv.stride
+                            ),
                         );
                     };
                     let weight = vec![conv.filters, input.c / g, conv.kernel, conv.kernel];
@@ -474,7 +483,10 @@ impl Network {
                     let (Some(p), Some(q)) = (size(input.h), size(input.w)) else {
                         return fail(
                             layer,
-                            format!("a {0}×{0} window with stride {1} does not fit on {input}", pool.size, pool.stride),
+                            format!(
+                                "a {0}×{0} window with stride {1} does not fit on {input}",
+                                pool.size, pool.stride
+                            ),
                         );
                     };
                     (Shape::new(input.c, p, q), vec![], 0)
@@ -488,7 +500,10 @@ impl Network {
                 }
                 Op::Lrn(lrn) => {
                     if lrn.size == 0 || lrn.towers == 0 || input.c % lrn.towers != 0 {
-                        return fail(layer, format!("{} maps do not divide into {} towers", input.c, lrn.towers));
+                        return fail(
+                            layer,
+                            format!("{} maps do not divide into {} towers", input.c, lrn.towers),
+                        );
                     }
                     if lrn.k.is_nan() || lrn.k <= 0.0 || lrn.alpha.is_nan() || lrn.alpha < 0.0 {
                         return fail(layer, "k must be positive and alpha not negative".into());
@@ -496,7 +511,12 @@ impl Network {
                     (input, vec![], 0)
                 }
                 Op::SpatialLrn(lrn) => {
-                    if lrn.size == 0 || lrn.k.is_nan() || lrn.k <= 0.0 || lrn.alpha.is_nan() || lrn.alpha < 0.0 {
+                    if lrn.size == 0
+                        || lrn.k.is_nan()
+                        || lrn.k <= 0.0
+                        || lrn.alpha.is_nan()
+                        || lrn.alpha < 0.0
+                    {
                         return fail(layer, "size and k must be positive, alpha not negative".into());
                     }
                     (input, vec![], 0)

@@ -1,1 +1,18 @@
-//! x
+//! Hand-tuned arithmetic for AlexNet: it knows matrices and maps, no networks.
+//!
+//! Each kernel is written once, over [`simd::Simd`], and spelled for AVX-512, AVX2 and portable code; [`Isa`] is proof
+//! that the processor has a tier. Functions are safe: they check the lengths of what they are given and cut the work
+//! into units that write disjoint memory, so that no result depends on the number of threads.
+//!
+//! Maps are (blocks, H, W, block, C): pictures in blocks, the pictures of a block interleaved at every position.
+
+pub mod conv;
+pub mod isa;
+pub mod panel;
+pub mod parallel;
+pub mod simd;
+pub mod threads;
+mod tile;
+
+pub use isa::Isa;
+pub use parallel::Context;
