@@ -431,9 +431,9 @@ impl Kernel for Correlate<'_> {
 ///
 /// Shapes: x (blocks, H, W, block, C), dy (blocks, P, Q, block, K), dw (K, C/G, R, S), db (K).
 ///
-/// A unit is one group, one panel of filters and one row of the kernel, over all pictures: no sum crosses units, so the
-/// result does not depend on the threads. Within a unit a few positions of dy (24 KiB) are copied together and
-/// multiplied with x for all columns of the kernel and all channels.
+/// A unit is one group, one panel of filters and a few rows of the kernel, over all pictures: no sum crosses units, so
+/// the result does not depend on the threads. Within a unit a few positions of dy (24 KiB) are copied together and
+/// multiplied with x for the unit's rows, all columns of the kernel and all channels.
 pub fn backward_weight(
     ctx: &mut Context,
     g: &Geometry,
@@ -452,6 +452,10 @@ pub fn backward_weight(
     let width = panels.iter().map(|p| p.vectors).max().unwrap_or(1) * ctx.isa().lanes();
     let together =
         (CHUNK_BYTES / size_of::<f32>() / width / g.block).clamp(1, g.columns.output.min(CHUNK_TAPS));
+    // Rows of the kernel in a unit: as many as leave eight units and as have their sums in half of a 1-MiB L2.
+    let rows = g.rows.kernel;
+    let row_bytes = g.columns.kernel * (g.c / g.groups) * width * size_of::<f32>();
+    let unit_rows = (rows * panels.len() * g.groups).div_ceil(8).min((512 << 10) / row_bytes).clamp(1, rows);
     let kernel = WeightGradient {
         g: *g,
         fold,
@@ -460,6 +464,7 @@ pub fn backward_weight(
         dy,
         panels: &panels,
         together,
+        unit_rows,
         width,
         dw: Ptr::from_mut(dw),
         db: Ptr::from_mut(db),
@@ -476,48 +481,63 @@ struct WeightGradient<'a> {
     panels: &'a [Panel],
     /// Positions of dy copied together.
     together: usize,
+    /// Rows of the kernel in a unit.
+    unit_rows: usize,
     /// The widest panel, elements.
     width: usize,
     dw: Ptr,
     db: Ptr,
 }
 
+impl WeightGradient<'_> {
+    /// Units that share a panel.
+    fn row_units(&self) -> usize {
+        self.g.rows.kernel.div_ceil(self.unit_rows)
+    }
+
+    /// Elements of the sums of one row of the kernel, (S, C/G, width).
+    fn row_sums(&self, width: usize) -> usize {
+        self.g.columns.kernel * (self.g.c / self.g.groups) * width
+    }
+}
+
 impl Kernel for WeightGradient<'_> {
     fn units(&self) -> usize {
-        self.g.groups * self.panels.len() * self.g.rows.kernel
+        self.g.groups * self.panels.len() * self.row_units()
     }
 
     fn scratch_len(&self) -> usize {
-        let sums = self.g.columns.kernel * (self.g.c / self.g.groups) * self.width;
-        sums + self.together * self.g.block * self.width + 2 * self.width
+        self.unit_rows * self.row_sums(self.width)
+            + self.together * self.g.block * self.width
+            + 2 * self.width
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
         let g = &self.g;
         let (rows, columns) = (g.rows, g.columns);
-        let r = unit % rows.kernel;
-        let (group, panel) =
-            (unit / rows.kernel / self.panels.len(), self.panels[unit / rows.kernel % self.panels.len()]);
+        let first_r = unit % self.row_units() * self.unit_rows;
+        let kernel_rows = first_r..(first_r + self.unit_rows).min(rows.kernel);
+        let strip = unit / self.row_units();
+        let (group, panel) = (strip / self.panels.len(), self.panels[strip % self.panels.len()]);
         let (cg, kg) = (g.c / g.groups, g.k / g.groups);
         let width = panel.vectors * S::LANES;
         let channel = group * kg + panel.first;
-        // The sums (S, C/G, width), the copied dy (positions, pictures, width), the bias sums (total, row).
+        // The sums (rows, S, C/G, width), the copied dy (positions, pictures, width), the bias sums (total, row).
         let sums = scratch;
-        let copy = sums.wrapping_add(columns.kernel * cg * width);
+        let copy = sums.wrapping_add(self.unit_rows * self.row_sums(width));
         let total = copy.wrapping_add(self.together * g.block * width);
         let row_sum = total.wrapping_add(width);
-        let with_bias = r == 0;
+        let with_bias = first_r == 0;
         // SAFETY: the scratch is as long as `scratch_len` says; positions are within the maps, whose lengths
-        // `backward_weight` checked; (group, panel, r) own their elements of dw, and r = 0 those of db.
+        // `backward_weight` checked; (group, panel, rows) own their elements of dw, and the first rows those of db.
         unsafe {
-            std::ptr::write_bytes(sums, 0, columns.kernel * cg * width);
+            std::ptr::write_bytes(sums, 0, self.unit_rows * self.row_sums(width));
             std::ptr::write_bytes(total, 0, width);
             for block in 0..self.count.div_ceil(g.block) {
                 let pictures = (self.count - block * g.block).min(g.block);
                 for p in 0..rows.output {
-                    let h = rows.forward(p, r);
-                    if h.is_none() && !with_bias {
+                    if !with_bias && kernel_rows.clone().all(|r| rows.forward(p, r).is_none()) {
                         continue;
                     }
                     std::ptr::write_bytes(row_sum, 0, width);
@@ -533,27 +553,29 @@ impl Kernel for WeightGradient<'_> {
                         if with_bias {
                             add_rows::<S>(copy, panel.vectors, positions * pictures, row_sum);
                         }
-                        if let Some(h) = h {
-                            let x = (block * rows.input + h) * columns.input * g.block * g.c + group * cg;
-                            for s in 0..columns.kernel {
-                                let mut runs = [Run::default(); CHUNK_TAPS];
-                                let mut used = 0;
-                                for position in 0..positions {
-                                    if let Some(v) = columns.forward(q0 + position, s) {
-                                        let x = x + v * g.block * g.c;
-                                        runs[used] = Run { x, w: position * pictures * width, len: pictures };
-                                        used += 1;
-                                    }
+                        for s in 0..columns.kernel {
+                            let mut runs = [Run::default(); CHUNK_TAPS];
+                            let mut used = 0;
+                            for position in 0..positions {
+                                if let Some(v) = columns.forward(q0 + position, s) {
+                                    let x = v * g.block * g.c;
+                                    runs[used] = Run { x, w: position * pictures * width, len: pictures };
+                                    used += 1;
                                 }
-                                if used == 0 {
-                                    continue;
-                                }
+                            }
+                            if used == 0 {
+                                continue;
+                            }
+                            for r in kernel_rows.clone() {
+                                let Some(h) = rows.forward(p, r) else { continue };
+                                let x = (block * rows.input + h) * columns.input * g.block * g.c + group * cg;
+                                let sums = sums.add((r - first_r) * self.row_sums(width));
                                 for (c, n) in tiles(cg, S::ROWS[panel.vectors - 1]) {
                                     let y = sums.add((s * cg + c) * width);
                                     tile::outer::<S>(
                                         panel.vectors,
                                         &runs[..used],
-                                        self.x.as_ptr().add(c),
+                                        self.x.as_ptr().add(x + c),
                                         g.c,
                                         copy,
                                         Start::Output,
@@ -570,13 +592,16 @@ impl Kernel for WeightGradient<'_> {
                 }
             }
             let channels = cg / self.fold.fold;
-            for s in 0..columns.kernel {
-                for c in 0..cg {
-                    let Some((c_out, s_out)) = self.fold.canonical(channels, c, s) else { continue };
-                    for lane in 0..panel.valid {
-                        let k = channel + lane;
-                        let at = ((k * channels + c_out) * rows.kernel + r) * self.fold.kernel + s_out;
-                        *self.dw.at(at) = *sums.add((s * cg + c) * width + lane);
+            for r in kernel_rows {
+                let sums = sums.add((r - first_r) * self.row_sums(width));
+                for s in 0..columns.kernel {
+                    for c in 0..cg {
+                        let Some((c_out, s_out)) = self.fold.canonical(channels, c, s) else { continue };
+                        for lane in 0..panel.valid {
+                            let k = channel + lane;
+                            let at = ((k * channels + c_out) * rows.kernel + r) * self.fold.kernel + s_out;
+                            *self.dw.at(at) = *sums.add((s * cg + c) * width + lane);
+                        }
                     }
                 }
             }

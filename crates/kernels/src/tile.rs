@@ -175,38 +175,39 @@ unsafe fn outer_tile<S: Simd, const KV: usize, const MR: usize>(
     }
 }
 
-/// Loads vector `v` of a row of which `valid` elements exist.
-#[inline(always)]
-unsafe fn load_part<S: Simd>(row: *const f32, v: usize, valid: usize) -> S::V {
-    // SAFETY: reads only elements below `valid`.
-    unsafe {
-        if valid >= (v + 1) * S::LANES {
-            S::load(row.add(v * S::LANES))
-        } else {
-            S::load_first(row.wrapping_add(v * S::LANES), valid.saturating_sub(v * S::LANES))
-        }
-    }
-}
+/// Most elements of a tile: 24 accumulators of 16 lanes.
+const TILE: usize = 24 * 16;
 
+/// The starting accumulators. The loops over them must unroll entirely, or the compiler keeps them in memory: hence one
+/// plain loop nest a case, and partial panels by way of a buffer.
 #[inline(always)]
 unsafe fn begin<S: Simd, const KV: usize, const NR: usize>(start: Start, out: Output) -> [[S::V; KV]; NR] {
-    // SAFETY: the caller's promise.
+    let width = KV * S::LANES;
+    // SAFETY: the caller's promise; a partial panel is only read up to `valid`.
     unsafe {
         let mut acc = [[S::zero(); KV]; NR];
         match start {
             Start::Zero => {}
             Start::Row(row) => {
-                for v in 0..KV {
-                    let r = S::load(row.add(v * S::LANES));
-                    for j in 0..NR {
-                        acc[j][v] = r;
+                for j in 0..NR {
+                    for v in 0..KV {
+                        acc[j][v] = S::load(row.add(v * S::LANES));
+                    }
+                }
+            }
+            Start::Output if out.valid == width => {
+                for j in 0..NR {
+                    for v in 0..KV {
+                        acc[j][v] = S::load(out.y.add(j * out.stride + v * S::LANES));
                     }
                 }
             }
             Start::Output => {
+                let mut buffer = [0.0f32; TILE];
+                copy_part(out.y, out.stride, buffer.as_mut_ptr(), width, NR, out.valid);
                 for j in 0..NR {
                     for v in 0..KV {
-                        acc[j][v] = load_part::<S>(out.y.add(j * out.stride), v, out.valid);
+                        acc[j][v] = S::load(buffer.as_ptr().add(j * width + v * S::LANES));
                     }
                 }
             }
@@ -215,31 +216,64 @@ unsafe fn begin<S: Simd, const KV: usize, const NR: usize>(start: Start, out: Ou
     }
 }
 
+/// Stores the accumulators; see [`begin`] on the form of the loops.
 #[inline(always)]
 unsafe fn end<S: Simd, const KV: usize, const NR: usize>(acc: [[S::V; KV]; NR], out: Output, finish: Finish) {
-    // SAFETY: the caller's promise; stores only elements below `valid`.
+    let width = KV * S::LANES;
+    // SAFETY: the caller's promise; a partial panel is only written up to `valid`.
     unsafe {
-        for j in 0..NR {
-            let row = out.y.add(j * out.stride);
-            for v in 0..KV {
-                let value = match finish {
-                    Finish::Store => acc[j][v],
-                    // In this order a NaN passes through.
-                    Finish::Relu => S::max(S::zero(), acc[j][v]),
-                    Finish::Mask(mask) => {
-                        S::where_positive(load_part::<S>(mask.add(j * out.stride), v, out.valid), acc[j][v])
+        let mut buffer = [0.0f32; TILE];
+        let (y, stride) = if out.valid == width { (out.y, out.stride) } else { (buffer.as_mut_ptr(), width) };
+        match finish {
+            Finish::Store => {
+                for j in 0..NR {
+                    for v in 0..KV {
+                        S::store(y.add(j * stride + v * S::LANES), acc[j][v]);
                     }
-                };
-                if out.valid >= (v + 1) * S::LANES {
-                    S::store(row.add(v * S::LANES), value);
+                }
+            }
+            Finish::Relu => {
+                for j in 0..NR {
+                    for v in 0..KV {
+                        // In this order a NaN passes through.
+                        S::store(y.add(j * stride + v * S::LANES), S::max(S::zero(), acc[j][v]));
+                    }
+                }
+            }
+            Finish::Mask(mask) => {
+                let mut mask_buffer = [0.0f32; TILE];
+                let (mask, mask_stride) = if out.valid == width {
+                    (mask, out.stride)
                 } else {
-                    S::store_first(
-                        row.wrapping_add(v * S::LANES),
-                        value,
-                        out.valid.saturating_sub(v * S::LANES).min(S::LANES),
-                    );
+                    copy_part(mask, out.stride, mask_buffer.as_mut_ptr(), width, NR, out.valid);
+                    (mask_buffer.as_ptr(), width)
+                };
+                for j in 0..NR {
+                    for v in 0..KV {
+                        let m = S::load(mask.add(j * mask_stride + v * S::LANES));
+                        S::store(y.add(j * stride + v * S::LANES), S::where_positive(m, acc[j][v]));
+                    }
                 }
             }
         }
+        if out.valid != width {
+            copy_part(buffer.as_ptr(), width, out.y, out.stride, NR, out.valid);
+        }
+    }
+}
+
+/// Copies `rows` rows of `len` elements between two strides.
+#[inline(never)]
+unsafe fn copy_part(
+    from: *const f32,
+    from_stride: usize,
+    to: *mut f32,
+    to_stride: usize,
+    rows: usize,
+    len: usize,
+) {
+    for j in 0..rows {
+        // SAFETY: the caller's promise that both have these rows.
+        unsafe { std::ptr::copy_nonoverlapping(from.add(j * from_stride), to.add(j * to_stride), len) };
     }
 }
