@@ -8,8 +8,12 @@
 
 pub mod conv;
 pub mod isa;
+pub mod linear;
+pub mod lrn;
 pub mod panel;
 pub mod parallel;
+pub mod pooling;
+pub mod sgd;
 pub mod simd;
 pub mod threads;
 mod tile;

@@ -1,0 +1,129 @@
+//! Normalization and pooling kernels against their definitions in f64, on every instruction set.
+
+mod common;
+
+use alexnet_kernels::conv::Axis;
+use alexnet_kernels::lrn::{self, Lrn};
+use alexnet_kernels::pooling::{self, Geometry, Share};
+use alexnet_kernels::{Context, Isa};
+use common::{Random, assert_close};
+
+#[test]
+fn lrn_forward_and_backward() {
+    let shapes =
+        [(48, 1, 5), (96, 2, 5), (7, 1, 3), (64, 4, 5), (34, 2, 4), (1, 1, 5), (17, 1, 16), (256, 2, 5)];
+    for (channels, towers, size) in shapes {
+        for beta in [0.75f32, 0.5] {
+            // Strong coupling, so that a wrong window shows.
+            let lrn = Lrn { size, k: 2.0, alpha: 0.3, beta, channels, towers };
+            let positions = 37;
+            let mut random = Random(channels as u64);
+            let (x, g) = (random.reals(positions * channels), random.reals(positions * channels));
+            let (width, before) = (channels / towers, size / 2);
+            let window = |i: usize| {
+                let (tower, c) = (i / width, i % width);
+                let from = c.saturating_sub(before);
+                let to = (c + size - before).min(width);
+                tower * width + from..tower * width + to
+            };
+            let d =
+                |i: usize| 2.0 + f64::from(0.3f32) * window(i).map(|j| f64::from(x[j]).powi(2)).sum::<f64>();
+            let beta = f64::from(beta);
+            let y: Vec<f64> = (0..x.len()).map(|i| f64::from(x[i]) * d(i).powf(-beta)).collect();
+            let mut dx: Vec<f64> = (0..x.len()).map(|i| f64::from(g[i]) * d(i).powf(-beta)).collect();
+            for i in 0..x.len() {
+                let term = f64::from(g[i]) * f64::from(x[i]) * d(i).powf(-beta - 1.0);
+                for j in window(i) {
+                    dx[j] -= 2.0 * f64::from(0.3f32) * beta * f64::from(x[j]) * term;
+                }
+            }
+            for isa in Isa::all() {
+                let mut ctx = Context::new(isa, 2);
+                let what = format!("{isa:?} {lrn:?}");
+                let mut out = vec![f32::NAN; x.len()];
+                lrn::forward(&mut ctx, &lrn, &x, &mut out);
+                assert_close(&what, &out, &y, 1e-6);
+                let mut out = vec![f32::NAN; x.len()];
+                lrn::backward(&mut ctx, &lrn, &x, &g, false, &mut out);
+                assert_close(&what, &out, &dx, 2e-6);
+                lrn::backward(&mut ctx, &lrn, &x, &g, true, &mut out);
+                let masked: Vec<f64> =
+                    dx.iter().zip(&x).map(|(d, x)| if *x > 0.0 { *d } else { 0.0 }).collect();
+                assert_close(&what, &out, &masked, 2e-6);
+            }
+        }
+    }
+}
+
+fn axis(input: usize, kernel: usize, stride: usize, output: usize) -> Axis {
+    Axis { input, output, kernel, stride, pad: 0 }
+}
+
+#[test]
+fn pooling_forward_and_backward() {
+    let shapes = [
+        (axis(13, 3, 2, 6), axis(7, 3, 2, 3), 96),
+        // Clipped last windows.
+        (axis(6, 3, 2, 3), axis(5, 2, 2, 3), 65),
+        // Windows that do not touch, one window, the whole map.
+        (axis(7, 2, 3, 3), axis(4, 1, 2, 2), 5),
+        (axis(1, 3, 2, 1), axis(4, 4, 4, 1), 130),
+    ];
+    for (i, (rows, columns, depth)) in shapes.into_iter().enumerate() {
+        let g = Geometry { rows, columns, depth };
+        let mut random = Random(i as u64);
+        // Integers tie often.
+        let (x, dy) = (random.integers(g.input_len(2)), random.integers(g.output_len(2)));
+        let mut max = vec![f64::NEG_INFINITY; dy.len()];
+        let mut mean = vec![0.0; dy.len()];
+        let mut first = vec![0; dy.len()];
+        // (output, input) in row order of each window.
+        let mut pairs = vec![];
+        for o in 0..dy.len() {
+            let (lane, q, p) =
+                (o % depth, o / depth % columns.output, o / depth / columns.output % rows.output);
+            let block = o / depth / columns.output / rows.output;
+            for h in p * rows.stride..(p * rows.stride + rows.kernel).min(rows.input) {
+                for w in q * columns.stride..(q * columns.stride + columns.kernel).min(columns.input) {
+                    pairs.push((o, ((block * rows.input + h) * columns.input + w) * depth + lane));
+                }
+            }
+        }
+        let mut area = vec![0.0; dy.len()];
+        for &(o, i) in &pairs {
+            if f64::from(x[i]) > max[o] {
+                (max[o], first[o]) = (f64::from(x[i]), i);
+            }
+            mean[o] += f64::from(x[i]);
+            area[o] += 1.0;
+        }
+        mean.iter_mut().zip(&area).for_each(|(m, a)| *m /= a);
+        let (mut to_first, mut to_all, mut to_mean) =
+            (vec![0.0; x.len()], vec![0.0; x.len()], vec![0.0; x.len()]);
+        for &(o, i) in &pairs {
+            let g = f64::from(dy[o]);
+            to_first[i] += if first[o] == i { g } else { 0.0 };
+            to_all[i] += if f64::from(x[i]) == max[o] { g } else { 0.0 };
+            to_mean[i] += g / area[o];
+        }
+        for isa in Isa::all() {
+            let mut ctx = Context::new(isa, 2);
+            let what = format!("{isa:?} {g:?}");
+            let (mut y, mut winner) = (vec![f32::NAN; dy.len()], vec![255; dy.len()]);
+            pooling::max_forward(&mut ctx, &g, &x, &mut y, &mut winner);
+            assert_close(&what, &y, &max, 0.0);
+            let mut average = vec![f32::NAN; dy.len()];
+            pooling::average_forward(&mut ctx, &g, &x, &mut average);
+            assert_close(&what, &average, &mean, 1e-6);
+            let mut dx = vec![f32::NAN; x.len()];
+            pooling::backward(&mut ctx, &g, Share::Winner(&winner), &dy, None, &mut dx);
+            assert_close(&what, &dx, &to_first, 0.0);
+            pooling::backward(&mut ctx, &g, Share::EveryMaximum { x: &x, y: &y }, &dy, Some(&x), &mut dx);
+            let masked: Vec<f64> =
+                to_all.iter().zip(&x).map(|(d, x)| if *x > 0.0 { *d } else { 0.0 }).collect();
+            assert_close(&what, &dx, &masked, 0.0);
+            pooling::backward(&mut ctx, &g, Share::Mean, &dy, None, &mut dx);
+            assert_close(&what, &dx, &to_mean, 1e-5);
+        }
+    }
+}
