@@ -4,6 +4,7 @@
 pub mod error;
 pub mod exec;
 pub mod net;
+pub mod ops;
 pub mod rng;
 
 pub use error::{Error, Result};

@@ -2,3 +2,4 @@
 //! is the specification; [`cpu`] is the fast one.
 
 pub mod contract;
+pub mod reference;
