@@ -83,7 +83,8 @@ mod tests {
 
     #[test]
     fn edit_distance_of_known_pairs() {
-        for (a, b, d) in [("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("same", "same", 0)] {
+        for (a, b, d) in [("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("same", "same", 0)]
+        {
             assert_eq!(edit_distance(a, b), d, "{a} {b}");
         }
     }

@@ -4,7 +4,10 @@
 pub mod error;
 pub mod exec;
 pub mod net;
+pub mod netfile;
 pub mod rng;
+mod toml_error;
+pub mod zoo;
 
 pub use error::{Error, Result};
 pub use net::Network;

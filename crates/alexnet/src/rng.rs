@@ -31,7 +31,12 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let p0 = u64::from(MULTIPLIER[0]) * u64::from(counter[0]);
         let p1 = u64::from(MULTIPLIER[1]) * u64::from(counter[2]);
-        counter = [(p1 >> 32) as u32 ^ counter[1] ^ key[0], p1 as u32, (p0 >> 32) as u32 ^ counter[3] ^ key[1], p0 as u32];
+        counter = [
+            (p1 >> 32) as u32 ^ counter[1] ^ key[0],
+            p1 as u32,
+            (p0 >> 32) as u32 ^ counter[3] ^ key[1],
+            p0 as u32,
+        ];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     counter
@@ -51,7 +56,10 @@ impl Stream {
     /// The stream for one purpose; `a` and `b` as [`Purpose`] says.
     pub fn new(seed: u64, purpose: Purpose, a: u64, b: u64) -> Self {
         // One Philox block hashes the address into a key, so that no two addresses share a stream.
-        let h = philox([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32], [seed as u32, (seed >> 32) as u32]);
+        let h = philox(
+            [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32],
+            [seed as u32, (seed >> 32) as u32],
+        );
         Stream { key: [h[0], h[1]], stream: [h[2], purpose as u32 ^ h[3]], index: 0, block: [0; 4] }
     }
 
@@ -118,7 +126,10 @@ mod tests {
     #[test]
     fn philox_known_answers() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            philox([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
         assert_eq!(
             philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
