@@ -2,6 +2,7 @@
 //! evaluation, and fast executors. `ARCHITECTURE.md` is the map; [`net`] is the file to open first.
 
 pub mod error;
+pub mod eval;
 pub mod exec;
 pub mod net;
 pub mod netfile;
