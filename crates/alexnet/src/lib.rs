@@ -2,10 +2,14 @@
 //! evaluation, and fast executors. `ARCHITECTURE.md` is the map; [`net`] is the file to open first.
 
 pub mod error;
+pub mod eval;
 pub mod exec;
 pub mod net;
+pub mod netfile;
 pub mod ops;
 pub mod rng;
+mod toml_error;
+pub mod zoo;
 
 pub use error::{Error, Result};
 pub use net::Network;

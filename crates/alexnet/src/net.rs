@@ -388,6 +388,16 @@ pub fn windows(extent: usize, size: usize, stride: usize, rounding: Rounding) ->
     }
 }
 
+/// The largest size of any kind that a network may have. It keeps sums of sizes far from overflow.
+const LARGEST: usize = 1 << 24;
+
+/// The product of sizes, or `None` if a size or the product (2^48) is beyond what any machine could hold.
+fn product(sizes: &[usize]) -> Option<usize> {
+    sizes.iter().try_fold(1usize, |product, &size| {
+        if size > LARGEST { None } else { product.checked_mul(size).filter(|&p| p <= 1 << 48) }
+    })
+}
+
 impl Network {
     /// The number of classes: the last layer's outputs.
     pub fn classes(&self) -> usize {
@@ -435,8 +445,12 @@ impl Network {
     /// If the layers do not fit together; the message names the layer.
     pub fn trace(&self) -> Result<Vec<Traced<'_>>> {
         let fail = |layer: &Layer, why: String| Err(Error::Config(format!("layer {}: {why}", layer.name)));
-        if self.input.is_empty() {
-            return Err(Error::Config(format!("network {}: the input {} is empty", self.name, self.input)));
+        let Shape { c, h, w } = self.input;
+        if product(&[c, h, w]).is_none_or(|elements| elements == 0) {
+            return Err(Error::Config(format!(
+                "network {}: the input {} is empty or too large",
+                self.name, self.input
+            )));
         }
         let mut shape = self.input;
         let mut traced = Vec::with_capacity(self.layers.len());
@@ -445,6 +459,7 @@ impl Network {
                 return fail(layer, "the name is used twice".into());
             }
             let input = shape;
+            let too_large = || fail(layer, "it is too large".into());
             let (output, weight, macs) = match &layer.op {
                 Op::Conv(conv) => {
                     let g = conv.groups;
@@ -457,13 +472,16 @@ impl Network {
                             ),
                         );
                     }
-                    let pad = conv.pad.before + conv.pad.after;
+                    if conv.kernel > LARGEST {
+                        return too_large();
+                    }
                     if conv.pad.before >= conv.kernel.max(1) || conv.pad.after >= conv.kernel.max(1) {
                         return fail(
                             layer,
                             format!("padding must be smaller than the kernel ({})", conv.kernel),
                         );
                     }
+                    let pad = conv.pad.before + conv.pad.after;
                     let size = |extent| windows(extent + pad, conv.kernel, conv.stride, conv.rounding);
                     let (Some(p), Some(q)) = (size(input.h), size(input.w)) else {
                         return fail(
@@ -475,7 +493,10 @@ impl Network {
                         );
                     };
                     let weight = vec![conv.filters, input.c / g, conv.kernel, conv.kernel];
-                    let macs = weight.iter().product::<usize>() * p * q;
+                    let Some(macs) = product(&[conv.filters, input.c / g, conv.kernel, conv.kernel, p, q])
+                    else {
+                        return too_large();
+                    };
                     (Shape::new(conv.filters, p, q), weight, macs)
                 }
                 Op::Pool(pool) => {
@@ -495,8 +516,8 @@ impl Network {
                     if linear.outputs == 0 {
                         return fail(layer, "it has no outputs".into());
                     }
-                    let weight = vec![linear.outputs, input.len()];
-                    (Shape::new(linear.outputs, 1, 1), weight, linear.outputs * input.len())
+                    let Some(macs) = product(&[linear.outputs, input.len()]) else { return too_large() };
+                    (Shape::new(linear.outputs, 1, 1), vec![linear.outputs, input.len()], macs)
                 }
                 Op::Lrn(lrn) => {
                     if lrn.size == 0 || lrn.towers == 0 || input.c % lrn.towers != 0 {

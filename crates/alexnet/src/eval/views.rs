@@ -1,0 +1,103 @@
+//! A network's answer about a picture is the mean of its answers about one or ten views of it (the paper, §4.1: the
+//! four corners, the centre, and their mirror images; the probabilities are averaged).
+
+use super::metrics::Tally;
+use crate::data::{Augment, Loader, LoaderConfig, Pack, Preprocess, Sample, View};
+use crate::error::{Error, Result};
+use crate::exec::contract::Executor;
+use std::sync::Arc;
+
+/// The views that `--views` stands for: 1, the centre, or 10.
+///
+/// # Errors
+/// [`Error::Config`] for any other number.
+pub fn of_number(n: usize) -> Result<&'static [View]> {
+    match n {
+        1 => Ok(&[View::Centre]),
+        10 => Ok(&View::TEN),
+        _ => Err(Error::Config(format!(
+            "{n} views: there are 1 (the centre) and 10 (corners, centre, mirrored)"
+        ))),
+    }
+}
+
+/// Runs the views of each picture through an executor for inference, and hands each picture's mean output to `each`
+/// in the order of `pictures`; `None` for a picture that could not be decoded. `threads` fill the batches.
+///
+/// # Errors
+/// [`Error::Config`] if pictures, preparation and the network's input do not fit together; whatever `each` returns.
+pub fn mean_outputs(
+    executor: &mut dyn Executor,
+    pack: &Arc<Pack>,
+    pictures: &[u32],
+    preprocess: &Arc<Preprocess>,
+    views: &[View],
+    threads: usize,
+    each: &mut dyn FnMut(u32, Option<&[f32]>) -> Result<()>,
+) -> Result<()> {
+    let config = LoaderConfig {
+        pack: Arc::clone(pack),
+        layout: executor.input_layout(),
+        preprocess: Arc::clone(preprocess),
+        augment: Augment::none(),
+        seed: 0,
+        threads,
+    };
+    config.check()?;
+    let width = executor.output_len();
+    let mut output = vec![0.0; config.layout.batch * width];
+    let mut loader = Loader::new(config);
+    loader.begin(Sample::of(pictures, views), 0, 0);
+    let mut sum = vec![0.0f32; width];
+    let mut seen = 0;
+    while let Some(loaded) = loader.next() {
+        let rows = &mut output[..loaded.samples.len() * width];
+        executor.infer(loaded.as_batch(), rows);
+        for (n, sample) in loaded.samples.iter().enumerate() {
+            sum.iter_mut().zip(&rows[n * width..]).for_each(|(total, value)| *total += value);
+            seen += 1;
+            if seen == views.len() {
+                sum.iter_mut().for_each(|total| *total /= views.len() as f32);
+                let readable = loaded.weights[n] > 0.0;
+                each(sample.picture, readable.then_some(&sum[..]))?;
+                sum.fill(0.0);
+                seen = 0;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Error rates over pictures of a pack; pictures that could not be decoded are not counted. `progress` is told
+/// (pictures done, pictures in all).
+///
+/// # Errors
+/// As [`mean_outputs`]; [`Error::Data`] if pack and network have different numbers of classes.
+pub fn tally(
+    executor: &mut dyn Executor,
+    pack: &Arc<Pack>,
+    pictures: &[u32],
+    preprocess: &Arc<Preprocess>,
+    views: &[View],
+    threads: usize,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Tally> {
+    let classes = executor.output_len();
+    if pack.classes().len() != classes {
+        return Err(Error::Data(format!(
+            "the pictures have {} classes and the network {classes}",
+            pack.classes().len()
+        )));
+    }
+    let mut tally = Tally::new(classes);
+    let mut done = 0;
+    mean_outputs(executor, pack, pictures, preprocess, views, threads, &mut |picture, probabilities| {
+        if let Some(probabilities) = probabilities {
+            tally.add(probabilities, pack.label(picture as usize));
+        }
+        done += 1;
+        progress(done, pictures.len());
+        Ok(())
+    })?;
+    Ok(tally)
+}

@@ -1,0 +1,275 @@
+//! The command line as typed. What it means is decided in [`crate::plan`].
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Train, test and use AlexNet.
+#[derive(Debug, Parser)]
+#[command(name = "alexnet", version, propagate_version = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 finished with a negative answer (`data check` found faults); 2 usage or configuration;
+3 data unusable; 4 checkpoint unusable; 5 training diverged; 6 device fault; 75 stopped by a signal after a durable
+checkpoint (run again with --resume); 130 second Ctrl-C.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a network on a folder of pictures (one folder a class), or on drawn pictures when there is no folder
+    Train(Train),
+    /// Measure a trained network's error rates on a folder of pictures
+    Eval(Eval),
+    /// Name the likeliest classes of pictures
+    Predict(Predict),
+    /// Write a layer's activations for pictures as a safetensors file
+    Features(Features),
+    /// List the networks, or print one layer by layer
+    Nets(Nets),
+    /// Check, pack or describe a folder of pictures
+    #[command(subcommand)]
+    Data(Data),
+    /// Measure speed
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Say what this machine has and what the program would use
+    Doctor(Doctor),
+}
+
+/// `alexnet train`.
+#[derive(Debug, Args)]
+pub struct Train {
+    /// Folder with one folder of pictures a class, or with train/ and val/ folders of such; none: pictures are drawn
+    pub data: Option<PathBuf>,
+    /// A network of `alexnet nets`, or a TOML file [default: torchvision; alexnet-mini for drawn pictures]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub net: Option<String>,
+    /// A built-in recipe, or a TOML file [default: finetune; mini for drawn pictures]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub recipe: Option<String>,
+    /// Start from ImageNet's convolutions (net torchvision only), or from the layers of a checkpoint that fit
+    #[arg(long, value_name = "imagenet|CHECKPOINT")]
+    pub from: Option<String>,
+    /// Where the run is kept [default: a new folder in runs/]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Continue the run in DIR, or the newest in runs/, from its newest valid checkpoint
+    #[arg(long, value_name = "DIR", num_args = 0..=1)]
+    pub resume: Option<Option<PathBuf>>,
+    /// Passes over the training pictures [default: the recipe's]
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<u32>,
+    /// Pictures a step [default: the recipe's]
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Learning rate at the start [default: the recipe's]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub lr: Option<f64>,
+    /// Decides the split, the first weights, the order, crops and dropout [default: 0]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Train on N pictures of every class and validate on the rest (the Caltech protocol)
+    #[arg(long, value_name = "N")]
+    pub train_per_class: Option<usize>,
+    /// How to compute.
+    #[command(flatten)]
+    pub compute: Compute,
+    /// Print one JSON object as the last line of standard output; everything else goes to standard error
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How to compute, for every command that computes.
+#[derive(Debug, Args)]
+pub struct Compute {
+    /// auto, f32 or bf16
+    #[arg(long, value_name = "P", default_value = "auto")]
+    pub precision: String,
+    /// auto or cpu
+    #[arg(long, value_name = "D", default_value = "auto")]
+    pub device: String,
+    /// Threads [default: one for every core that this process may use]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// `alexnet eval`.
+#[derive(Debug, Args)]
+pub struct Eval {
+    /// A checkpoint or a run folder
+    pub model: PathBuf,
+    /// The folder of pictures: of the model's own data the part that it was not trained on, of others val/ or all
+    pub data: PathBuf,
+    /// 1: the centre; 10: corners and centre and their mirror images, probabilities averaged
+    #[arg(long, value_name = "1|10", default_value = "1")]
+    pub views: usize,
+    /// How to compute.
+    #[command(flatten)]
+    pub compute: Compute,
+    /// Print one JSON object as the last line of standard output; everything else goes to standard error
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `alexnet predict`.
+#[derive(Debug, Args)]
+pub struct Predict {
+    /// A checkpoint or a run folder
+    pub model: PathBuf,
+    /// Pictures, or folders of pictures
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// How many classes to name for each picture
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub top: usize,
+    /// How to print
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: Format,
+    /// How to compute.
+    #[command(flatten)]
+    pub compute: Compute,
+}
+
+/// What `predict` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Table,
+    /// One line a picture and rank
+    Csv,
+    /// One JSON object a picture
+    Jsonl,
+}
+
+/// `alexnet features`.
+#[derive(Debug, Args)]
+pub struct Features {
+    /// A checkpoint or a run folder
+    pub model: PathBuf,
+    /// Pictures, or folders of pictures
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// The layer; a convolution's or linear layer's name means after the ReLU that directly follows it
+    #[arg(long, value_name = "NAME", default_value = "fc7")]
+    pub layer: String,
+    /// The file to write
+    #[arg(long, value_name = "FILE", default_value = "features.safetensors")]
+    pub out: PathBuf,
+    /// How to compute.
+    #[command(flatten)]
+    pub compute: Compute,
+}
+
+/// `alexnet nets`.
+#[derive(Debug, Args)]
+pub struct Nets {
+    /// The network, or a TOML file with one
+    #[arg(value_name = "NAME")]
+    pub net: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `alexnet data`.
+#[derive(Debug, Subcommand)]
+pub enum Data {
+    /// Decode every picture; list those that cannot be used (exit code 1 if there are any)
+    Check(DataCheck),
+    /// Decode and resize every picture once, into one file that training reads
+    Pack(DataPack),
+    /// Count classes and pictures
+    Stats(DataStats),
+}
+
+/// `alexnet data check`.
+#[derive(Debug, Args)]
+pub struct DataCheck {
+    /// The folder
+    pub path: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `alexnet data pack`.
+#[derive(Debug, Args)]
+pub struct DataPack {
+    /// The folder
+    pub path: PathBuf,
+    /// The file to write [default: where training looks for it, in the cache folder]
+    pub out: Option<PathBuf>,
+}
+
+/// `alexnet data stats`.
+#[derive(Debug, Args)]
+pub struct DataStats {
+    /// The folder, or a pack
+    pub path: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `alexnet bench`.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Steps of training on made-up pictures
+    Train(BenchRun),
+    /// Forward passes on made-up pictures
+    Infer(BenchRun),
+}
+
+/// `alexnet bench train` and `alexnet bench infer`.
+#[derive(Debug, Args)]
+pub struct BenchRun {
+    /// A network of `alexnet nets`, or a TOML file
+    #[arg(long, value_name = "NAME|FILE", default_value = "alexnet-2012")]
+    pub net: String,
+    /// Pictures a step
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub batch: usize,
+    /// Steps that are timed, after two that are not
+    #[arg(long, value_name = "N", default_value = "10")]
+    pub steps: usize,
+    /// How to compute.
+    #[command(flatten)]
+    pub compute: Compute,
+    /// Print one JSON object as the last line of standard output; everything else goes to standard error
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `alexnet doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn resume_takes_a_folder_or_none() {
+        let train = |words: &[&str]| match Cli::try_parse_from(words).unwrap().command {
+            Command::Train(train) => train,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(train(&["alexnet", "train"]).resume, None);
+        assert_eq!(train(&["alexnet", "train", "--resume"]).resume, Some(None));
+        assert_eq!(train(&["alexnet", "train", "--resume", "runs/1"]).resume, Some(Some("runs/1".into())));
+    }
+}

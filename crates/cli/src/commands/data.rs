@@ -1,0 +1,170 @@
+//! `alexnet data`: check, pack and describe a folder of pictures.
+
+use crate::args::{Data, DataCheck, DataPack, DataStats};
+use crate::failure::{Failure, Outcome};
+use crate::plan;
+use crate::progress::Progress;
+use crate::terminal::{bytes, plural, print_line, table};
+use alexnet::data::decode::decode_file;
+use alexnet::data::{Listing, Pack, PackOptions, Stats, list_folder};
+use serde_json::json;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+/// Runs `alexnet data …`.
+pub fn run(data: Data) -> Outcome {
+    match data {
+        Data::Check(args) => check(args),
+        Data::Pack(args) => pack(args),
+        Data::Stats(args) => stats(args),
+    }
+}
+
+/// Decodes every picture, without keeping any.
+fn check(args: DataCheck) -> Outcome {
+    let listing = list_folder(&args.path)?;
+    let faults = decode_all(&listing);
+    if args.json {
+        let named = |path: &str, reason: &str| json!({ "path": path, "reason": reason });
+        let object = json!({
+            "pictures": listing.entries.len(),
+            "classes": listing.classes.len(),
+            "unreadable": faults.iter().map(|(p, r)| named(p, r)).collect::<Vec<_>>(),
+            "skipped": listing.skipped.iter()
+                .map(|s| named(&s.path.display().to_string(), &s.reason)).collect::<Vec<_>>(),
+        });
+        print_line(&object.to_string())?;
+    } else {
+        for (path, reason) in &faults {
+            print_line(&format!("unreadable: {path}: {reason}"))?;
+        }
+        for skipped in &listing.skipped {
+            print_line(&format!("skipped: {}: {}", skipped.path.display(), skipped.reason))?;
+        }
+        print_line(&format!(
+            "{} in {}, {} unreadable, {} skipped",
+            plural(listing.entries.len(), "picture", "pictures"),
+            plural(listing.classes.len(), "class", "classes"),
+            faults.len(),
+            listing.skipped.len(),
+        ))?;
+    }
+    if faults.is_empty() { Ok(()) } else { Err(Failure::Negative) }
+}
+
+/// The pictures of a listing that cannot be decoded, with the reason, in the order of the listing.
+fn decode_all(listing: &Listing) -> Vec<(String, String)> {
+    let next = AtomicUsize::new(0);
+    let total = listing.entries.len();
+    let exif = PackOptions::default().exif;
+    let mut progress = Progress::new("checking");
+    let mut faults = Vec::new();
+    std::thread::scope(|scope| {
+        let (send, receive) = mpsc::channel();
+        for _ in 0..crate::machine::cores().min(total) {
+            let (send, next) = (send.clone(), &next);
+            scope.spawn(move || {
+                while let Some((i, entry)) = Some(next.fetch_add(1, Ordering::Relaxed))
+                    .and_then(|i| listing.entries.get(i).map(|entry| (i, entry)))
+                {
+                    let result = decode_file(&listing.root.join(&entry.path), exif).map(|_| ());
+                    if send.send((i, result)).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(send);
+        for (done, (i, result)) in receive.iter().enumerate() {
+            progress.update(done + 1, total, "");
+            if let Err(reason) = result {
+                faults.push((i, reason));
+            }
+        }
+    });
+    faults.sort_unstable();
+    faults.into_iter().map(|(i, reason)| (listing.entries[i].path.display().to_string(), reason)).collect()
+}
+
+/// Makes a pack, in the cache folder or in a file.
+fn pack(args: DataPack) -> Outcome {
+    let options = PackOptions::default();
+    let mut progress = Progress::new("packing");
+    let mut tell = |done, total| progress.update(done, total, "");
+    let pack = match &args.out {
+        None => Pack::for_folder(&args.path, &options, None, &mut tell)?,
+        Some(out) => {
+            let listing = list_folder(&args.path)?;
+            refuse_inside(out, &args.path)?;
+            Pack::build(&listing, &options, out, &mut tell)?
+        }
+    };
+    progress.finish();
+    for bad in pack.unreadable() {
+        print_line(&format!("unreadable: {}: {}", bad.path, bad.reason))?;
+    }
+    let file = pack.file().unwrap_or(Path::new("memory"));
+    let size = std::fs::metadata(file).map_or(0, |m| m.len());
+    print_line(&plan::data_words(&pack))?;
+    let (side, fingerprint) = (pack.side(), pack.fingerprint());
+    print_line(&format!("{side}×{side} pixels, fingerprint {fingerprint}"))?;
+    print_line(&format!("{} ({})", file.display(), bytes(size)))?;
+    Ok(())
+}
+
+/// The data folder is only ever read.
+fn refuse_inside(out: &Path, root: &Path) -> alexnet::Result<()> {
+    let folder = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match (folder.canonicalize(), root.canonicalize()) {
+        (Ok(folder), Ok(root)) if folder.starts_with(&root) => Err(alexnet::Error::Config(format!(
+            "{} lies in the data folder {}, which is never written to; name another place",
+            out.display(),
+            root.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Counts classes and pictures, and the colours' statistics.
+fn stats(args: DataStats) -> Outcome {
+    let mut progress = Progress::new("packing");
+    let pack = plan::pictures(&args.path, &PackOptions::default(), &mut |done, total| {
+        progress.update(done, total, "");
+    })?;
+    progress.finish();
+    let every: Vec<u32> = (0..pack.len() as u32).collect();
+    let stats = Stats::compute(&pack, &every, crate::machine::cores())?;
+    let sizes = pack.class_sizes();
+    if args.json {
+        let classes: serde_json::Map<String, serde_json::Value> =
+            pack.classes().iter().zip(&sizes).map(|(name, &n)| (name.clone(), n.into())).collect();
+        let object = json!({
+            "pictures": pack.len(),
+            "unreadable": pack.unreadable().len(),
+            "classes": classes,
+            "side": pack.side(),
+            "mean_rgb": stats.channel_mean,
+            "std_rgb": stats.channel_std,
+            "colour_sigma": stats.axes.sigma,
+            "colour_axes": stats.axes.axes,
+            "fingerprint": pack.fingerprint(),
+        });
+        return Ok(print_line(&object.to_string())?);
+    }
+    let mut rows = vec![vec!["class".to_string(), "pictures".to_string()]];
+    rows.extend(pack.classes().iter().zip(&sizes).map(|(name, n)| vec![name.clone(), n.to_string()]));
+    print_line(&table(&rows, &[false, true]))?;
+    print_line(&format!("\n{}", plan::data_words(&pack)))?;
+    let [r, g, b] = stats.channel_mean;
+    let [dr, dg, db] = stats.channel_std;
+    print_line(&format!("mean R {r:.2} G {g:.2} B {b:.2}, standard deviation R {dr:.2} G {dg:.2} B {db:.2}"))?;
+    for (sigma, [r, g, b]) in stats.axes.sigma.iter().zip(&stats.axes.axes) {
+        print_line(&format!("colour axis ({r:+.4}, {g:+.4}, {b:+.4}), deviation {sigma:.3}"))?;
+    }
+    print_line(&format!("fingerprint {}", pack.fingerprint()))?;
+    Ok(())
+}

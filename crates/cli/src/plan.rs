@@ -1,0 +1,121 @@
+//! What the arguments mean.
+
+use crate::terminal::plural;
+use alexnet::data::{Pack, PackOptions};
+use alexnet::{Error, Network, Result, zoo};
+use std::path::Path;
+
+/// The network that `--net` or `nets NAME` names: a file if it looks like one, else one of the zoo. `classes`
+/// replaces the number of outputs; without it, the network keeps its own (a file's) or ImageNet's.
+pub fn network(typed: &str, classes: Option<usize>) -> Result<Network> {
+    let own = match names_file(typed) {
+        true => Network::from_toml(&read_text(Path::new(typed), "network")?, typed)?,
+        false => zoo::by_name(typed, classes.unwrap_or_else(|| default_classes(typed)))?,
+    };
+    Ok(match classes {
+        Some(classes) => own.with_classes(classes),
+        None => own,
+    })
+}
+
+fn default_classes(name: &str) -> usize {
+    zoo::all().iter().find(|net| net.name == name).map_or(zoo::IMAGENET_CLASSES, Network::classes)
+}
+
+/// Whether a word that may be a name or a file is a file: it has a folder or `.toml` in it.
+pub fn names_file(typed: &str) -> bool {
+    typed.contains(std::path::MAIN_SEPARATOR) || typed.ends_with(".toml")
+}
+
+/// The text of a configuration file, at most a megabyte of it.
+pub fn read_text(path: &Path, what: &str) -> Result<String> {
+    use std::io::Read;
+    const LIMIT_BYTES: u64 = 1 << 20;
+    let fail = |why: String| Error::Config(format!("cannot read the {what} {}: {why}", path.display()));
+    let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
+    if !meta.is_file() {
+        return Err(fail("it is not a file".into()));
+    }
+    let file = std::fs::File::open(path).map_err(|e| fail(e.to_string()))?;
+    let mut text = String::new();
+    file.take(LIMIT_BYTES + 1).read_to_string(&mut text).map_err(|e| fail(e.to_string()))?;
+    if text.len() as u64 > LIMIT_BYTES {
+        return Err(fail("it is longer than a megabyte".into()));
+    }
+    Ok(text)
+}
+
+/// The pictures of a folder, packed or found packed, or of a pack file.
+pub fn pictures(path: &Path, options: &PackOptions, progress: &mut dyn FnMut(usize, usize)) -> Result<Pack> {
+    if !path.is_file() {
+        return Pack::for_folder(path, options, None, progress);
+    }
+    let pack = Pack::open(path)?;
+    if pack.options() != options {
+        let own = pack.options();
+        return Err(Error::Data(format!(
+            "{} holds squares of {} pixels ({:?}, orientation {:?}), and squares of {} ({:?}, orientation {:?}) are \
+             needed; give the folder of pictures instead",
+            path.display(),
+            own.side,
+            own.fit,
+            own.exif,
+            options.side,
+            options.fit,
+            options.exif
+        )));
+    }
+    Ok(pack)
+}
+
+/// A line about a set of pictures: classes, pictures, the smallest and the largest class, unreadable ones.
+pub fn data_words(pack: &Pack) -> String {
+    let sizes = pack.class_sizes();
+    let named = |i: usize| format!("{} ({})", pack.classes()[i], sizes[i]);
+    let smallest = (0..sizes.len()).min_by_key(|&i| sizes[i]).map(named).unwrap_or_default();
+    let largest =
+        (0..sizes.len()).max_by_key(|&i| (sizes[i], std::cmp::Reverse(i))).map(named).unwrap_or_default();
+    format!(
+        "{}, {}; smallest {smallest}, largest {largest}; {} unreadable",
+        plural(sizes.len(), "class", "classes"),
+        plural(pack.len(), "picture", "pictures"),
+        pack.unreadable().len()
+    )
+}
+
+/// How to compute: `--precision`, `--device` and `--threads` understood.
+#[derive(Clone, Copy, Debug)]
+pub struct Compute {
+    /// The arithmetic.
+    pub precision: Precision,
+    /// Where.
+    pub device: Device,
+    /// At least one.
+    pub threads: usize,
+}
+
+impl Compute {
+    /// What the flags mean.
+    pub fn of(args: &args::Compute) -> Result<Self> {
+        let threads = match args.threads {
+            Some(threads) => at_least_one("--threads", threads)?,
+            None => crate::machine::cores(),
+        };
+        let flag = |name: &str| move |error: Error| Error::Config(format!("{name}: {error}"));
+        Ok(Compute {
+            precision: args.precision.parse().map_err(flag("--precision"))?,
+            device: args.device.parse().map_err(flag("--device"))?,
+            threads,
+        })
+    }
+
+    /// What an executor is compiled with.
+    pub fn options(&self, batch: usize, mode: Mode) -> exec::Options {
+        exec::Options { batch, mode, precision: self.precision, device: self.device, threads: self.threads }
+    }
+}
+
+/// A count that a flag gives.
+pub fn at_least_one(flag: &str, n: usize) -> Result<usize> {
+    if n == 0 { Err(Error::Config(format!("{flag} 0: it must be at least 1"))) } else { Ok(n) }
+}
