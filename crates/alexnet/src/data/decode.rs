@@ -1,0 +1,263 @@
+//! From a file to RGB pixels. The content decides what a file is, never its name; whatever cannot be decoded is
+//! refused with a reason that fits in a line.
+
+use super::jpeg;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+/// Most pixels of a picture: 100 million.
+pub const MAX_PIXELS: u64 = 100_000_000;
+/// Most memory that decoding one picture may ask for.
+pub const MAX_DECODER_BYTES: u64 = 512 << 20;
+/// Largest file that is read.
+const MAX_FILE_BYTES: u64 = 512 << 20;
+/// Read first: enough to know the format and, for the formats that compress a thousandfold, the size in pixels.
+const HEAD_BYTES: usize = 4096;
+
+/// What to do with the orientation that a camera wrote into the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exif {
+    /// Turn the picture as a viewer would.
+    #[default]
+    Apply,
+    /// Take the pixels as stored, as the papers' tools did.
+    Ignore,
+}
+
+/// A decoded picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// In pixels.
+    pub width: usize,
+    /// In pixels.
+    pub height: usize,
+    /// RGB, rows from the top: (height, width, 3).
+    pub pixels: Vec<u8>,
+}
+
+/// Decodes a file. Never waits: what is not a regular file is refused unopened.
+///
+/// # Errors
+/// The reason, without the path.
+pub fn decode_file(path: &Path, exif: Exif) -> Result<Picture, String> {
+    decode(&read_file(path)?, exif)
+}
+
+/// The bytes of a picture file, if it is a regular file of sensible size and does not announce too many pixels.
+///
+/// # Errors
+/// The reason, without the path.
+pub fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let about = std::fs::metadata(path).map_err(|e| io_reason(&e))?;
+    check_regular(&about)?;
+    let mut file = open_without_waiting(path).map_err(|e| io_reason(&e))?;
+    // The name may have changed its meaning since; the open file cannot.
+    let about = file.metadata().map_err(|e| io_reason(&e))?;
+    check_regular(&about)?;
+    let length = about.len();
+    if length == 0 {
+        return Err("empty file".into());
+    }
+    if length > MAX_FILE_BYTES {
+        return Err(format!("a file of {length} bytes; at most {MAX_FILE_BYTES} are read"));
+    }
+    let mut bytes = Vec::with_capacity(HEAD_BYTES.min(length as usize));
+    let mut take = |n: u64, bytes: &mut Vec<u8>| {
+        (&mut file).take(n).read_to_end(bytes).map(drop).map_err(|e| io_reason(&e))
+    };
+    take(HEAD_BYTES as u64, &mut bytes)?;
+    let format = sniff(&bytes)?;
+    if let Some((w, h)) = announced_size(format, &bytes) {
+        check_size(w, h)?;
+    }
+    bytes.reserve_exact((length as usize).saturating_sub(bytes.len()));
+    take(MAX_FILE_BYTES, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Decodes the bytes of a file. Gray is repeated in three channels, 16 bits are rounded to 8, palettes and CMYK are
+/// converted, transparency is dropped (as Pillow's `convert("RGB")` does); of an animation the first picture is
+/// taken.
+///
+/// # Errors
+/// The reason.
+pub fn decode(bytes: &[u8], exif: Exif) -> Result<Picture, String> {
+    let format = sniff(bytes)?;
+    // The decoders are not expected to panic; if one does, one picture is lost and not the run.
+    std::panic::catch_unwind(|| match format {
+        ImageFormat::Jpeg => decode_jpeg(bytes, exif),
+        _ => decode_as(bytes, format, exif),
+    })
+    .unwrap_or_else(|_| Err(format!("the {} decoder failed on it", name(format))))
+}
+
+fn decode_jpeg(bytes: &[u8], exif: Exif) -> Result<Picture, String> {
+    match jpeg::walk(bytes)? {
+        jpeg::Walk::Complete => decode_as(bytes, ImageFormat::Jpeg, exif),
+        jpeg::Walk::NoEnd => {
+            let [one, other] = [0x00, 0x6D]
+                .map(|filler| decode_as(&jpeg::with_false_end(bytes, filler), ImageFormat::Jpeg, exif));
+            if one == other { one } else { Err("truncated: the picture's data ends too early".into()) }
+        }
+    }
+}
+
+fn decode_as(bytes: &[u8], format: ImageFormat, exif: Exif) -> Result<Picture, String> {
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_DECODER_BYTES);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(limits);
+    let reason = |e: image::ImageError| image_reason(&e, format);
+    let mut decoder = reader.into_decoder().map_err(reason)?;
+    let (w, h) = decoder.dimensions();
+    check_size(w, h)?;
+    let orientation = match exif {
+        // A damaged EXIF block does not spoil the picture.
+        Exif::Apply => decoder.orientation().ok(),
+        Exif::Ignore => None,
+    };
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(reason)?;
+    if let Some(orientation) = orientation {
+        picture.apply_orientation(orientation);
+    }
+    let rgb = picture.into_rgb8();
+    Ok(Picture { width: rgb.width() as usize, height: rgb.height() as usize, pixels: rgb.into_raw() })
+}
+
+fn check_size(w: u32, h: u32) -> Result<(), String> {
+    if w == 0 || h == 0 {
+        return Err(format!("a picture of {w}×{h} pixels"));
+    }
+    let pixels = u64::from(w) * u64::from(h);
+    if pixels > MAX_PIXELS {
+        return Err(format!("{w}×{h} pixels; at most {} million are decoded", MAX_PIXELS / 1_000_000));
+    }
+    Ok(())
+}
+
+/// The size in the header of the formats in which few bytes may announce many pixels.
+fn announced_size(format: ImageFormat, head: &[u8]) -> Option<(u32, u32)> {
+    let be = |at: usize| head.get(at..at + 4).map(|b| u32::from_be_bytes(b.try_into().expect("four bytes")));
+    let le16 = |at: usize| head.get(at..at + 2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])));
+    match format {
+        ImageFormat::Png => Some((be(16)?, be(20)?)),
+        ImageFormat::Gif => Some((le16(6)?, le16(8)?)),
+        _ => None,
+    }
+}
+
+/// What the first bytes of a file say it is.
+///
+/// # Errors
+/// Why this is no picture that can be decoded, naming what it seems to be.
+pub fn sniff(head: &[u8]) -> Result<ImageFormat, String> {
+    use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+    if head.is_empty() {
+        return Err("empty file".into());
+    }
+    match image::guess_format(head) {
+        Ok(format @ (Jpeg | Png | Gif | Bmp | WebP | Tiff)) => return Ok(format),
+        Ok(format) => return Err(format!("{} is not supported; convert it to JPEG or PNG", name(format))),
+        Err(_) => {}
+    }
+    if head.len() > 12 && &head[4..8] == b"ftyp" {
+        let brand = String::from_utf8_lossy(&head[8..12]);
+        return Err(match &head[8..12] {
+            b"heic" | b"heix" | b"mif1" | b"msf1" | b"hevc" => {
+                "HEIC is not supported; convert it to JPEG or PNG".into()
+            }
+            _ => format!("not a picture but a video or similar (brand {brand:?})"),
+        });
+    }
+    let text = String::from_utf8_lossy(&head[..head.len().min(256)]).trim_start().to_ascii_lowercase();
+    for (start, what) in [
+        ("<!doctype html", "an HTML page"),
+        ("<html", "an HTML page"),
+        ("<head", "an HTML page"),
+        ("<svg", "an SVG drawing"),
+        ("<?xml", "an XML file"),
+        ("%pdf", "a PDF document"),
+        ("pk\u{3}\u{4}", "a ZIP archive"),
+        ("version https://git-lfs", "a Git LFS pointer; fetch the real file"),
+    ] {
+        if text.starts_with(start) {
+            return Err(format!("not a picture but {what}"));
+        }
+    }
+    let start: String = head.iter().take(8).map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ");
+    Err(format!("not a picture in a known format (begins with {start})"))
+}
+
+fn name(format: ImageFormat) -> &'static str {
+    format.extensions_str().first().copied().unwrap_or("picture")
+}
+
+/// Whether this is a regular file; devices, pipes and folders are refused, naming what they are.
+pub(super) fn check_regular(about: &Metadata) -> Result<(), String> {
+    if about.is_file() {
+        return Ok(());
+    }
+    if about.is_dir() {
+        return Err("a folder, not a file".into());
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = about.file_type();
+        for (yes, what) in [
+            (kind.is_fifo(), "a FIFO"),
+            (kind.is_socket(), "a socket"),
+            (kind.is_char_device(), "a device"),
+            (kind.is_block_device(), "a device"),
+        ] {
+            if yes {
+                return Err(format!("{what}, not a file"));
+            }
+        }
+    }
+    Err("not a regular file".into())
+}
+
+fn open_without_waiting(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        // Should the name have become a FIFO in between, opening it must not wait for a writer.
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(libc::O_NONBLOCK);
+    }
+    options.open(path)
+}
+
+/// An input/output error in plain words.
+pub(super) fn io_reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file".into(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".into(),
+        _ => error.to_string(),
+    }
+}
+
+fn image_reason(error: &image::ImageError, format: ImageFormat) -> String {
+    match error {
+        image::ImageError::Limits(_) => {
+            format!("decoding it would take more than {} MiB", MAX_DECODER_BYTES >> 20)
+        }
+        image::ImageError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+            format!("truncated {} file", name(format))
+        }
+        other => {
+            let text = other.to_string().replace(['\n', '\r'], " ");
+            if text.to_ascii_lowercase().contains("unexpected end") {
+                format!("truncated {} file", name(format))
+            } else {
+                text
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Looking over a JPEG file before it is decoded: the decoder fills in what is missing with gray and says nothing,
+//! and repeats its work for every scan that a file claims to have.
+
+/// A progressive picture has about ten scans; each costs a pass over all coefficients.
+const MAX_SCANS: usize = 100;
+
+/// What a walk along the markers finds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Walk {
+    /// The end-of-image marker is there.
+    Complete,
+    /// The file ends within the first picture's data.
+    NoEnd,
+}
+
+/// Walks along the markers of a JPEG file up to the end of its first picture.
+///
+/// # Errors
+/// The reason to refuse the file: it ends within a header, or has too many scans.
+pub fn walk(bytes: &[u8]) -> Result<Walk, String> {
+    let mut at = 2;
+    let mut scans = 0;
+    // Between segments: find 0xFF, skip fill bytes, read the marker.
+    while let Some(ff) = find_ff(bytes, at) {
+        at = ff + 1;
+        while bytes.get(at) == Some(&0xFF) {
+            at += 1;
+        }
+        let Some(&marker) = bytes.get(at) else { break };
+        at += 1;
+        match marker {
+            0xD9 if scans > 0 => return Ok(Walk::Complete),
+            // A stuffed zero, a restart, a lone marker: no segment follows.
+            0x00 | 0x01 | 0xD0..=0xD9 => {}
+            _ => {
+                let Some(length) = bytes.get(at..at + 2) else { break };
+                if marker == 0xDA {
+                    scans += 1;
+                    if scans > MAX_SCANS {
+                        return Err(format!("a JPEG of more than {MAX_SCANS} scans, refused"));
+                    }
+                }
+                at += usize::from(u16::from_be_bytes([length[0], length[1]])).max(2);
+            }
+        }
+    }
+    if scans == 0 {
+        Err("truncated: the file ends before the picture's data".into())
+    } else {
+        Ok(Walk::NoEnd)
+    }
+}
+
+fn find_ff(bytes: &[u8], from: usize) -> Option<usize> {
+    bytes.get(from..)?.iter().position(|&b| b == 0xFF).map(|i| from + i)
+}
+
+/// The file with data that it does not have and an end marker after it. A picture that lacks nothing but its end
+/// marker decodes to the same pixels whatever follows; one that is cut does not.
+pub fn with_false_end(bytes: &[u8], filler: u8) -> Vec<u8> {
+    let mut longer = Vec::with_capacity(bytes.len() + 4098);
+    longer.extend_from_slice(bytes);
+    // A last lone 0xFF would turn the filler into a marker.
+    if longer.last() == Some(&0xFF) {
+        longer.push(0);
+    }
+    longer.resize(longer.len() + 4096, filler);
+    longer.extend_from_slice(&[0xFF, 0xD9]);
+    longer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded() -> Vec<u8> {
+        let pixels: Vec<u8> = (0..40 * 40 * 3).map(|i| (i * 7 % 251) as u8).collect();
+        let mut out = Vec::new();
+        let mut encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, 90);
+        encoder.encode(&pixels, 40, 40, image::ExtendedColorType::Rgb8).unwrap();
+        out
+    }
+
+    #[test]
+    fn the_end_is_found_or_missed() {
+        let jpeg = encoded();
+        assert_eq!(walk(&jpeg), Ok(Walk::Complete));
+        assert_eq!(walk(&jpeg[..jpeg.len() - 2]), Ok(Walk::NoEnd));
+        assert_eq!(walk(&jpeg[..jpeg.len() / 2]), Ok(Walk::NoEnd));
+        assert!(walk(&jpeg[..100]).unwrap_err().contains("truncated"));
+        let mut trailing = jpeg.clone();
+        trailing.extend_from_slice(b"whatever follows");
+        assert_eq!(walk(&trailing), Ok(Walk::Complete));
+    }
+
+    #[test]
+    fn no_length_panics() {
+        let jpeg = encoded();
+        for n in 0..jpeg.len() {
+            let _ = walk(&jpeg[..n]);
+        }
+    }
+
+    #[test]
+    fn a_thousand_scans_are_refused() {
+        let mut bytes = vec![0xFF, 0xD8];
+        for _ in 0..1000 {
+            bytes.extend_from_slice(&[0xFF, 0xDA, 0, 2, 1, 2, 3]);
+        }
+        assert!(walk(&bytes).unwrap_err().contains("scans"));
+    }
+}

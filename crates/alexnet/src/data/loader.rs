@@ -1,0 +1,402 @@
+//! Batches of numbers from stored pictures, made beside the computing. What is in a batch depends on the seed, the
+//! epoch and the samples, never on the number of threads or on what was loaded before.
+
+use super::augment::{Augment, Key, Painter, Prepared, Scratch, View};
+use super::pack::Pack;
+use super::preprocess::Preprocess;
+use crate::error::{Error, Result};
+use crate::exec::contract::{Batch, InputLayout};
+use crate::rng::{Purpose, Stream};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+/// A view of a picture that is to be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Index into the pack.
+    pub picture: u32,
+    /// Which part of it.
+    pub view: View,
+}
+
+impl Sample {
+    /// Training views of the pictures in the order of this epoch: a function of (seed, epoch).
+    pub fn shuffled(pictures: &[u32], seed: u64, epoch: u64) -> Vec<Sample> {
+        let mut order = pictures.to_vec();
+        Stream::new(seed, Purpose::Shuffle, epoch, 0).shuffle(&mut order);
+        Sample::of(&order, &[View::Train])
+    }
+
+    /// The views of each picture, one picture after the other.
+    pub fn of(pictures: &[u32], views: &[View]) -> Vec<Sample> {
+        pictures.iter().flat_map(|&picture| views.iter().map(move |&view| Sample { picture, view })).collect()
+    }
+}
+
+/// Everything that a loader needs.
+#[derive(Clone, Debug)]
+pub struct LoaderConfig {
+    /// The pictures.
+    pub pack: Arc<Pack>,
+    /// Where the first layer wants its numbers.
+    pub layout: InputLayout,
+    /// From pixels to numbers.
+    pub preprocess: Arc<Preprocess>,
+    /// What is varied in views for training.
+    pub augment: Augment,
+    /// The run's seed.
+    pub seed: u64,
+    /// Threads that fill one batch; at least one is used.
+    pub threads: usize,
+}
+
+impl LoaderConfig {
+    /// # Errors
+    /// [`Error::Config`] if the stored pictures, the preparation and the network's input do not fit together.
+    pub fn check(&self) -> Result<()> {
+        self.preprocess.check()?;
+        let (pack, crop, shape) = (&self.pack, self.preprocess.crop, self.layout.shape);
+        if pack.side() != self.preprocess.side {
+            return Err(Error::Config(format!(
+                "pictures are stored at {0}×{0}, the preprocessing takes {1}×{1}; pack them again",
+                pack.side(),
+                self.preprocess.side
+            )));
+        }
+        if (shape.c, shape.h, shape.w) != (3, crop, crop) {
+            return Err(Error::Config(format!(
+                "the network takes {}×{}×{}, the preprocessing gives 3×{crop}×{crop}; set its crop to the network's \
+                 input",
+                shape.c, shape.h, shape.w
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A batch, filled. Its memory goes back to the loader when it is dropped.
+#[derive(Debug)]
+pub struct LoadedBatch {
+    /// In the loader's [`InputLayout`]; zero in padding, unused places and unreadable pictures.
+    pub input: Vec<f32>,
+    /// One class a sample.
+    pub labels: Vec<u32>,
+    /// 1, or 0 for a picture that could not be decoded.
+    pub weights: Vec<f32>,
+    /// What is in it; may be fewer than the layout's batch.
+    pub samples: Vec<Sample>,
+    home: Sender<Vec<f32>>,
+}
+
+impl LoadedBatch {
+    /// As an executor takes it.
+    pub fn as_batch(&self) -> Batch<'_> {
+        Batch { input: &self.input, count: self.samples.len(), labels: &self.labels, weights: &self.weights }
+    }
+}
+
+impl Drop for LoadedBatch {
+    fn drop(&mut self) {
+        // The loader may be gone already.
+        let _ = self.home.send(std::mem::take(&mut self.input));
+    }
+}
+
+struct Job {
+    samples: Vec<Sample>,
+    epoch: u64,
+    first_batch: usize,
+    out: SyncSender<LoadedBatch>,
+}
+
+/// Fills batches in threads of its own: one ahead waits, the next is being filled.
+#[derive(Debug)]
+pub struct Loader {
+    jobs: Option<Sender<Job>>,
+    batches: Option<Receiver<LoadedBatch>>,
+    left: usize,
+    batch: usize,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl Loader {
+    /// Starts the threads.
+    ///
+    /// Panics if [`LoaderConfig::check`] fails; call it first where the parts come from a user.
+    pub fn new(config: LoaderConfig) -> Loader {
+        if let Err(e) = config.check() {
+            panic!("{e}");
+        }
+        let batch = config.layout.batch;
+        let (jobs, todo) = channel::<Job>();
+        let worker = std::thread::spawn(move || work(&config, &todo));
+        Loader { jobs: Some(jobs), batches: None, left: 0, batch, worker: Some(worker) }
+    }
+
+    /// Begins with these samples, in this order, from batch `first_batch` on; what is left of an earlier list is
+    /// dropped. The first batches are filled at once.
+    pub fn begin(&mut self, samples: Vec<Sample>, epoch: u64, first_batch: usize) {
+        self.left = samples.len().div_ceil(self.batch).saturating_sub(first_batch);
+        // Dropping the old receiver ends the old job.
+        let (out, batches) = sync_channel(1);
+        self.batches = Some(batches);
+        if let Some(jobs) = &self.jobs {
+            // Fails only if the worker panicked, which `next` reports.
+            let _ = jobs.send(Job { samples, epoch, first_batch, out });
+        }
+    }
+
+    /// The next batch, or `None` after the last. Waits if it is not filled yet.
+    ///
+    /// Panics if a loading thread did.
+    #[allow(clippy::should_implement_trait)] // batches are lent out one after the other, not collected
+    pub fn next(&mut self) -> Option<LoadedBatch> {
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        match self.batches.as_ref().map(Receiver::recv) {
+            Some(Ok(batch)) => Some(batch),
+            _ => {
+                self.left = 0;
+                self.stop();
+                None
+            }
+        }
+    }
+
+    /// Batches that [`Loader::next`] will still give.
+    pub fn remaining(&self) -> usize {
+        self.left
+    }
+
+    fn stop(&mut self) {
+        self.batches = None;
+        self.jobs = None;
+        if let Some(worker) = self.worker.take()
+            && let Err(panic) = worker.join()
+            && !std::thread::panicking()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn work(config: &LoaderConfig, todo: &Receiver<Job>) {
+    let painter = Painter::new(&config.preprocess, &config.augment);
+    let (home, returned) = channel::<Vec<f32>>();
+    for job in todo {
+        let batch = config.layout.batch;
+        for (i, samples) in job.samples.chunks(batch).enumerate().skip(job.first_batch) {
+            // Three are in flight at most, unless the user holds on to them.
+            let mut input = returned.try_recv().unwrap_or_default();
+            input.resize(config.layout.len(), 0.0);
+            fill(config, &painter, samples, job.epoch, (i * batch) as u64, &mut input);
+            let readable = |s: &Sample| config.pack.picture(s.picture as usize).is_some();
+            let loaded = LoadedBatch {
+                labels: samples.iter().map(|s| config.pack.label(s.picture as usize)).collect(),
+                weights: samples.iter().map(|s| f32::from(u8::from(readable(s)))).collect(),
+                samples: samples.to_vec(),
+                input,
+                home: home.clone(),
+            };
+            if job.out.send(loaded).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Fills a batch; the unit of work is a block, which is one piece of the buffer and hangs on nothing but its samples.
+fn fill(
+    config: &LoaderConfig,
+    painter: &Painter,
+    samples: &[Sample],
+    epoch: u64,
+    first: u64,
+    input: &mut [f32],
+) {
+    let layout = &config.layout;
+    let blocks = input.chunks_exact_mut(layout.block_len()).enumerate();
+    let work = |b: usize, block: &mut [f32], scratch: &mut Scratch| {
+        let start = (b * layout.block).min(samples.len());
+        let end = ((b + 1) * layout.block).min(samples.len());
+        fill_block(config, painter, &samples[start..end], epoch, first + start as u64, block, scratch);
+    };
+    if config.threads <= 1 {
+        let mut scratch = Scratch::default();
+        blocks.for_each(|(b, block)| work(b, block, &mut scratch));
+        return;
+    }
+    let blocks = Mutex::new(blocks);
+    std::thread::scope(|scope| {
+        for _ in 0..config.threads.min(layout.blocks()) {
+            scope.spawn(|| {
+                let mut scratch = Scratch::default();
+                loop {
+                    let next = blocks.lock().expect("taking a block does not panic").next();
+                    let Some((b, block)) = next else { break };
+                    work(b, block, &mut scratch);
+                }
+            });
+        }
+    });
+}
+
+fn fill_block(
+    config: &LoaderConfig,
+    painter: &Painter,
+    samples: &[Sample],
+    epoch: u64,
+    first: u64,
+    block: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    let layout = &config.layout;
+    let views: Vec<Option<Prepared>> = samples
+        .iter()
+        .enumerate()
+        .map(|(n, s)| {
+            let key = Key { seed: config.seed, epoch, picture: s.picture, position: first + n as u64 };
+            config.pack.picture(s.picture as usize).map(|pixels| painter.prepare(pixels, s.view, key))
+        })
+        .collect();
+    // The buffer may hold an earlier batch where this one has no picture.
+    if samples.len() < layout.block || views.iter().any(Option::is_none) {
+        block.fill(0.0);
+    }
+    // A row of all pictures at a time: they interleave in the same few cache lines.
+    for (y, row) in block.chunks_exact_mut(layout.row_len()).enumerate() {
+        for (n, view) in views.iter().enumerate() {
+            if let Some(view) = view {
+                painter.write_row(view, y, n, layout, row, scratch);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::pack::{NewPicture, PackOptions};
+    use crate::net::Shape;
+
+    const BAD: u32 = 5;
+
+    fn config(threads: usize, block: usize) -> LoaderConfig {
+        let (side, crop) = (12, 8);
+        let mut random = Stream::new(1, Purpose::Synthetic, 0, 0);
+        let pictures = (0..23).map(|i| NewPicture {
+            path: format!("{i}"),
+            label: i % 3,
+            split: None,
+            pixels: if i == BAD {
+                Err("cut".into())
+            } else {
+                Ok((0..side * side * 3).map(|_| random.below(256) as u8).collect())
+            },
+        });
+        let classes = ["a", "b", "c"].map(String::from).to_vec();
+        let options = PackOptions { side, ..Default::default() };
+        let pack = Arc::new(Pack::from_pictures(classes, &options, pictures).unwrap());
+        let shape = Shape { c: 3, h: crop, w: crop };
+        let layout = InputLayout { batch: 8, shape, block, fold: 4, pad: 2, columns: 4 };
+        let preprocess = Arc::new(Preprocess { side, crop, ..Preprocess::torchvision() });
+        LoaderConfig { pack, layout, preprocess, augment: Augment::default(), seed: 9, threads }
+    }
+
+    type Plain = (Vec<u32>, Vec<u32>, Vec<u32>, Vec<Sample>);
+
+    fn drain(loader: &mut Loader) -> Vec<Plain> {
+        let mut all = Vec::new();
+        while let Some(b) = loader.next() {
+            let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            all.push((bits(&b.input), b.labels.clone(), bits(&b.weights), b.samples.clone()));
+        }
+        all
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bits() {
+        let pictures: Vec<u32> = (0..23).collect();
+        for block in [1, 3, 8] {
+            let run = |threads| {
+                let mut loader = Loader::new(config(threads, block));
+                (0..3u64)
+                    .map(|epoch| {
+                        loader.begin(Sample::shuffled(&pictures, 9, epoch), epoch, 0);
+                        drain(&mut loader)
+                    })
+                    .collect::<Vec<_>>()
+            };
+            let one = run(1);
+            assert_eq!(one[0].len(), 3);
+            assert_ne!(one[0], one[1]);
+            for threads in [0, 2, 3, 7] {
+                assert_eq!(run(threads), one, "{threads} threads, blocks of {block}");
+            }
+        }
+    }
+
+    #[test]
+    fn beginning_in_the_middle_is_the_rest_of_the_whole() {
+        let samples = Sample::shuffled(&(0..23).collect::<Vec<_>>(), 9, 4);
+        let mut loader = Loader::new(config(2, 3));
+        loader.begin(samples.clone(), 4, 0);
+        let whole = drain(&mut loader);
+        for first in 0..4 {
+            loader.begin(samples.clone(), 4, first);
+            assert_eq!(loader.remaining(), 3 - first);
+            assert_eq!(drain(&mut loader), whole[first..]);
+        }
+        // Begun, left, and begun again.
+        loader.begin(samples.clone(), 4, 0);
+        drop(loader.next());
+        loader.begin(samples, 4, 1);
+        assert_eq!(drain(&mut loader), whole[1..]);
+    }
+
+    #[test]
+    fn nothing_of_an_earlier_batch_is_left() {
+        // After full batches, a short one: places without a picture, and padding, are zero.
+        let mut loader = Loader::new(config(1, 3));
+        loader.begin(Sample::of(&(6..23).collect::<Vec<_>>(), &[View::Centre]), 0, 0);
+        drain(&mut loader);
+        loader.begin(Sample::of(&[0, BAD], &[View::Centre]), 0, 0);
+        let batch = loader.next().unwrap();
+        assert_eq!(batch.weights, [1.0, 0.0]);
+        assert_eq!(batch.labels, [0, BAD % 3]);
+        let layout = &config(1, 3).layout;
+        let mut pixel = vec![false; layout.len()];
+        for i in 0..8 * 8 * 3 {
+            pixel[layout.offset(0, i % 3, i / 24, i / 3 % 8)] = true;
+        }
+        assert!(batch.input.iter().zip(&pixel).all(|(&v, &p)| (v != 0.0) == p));
+        assert_eq!(batch.as_batch().count, 2);
+    }
+
+    #[test]
+    fn an_empty_list_gives_no_batch() {
+        let mut loader = Loader::new(config(2, 3));
+        assert!(loader.next().is_none());
+        loader.begin(Vec::new(), 0, 0);
+        assert!(loader.next().is_none());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut c = config(1, 1);
+        c.layout.shape = Shape { c: 3, h: 9, w: 9 };
+        assert!(c.check().unwrap_err().to_string().contains("3×8×8"));
+        let mut c = config(1, 1);
+        c.preprocess = Arc::new(Preprocess { side: 13, crop: 8, ..Preprocess::torchvision() });
+        assert!(c.check().unwrap_err().to_string().contains("12×12"));
+    }
+}

@@ -1,0 +1,30 @@
+//! From a folder of pictures to batches of numbers: [`source`] lists a folder, [`pack`] decodes and resizes every
+//! picture once into a memory-mapped file, [`split`] says which pictures teach and which test, [`loader`] crops,
+//! mirrors, colours and centres them in the layout that the first layer reads. [`generator`] draws pictures where
+//! there are none.
+//!
+//! A folder is only ever read: the pack lives in a cache folder outside it.
+
+pub mod augment;
+pub mod decode;
+mod disk;
+mod jpeg;
+pub mod loader;
+mod map;
+pub mod pack;
+mod pack_build;
+pub mod preprocess;
+pub mod resize;
+pub mod source;
+pub mod split;
+pub mod stats;
+
+pub use augment::{Augment, ColourAxes, View};
+pub use decode::Exif;
+pub use loader::{LoadedBatch, Loader, LoaderConfig, Sample};
+pub use pack::{Pack, PackOptions, Unreadable, check_unreadable};
+pub use preprocess::{Mean, Preprocess};
+pub use resize::Fit;
+pub use source::{Listing, list_folder};
+pub use split::{Partition, Split, SplitRule, split};
+pub use stats::Stats;

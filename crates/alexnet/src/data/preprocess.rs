@@ -1,0 +1,164 @@
+//! From stored pixels to the numbers that a network sees. Travels with every checkpoint, so that a picture is
+//! prepared for use as it was for learning.
+
+use super::decode::Exif;
+use super::pack::PackOptions;
+use super::resize::Fit;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// x = (pixel · scale − mean) / std, with pixels in 0–255.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preprocess {
+    /// Side of the stored square, pixels.
+    pub side: usize,
+    /// How a picture becomes a square.
+    pub fit: Fit,
+    /// What to do with a camera's orientation mark.
+    pub exif: Exif,
+    /// Side of the crop that the network sees, pixels.
+    pub crop: usize,
+    /// Multiplies the pixels: 1 for the paper's networks, 1/255 for torchvision's.
+    pub scale: f32,
+    /// What is subtracted.
+    pub mean: Mean,
+    /// What the channels are divided by, after scale and mean.
+    pub std: [f32; 3],
+}
+
+/// What is subtracted from a picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mean {
+    /// One value a channel (R, G, B), in the units of scaled pixels.
+    Channels([f32; 3]),
+    /// The mean of the training pictures, (side, side, 3), in the units of unscaled pixels. Its *central* crop is
+    /// subtracted wherever the picture's crop is taken, as the code of 2012 does.
+    Picture(Vec<f32>),
+}
+
+impl Preprocess {
+    /// torchvision's preparation for ImageNet: shorter side 256, crop 224, pixels scaled to 0–1.
+    pub fn torchvision() -> Self {
+        Preprocess {
+            side: 256,
+            fit: Fit::CentralSquare,
+            exif: Exif::Apply,
+            crop: 224,
+            scale: 1.0 / 255.0,
+            mean: Mean::Channels([0.485, 0.456, 0.406]),
+            std: [0.229, 0.224, 0.225],
+        }
+    }
+
+    /// The paper's preparation with the mean picture of the training set, (side, side, 3).
+    pub fn paper(side: usize, crop: usize, mean: Vec<f32>) -> Self {
+        Preprocess {
+            side,
+            fit: Fit::CentralSquare,
+            exif: Exif::Apply,
+            crop,
+            scale: 1.0,
+            mean: Mean::Picture(mean),
+            std: [1.0; 3],
+        }
+    }
+
+    /// How the pictures must be stored.
+    pub fn pack_options(&self) -> PackOptions {
+        PackOptions { side: self.side, fit: self.fit, exif: self.exif }
+    }
+
+    /// # Errors
+    /// [`Error::Config`] if the crop does not fit in the square, the mean picture has another size, or a value is
+    /// not finite or divides by zero.
+    pub fn check(&self) -> Result<()> {
+        let fail = |why: String| Err(Error::Config(format!("preprocessing: {why}")));
+        if self.crop == 0 || self.crop > self.side {
+            return fail(format!("a crop of {} pixels from squares of {}", self.crop, self.side));
+        }
+        let mean = match &self.mean {
+            Mean::Channels(m) => &m[..],
+            Mean::Picture(m) if m.len() != self.side * self.side * 3 => {
+                return fail(format!(
+                    "a mean picture of {} values for squares of {} pixels",
+                    m.len(),
+                    self.side
+                ));
+            }
+            Mean::Picture(m) => m,
+        };
+        if !self.scale.is_finite()
+            || self.scale == 0.0
+            || self.std.iter().any(|s| !s.is_finite() || *s == 0.0)
+        {
+            return fail(format!("scale {} and std {:?} must be finite and not 0", self.scale, self.std));
+        }
+        if mean.iter().any(|m| !m.is_finite()) {
+            return fail("a mean that is not finite".into());
+        }
+        Ok(())
+    }
+
+    /// Factor and offset of each channel: x = factor · pixel + offset, less factor · mean picture if there is one.
+    pub(super) fn affine(&self) -> ([f32; 3], [f32; 3]) {
+        let factor = self.std.map(|s| self.scale / s);
+        let offset = match &self.mean {
+            Mean::Channels(m) => std::array::from_fn(|c| -m[c] / self.std[c]),
+            Mean::Picture(_) => [0.0; 3],
+        };
+        (factor, offset)
+    }
+
+    /// The central crop of the mean picture times the factor, (crop, crop, 3); empty with channel means.
+    pub(super) fn central_mean(&self) -> Vec<f32> {
+        let Mean::Picture(mean) = &self.mean else { return Vec::new() };
+        let (factor, _) = self.affine();
+        let start = (self.side - self.crop) / 2;
+        let mut central = Vec::with_capacity(self.crop * self.crop * 3);
+        for y in start..start + self.crop {
+            let row = &mean[(y * self.side + start) * 3..][..self.crop * 3];
+            central.extend(
+                row.chunks_exact(3).flat_map(|p| [p[0] * factor[0], p[1] * factor[1], p[2] * factor[2]]),
+            );
+        }
+        central
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let good = Preprocess::torchvision();
+        good.check().unwrap();
+        for (change, word) in [
+            ((|p: &mut Preprocess| p.crop = 300) as fn(&mut Preprocess), "crop"),
+            (|p| p.mean = Mean::Picture(vec![0.0; 5]), "mean picture"),
+            (|p| p.std[1] = 0.0, "std"),
+            (|p| p.mean = Mean::Channels([f32::NAN; 3]), "not finite"),
+        ] {
+            let mut p = good.clone();
+            change(&mut p);
+            assert!(p.check().unwrap_err().to_string().contains(word));
+        }
+    }
+
+    #[test]
+    fn survives_json() {
+        for p in [Preprocess::torchvision(), Preprocess::paper(2, 1, vec![0.1; 12])] {
+            let text = serde_json::to_string(&p).unwrap();
+            assert_eq!(serde_json::from_str::<Preprocess>(&text).unwrap(), p);
+        }
+    }
+
+    #[test]
+    fn the_central_mean_is_central() {
+        let mean = (0..4 * 4 * 3).map(|i| i as f32).collect();
+        let p = Preprocess::paper(4, 2, mean);
+        assert_eq!(p.central_mean(), [15., 16., 17., 18., 19., 20., 27., 28., 29., 30., 31., 32.]);
+    }
+}

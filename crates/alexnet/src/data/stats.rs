@@ -1,0 +1,233 @@
+//! The mean picture and the colour statistics of a training set. All sums are integers, so that the result does
+//! not depend on the threads or the order.
+
+use super::augment::ColourAxes;
+use super::pack::Pack;
+use crate::error::{Error, Result};
+
+/// Statistics of pixels in 0–255.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stats {
+    /// Mean of each position and channel, (side, side, 3).
+    pub mean_picture: Vec<f32>,
+    /// Mean of each channel, R, G, B.
+    pub channel_mean: [f64; 3],
+    /// Standard deviation of each channel over all pixels.
+    pub channel_std: [f64; 3],
+    /// Covariance of the channels over all pixels.
+    pub covariance: [[f64; 3]; 3],
+    /// Principal axes of the covariance, largest first: what the colour noise moves along.
+    pub axes: ColourAxes,
+}
+
+/// Sums over some pictures.
+struct Sums {
+    position: Vec<u64>,
+    /// Of c·c' for RR, RG, RB, GG, GB, BB.
+    products: [u64; 6],
+    pictures: u64,
+}
+
+impl Sums {
+    fn new(side: usize) -> Self {
+        Sums { position: vec![0; side * side * 3], products: [0; 6], pictures: 0 }
+    }
+
+    fn add(&mut self, pixels: &[u8]) {
+        for (sum, &p) in self.position.iter_mut().zip(pixels) {
+            *sum += u64::from(p);
+        }
+        // In pieces whose sums fit in 32 bits: 255² · 4096 < 2³².
+        for piece in pixels.chunks(3 * 4096) {
+            let mut products = [0u32; 6];
+            for p in piece.chunks_exact(3) {
+                let [r, g, b] = [u32::from(p[0]), u32::from(p[1]), u32::from(p[2])];
+                for (sum, v) in products.iter_mut().zip([r * r, r * g, r * b, g * g, g * b, b * b]) {
+                    *sum += v;
+                }
+            }
+            for (sum, v) in self.products.iter_mut().zip(products) {
+                *sum += u64::from(v);
+            }
+        }
+        self.pictures += 1;
+    }
+
+    fn merge(&mut self, other: &Sums) {
+        for (a, b) in self.position.iter_mut().zip(&other.position) {
+            *a += b;
+        }
+        for (a, b) in self.products.iter_mut().zip(other.products) {
+            *a += b;
+        }
+        self.pictures += other.pictures;
+    }
+}
+
+impl Stats {
+    /// Over the readable pictures among `indices`, on `threads` threads.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if none of them is readable.
+    pub fn compute(pack: &Pack, indices: &[u32], threads: usize) -> Result<Stats> {
+        let side = pack.side();
+        let share = indices.len().div_ceil(threads.max(1)).max(1);
+        let mut sums = Sums::new(side);
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = indices
+                .chunks(share)
+                .map(|part| {
+                    scope.spawn(move || {
+                        let mut sums = Sums::new(side);
+                        part.iter().filter_map(|&i| pack.picture(i as usize)).for_each(|p| sums.add(p));
+                        sums
+                    })
+                })
+                .collect();
+            for worker in workers {
+                sums.merge(&worker.join().expect("summing does not panic"));
+            }
+        });
+        if sums.pictures == 0 {
+            return Err(Error::Data("no readable picture to take the mean of".into()));
+        }
+        Ok(finish(&sums))
+    }
+}
+
+fn finish(sums: &Sums) -> Stats {
+    let pictures = sums.pictures as f64;
+    let mean_picture = sums.position.iter().map(|&s| (s as f64 / pictures) as f32).collect();
+    let mut channel = [0u64; 3];
+    for p in sums.position.chunks_exact(3) {
+        for c in 0..3 {
+            channel[c] += p[c];
+        }
+    }
+    // n·Σcc' − Σc·Σc' is exact in integers; only the last division rounds.
+    let n = i128::from(sums.pictures) * (sums.position.len() / 3) as i128;
+    let [rr, rg, rb, gg, gb, bb] = sums.products;
+    let products = [[rr, rg, rb], [rg, gg, gb], [rb, gb, bb]];
+    let mut covariance = [[0.0; 3]; 3];
+    for a in 0..3 {
+        for b in 0..3 {
+            let exact = n * i128::from(products[a][b]) - i128::from(channel[a]) * i128::from(channel[b]);
+            covariance[a][b] = exact as f64 / (n as f64 * n as f64);
+        }
+    }
+    let (values, vectors) = eigen_symmetric(covariance);
+    Stats {
+        mean_picture,
+        channel_mean: channel.map(|c| c as f64 / n as f64),
+        channel_std: std::array::from_fn(|c| covariance[c][c].max(0.0).sqrt()),
+        covariance,
+        axes: ColourAxes {
+            sigma: values.map(|v| v.max(0.0).sqrt() as f32),
+            axes: vectors.map(|v| v.map(|x| x as f32)),
+        },
+    }
+}
+
+/// Eigenvalues, largest first, and unit eigenvectors of a symmetric matrix, by cyclic Jacobi rotations. The first
+/// component of a vector that is not nearly zero is positive.
+pub fn eigen_symmetric(mut m: [[f64; 3]; 3]) -> ([f64; 3], [[f64; 3]; 3]) {
+    let mut v = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]; // columns are the vectors
+    // Convergence is quadratic; a handful of sweeps reaches rounding.
+    for _ in 0..32 {
+        let off = m[0][1].abs() + m[0][2].abs() + m[1][2].abs();
+        if off <= f64::EPSILON * 1e-3 * (m[0][0].abs() + m[1][1].abs() + m[2][2].abs()) {
+            break;
+        }
+        for (p, q) in [(0, 1), (0, 2), (1, 2)] {
+            if m[p][q] == 0.0 {
+                continue;
+            }
+            let theta = (m[q][q] - m[p][p]) / (2.0 * m[p][q]);
+            let t = theta.signum() / (theta.abs() + theta.hypot(1.0));
+            let c = 1.0 / t.hypot(1.0);
+            let s = t * c;
+            for k in 0..3 {
+                (m[k][p], m[k][q]) = (c * m[k][p] - s * m[k][q], s * m[k][p] + c * m[k][q]);
+            }
+            for k in 0..3 {
+                (m[p][k], m[q][k]) = (c * m[p][k] - s * m[q][k], s * m[p][k] + c * m[q][k]);
+                (v[k][p], v[k][q]) = (c * v[k][p] - s * v[k][q], s * v[k][p] + c * v[k][q]);
+            }
+        }
+    }
+    let mut order = [0, 1, 2];
+    order.sort_by(|&a, &b| m[b][b].total_cmp(&m[a][a]));
+    let vectors = order.map(|i| {
+        let vector = [v[0][i], v[1][i], v[2][i]];
+        let sign = vector.iter().find(|x| x.abs() > 1e-9).map_or(1.0, |x| x.signum());
+        vector.map(|x| x * sign)
+    });
+    (order.map(|i| m[i][i]), vectors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::pack::{NewPicture, PackOptions};
+    use crate::rng::{Purpose, Stream};
+
+    #[test]
+    fn eigenvectors_satisfy_their_equation() {
+        let mut random = Stream::new(3, Purpose::Synthetic, 0, 0);
+        let mut cases =
+            vec![[[0.0; 3]; 3], [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]], [[1.0; 3]; 3]];
+        for _ in 0..200 {
+            let a: [f64; 6] = std::array::from_fn(|_| random.normal());
+            cases.push([[a[0], a[1], a[2]], [a[1], a[3], a[4]], [a[2], a[4], a[5]]]);
+        }
+        for m in cases {
+            let (values, vectors) = eigen_symmetric(m);
+            assert!(values[0] >= values[1] && values[1] >= values[2]);
+            for k in 0..3 {
+                for i in 0..3 {
+                    let mv: f64 = (0..3).map(|j| m[i][j] * vectors[k][j]).sum();
+                    assert!((mv - values[k] * vectors[k][i]).abs() < 1e-12, "{m:?}");
+                }
+                for l in 0..3 {
+                    let dot: f64 = (0..3).map(|i| vectors[k][i] * vectors[l][i]).sum();
+                    assert!((dot - f64::from(u8::from(k == l))).abs() < 1e-12);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn statistics_of_known_pictures() {
+        let side = 5;
+        let mut random = Stream::new(1, Purpose::Synthetic, 0, 0);
+        let pictures: Vec<Vec<u8>> =
+            (0..7).map(|_| (0..side * side * 3).map(|_| random.below(256) as u8).collect()).collect();
+        let all = pictures.iter().map(|p| NewPicture {
+            path: String::new(),
+            label: 0,
+            split: None,
+            pixels: Ok(p.clone()),
+        });
+        let pack =
+            Pack::from_pictures(vec!["c".into()], &PackOptions { side, ..Default::default() }, all).unwrap();
+        let indices = [0, 2, 3, 6];
+        let stats = Stats::compute(&pack, &indices, 3).unwrap();
+        assert_eq!(stats, Stats::compute(&pack, &indices, 1).unwrap());
+        let chosen: Vec<&Vec<u8>> = indices.iter().map(|&i| &pictures[i as usize]).collect();
+        let mean = |f: &dyn Fn(&[u8]) -> f64| {
+            let pixels = chosen.iter().flat_map(|p| p.chunks_exact(3));
+            pixels.clone().map(f).sum::<f64>() / pixels.count() as f64
+        };
+        for a in 0..3 {
+            let ma = mean(&|p| f64::from(p[a]));
+            assert!((stats.channel_mean[a] - ma).abs() < 1e-9);
+            for b in 0..3 {
+                let mb = mean(&|p| f64::from(p[b]));
+                let cov = mean(&|p| (f64::from(p[a]) - ma) * (f64::from(p[b]) - mb));
+                assert!((stats.covariance[a][b] - cov).abs() < 1e-6);
+            }
+        }
+        let expected = chosen.iter().map(|p| f32::from(p[10])).sum::<f32>() / 4.0;
+        assert!((stats.mean_picture[10] - expected).abs() < 1e-4);
+    }
+}
