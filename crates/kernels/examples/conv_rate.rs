@@ -1,6 +1,6 @@
 //! Rate of each convolution of the 2012 network, batch 128: `cargo run --release --example conv_rate -p alexnet-kernels`.
 
-use alexnet_kernels::conv::{self, Axis, Epilogue, Fold, Geometry, Packed};
+use alexnet_kernels::conv::{self, Axis, Epilogue, Fold, Geometry, Packed, WeightPlan};
 use alexnet_kernels::{Context, Isa};
 use std::time::Instant;
 
@@ -52,7 +52,17 @@ fn main() {
                 times[1].push(t.elapsed());
             }
             let t = Instant::now();
-            conv::backward_weight(&mut ctx, &g, fold, 128, &x, &dy, &mut dw, &mut db);
+            conv::backward_weight(
+                &mut ctx,
+                &g,
+                fold,
+                &WeightPlan::new(isa, &g),
+                128,
+                &x,
+                &dy,
+                &mut dw,
+                &mut db,
+            );
             times[2].push(t.elapsed());
         }
         for (pass, times) in ["forward", "input gradient", "weight gradient"].iter().zip(&mut times) {

@@ -13,6 +13,7 @@
 //!
 //! so that a chunk of weights is read from L2 once a row and from L1 for every position of it.
 
+use crate::arena::Buffer;
 use crate::isa::Isa;
 use crate::panel::{Panel, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -134,7 +135,7 @@ pub struct Packed {
     /// Steps of the reduction: taps × channels read.
     steps: usize,
     lanes: usize,
-    data: Vec<f32>,
+    data: Buffer,
 }
 
 impl Packed {
@@ -153,7 +154,7 @@ impl Packed {
         }
         let most = (CHUNK_BYTES / size_of::<f32>() / widest).max(1);
         let chunks = chunks(rows, columns, reads / groups, most);
-        Packed { panels, offsets, chunks, steps, lanes, data: vec![0.0; len] }
+        Packed { panels, offsets, chunks, steps, lanes, data: Buffer::zeros(len) }
     }
 
     /// Room for the weights of [`forward`].
@@ -204,38 +205,56 @@ pub fn pack_backward(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Pa
 fn pack(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed, backward: bool) {
     let canonical_channels = g.c / g.groups / fold.fold;
     assert_eq!(w.len(), g.k * canonical_channels * g.rows.kernel * fold.kernel, "weights");
-    let Packed { panels, offsets, steps, lanes, data, .. } = packed;
-    let (panels, offsets) = (&*panels, &*offsets);
-    assert_eq!(*steps, g.taps() * if backward { g.k } else { g.c } / g.groups, "packed for another geometry");
-    let (steps, lanes) = (*steps, *lanes);
-    let (kg, cg) = (g.k / g.groups, g.c / g.groups);
-    let mut pieces: Vec<(usize, &mut [f32])> = vec![];
-    let mut rest = &mut data[..];
-    for i in 0..offsets.len() {
-        let (piece, tail) = rest.split_at_mut(panels[i % panels.len()].vectors * lanes * steps);
-        pieces.push((i, piece));
-        rest = tail;
+    let reads = if backward { g.k } else { g.c } / g.groups;
+    assert_eq!(packed.lanes, ctx.isa().lanes(), "packed for another instruction set");
+    assert_eq!(packed.steps, g.taps() * reads, "packed for another geometry");
+    let data = Ptr::from_mut(&mut packed.data);
+    ctx.run(&Pack { g: *g, fold, w, backward, packed, data });
+}
+
+struct Pack<'a> {
+    g: Geometry,
+    fold: Fold,
+    w: &'a [f32],
+    backward: bool,
+    packed: &'a Packed,
+    /// The packed weights.
+    data: Ptr,
+}
+
+impl Kernel for Pack<'_> {
+    /// A tap of a panel of a group.
+    fn units(&self) -> usize {
+        self.packed.offsets.len() * self.g.taps()
     }
-    ctx.for_each(&mut pieces, |(i, piece)| {
-        let (group, panel) = (*i / panels.len(), panels[*i % panels.len()]);
-        let width = panel.vectors * lanes;
-        let (read, columns) = (if backward { kg } else { cg }, g.columns.kernel);
-        for (step, row) in piece.chunks_exact_mut(width).enumerate() {
-            let (tap, read_channel) = (step / read, step % read);
-            let (r, s) = (tap / columns, tap % columns);
-            for (lane, out) in row[..panel.valid].iter_mut().enumerate() {
-                let write_channel = panel.first + lane;
-                let (k, c) =
-                    if backward { (read_channel, write_channel) } else { (write_channel, read_channel) };
-                *out = match fold.canonical(canonical_channels, c, s) {
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let Pack { g, fold, w, .. } = self;
+        let (i, tap) = (unit / g.taps(), unit % g.taps());
+        let (r, s) = (tap / g.columns.kernel, tap % g.columns.kernel);
+        let panels = &self.packed.panels;
+        let (group, panel) = (i / panels.len(), panels[i % panels.len()]);
+        let width = panel.vectors * S::LANES;
+        let (kg, cg) = (g.k / g.groups, g.c / g.groups);
+        let reads = if self.backward { kg } else { cg };
+        let channels = cg / fold.fold;
+        for read in 0..reads {
+            let row = self.packed.offsets[i] + (tap * reads + read) * width;
+            for lane in 0..panel.valid {
+                let write = panel.first + lane;
+                let (k, c) = if self.backward { (read, write) } else { (write, read) };
+                let value = match fold.canonical(channels, c, s) {
                     Some((c, s)) => {
-                        w[(((group * kg + k) * canonical_channels + c) * g.rows.kernel + r) * fold.kernel + s]
+                        w[(((group * kg + k) * channels + c) * g.rows.kernel + r) * fold.kernel + s]
                     }
                     None => 0.0,
                 };
+                // SAFETY: the row is within the panel, whose room `Packed::new` added up; this unit owns it.
+                unsafe { *self.data.at(row + lane) = value };
             }
         }
-    });
+    }
 }
 
 /// What [`forward`] does with its sums.
@@ -263,6 +282,7 @@ pub fn forward(
     let blocks = count.div_ceil(g.block);
     assert!(x.len() >= g.input_len(blocks) && y.len() >= g.output_len(blocks), "maps");
     assert_eq!(bias.len(), g.k, "biases");
+    assert_eq!(w.lanes, ctx.isa().lanes(), "packed for another instruction set");
     assert_eq!(
         w.steps * w.panels.len() * g.groups,
         g.taps() * g.c / g.groups * w.offsets.len(),
@@ -302,6 +322,7 @@ pub fn backward_input(
     let blocks = count.div_ceil(g.block);
     assert!(dx.len() >= g.input_len(blocks) && dy.len() >= g.output_len(blocks), "maps");
     assert!(relu.is_none_or(|x| x.len() >= g.input_len(blocks)), "activation");
+    assert_eq!(w.lanes, ctx.isa().lanes(), "packed for another instruction set");
     assert_eq!(w.steps, g.taps() * g.k / g.groups, "packed weights");
     let finish = relu.map_or(Finish::Store, |x| Finish::Mask(x.as_ptr()));
     let kernel = Correlate {
@@ -438,6 +459,7 @@ pub fn backward_weight(
     ctx: &mut Context,
     g: &Geometry,
     fold: Fold,
+    plan: &WeightPlan,
     count: usize,
     x: &[f32],
     dy: &[f32],
@@ -448,28 +470,52 @@ pub fn backward_weight(
     assert!(x.len() >= g.input_len(blocks) && dy.len() >= g.output_len(blocks), "maps");
     assert_eq!(dw.len(), g.k * (g.c / g.groups / fold.fold) * g.rows.kernel * fold.kernel, "weight gradient");
     assert_eq!(db.len(), g.k, "bias gradient");
-    let panels = panels(ctx.isa(), g.k / g.groups);
-    let width = panels.iter().map(|p| p.vectors).max().unwrap_or(1) * ctx.isa().lanes();
-    let together =
-        (CHUNK_BYTES / size_of::<f32>() / width / g.block).clamp(1, g.columns.output.min(CHUNK_TAPS));
-    // Rows of the kernel in a unit: as many as leave eight units and as have their sums in half of a 1-MiB L2.
-    let rows = g.rows.kernel;
-    let row_bytes = g.columns.kernel * (g.c / g.groups) * width * size_of::<f32>();
-    let unit_rows = (rows * panels.len() * g.groups).div_ceil(8).min((512 << 10) / row_bytes).clamp(1, rows);
-    let kernel = WeightGradient {
+    assert_eq!(plan.lanes, ctx.isa().lanes(), "planned for another instruction set");
+    ctx.run(&WeightGradient {
         g: *g,
         fold,
         count,
         x,
         dy,
-        panels: &panels,
-        together,
-        unit_rows,
-        width,
+        plan,
         dw: Ptr::from_mut(dw),
         db: Ptr::from_mut(db),
-    };
-    ctx.run(&kernel);
+    });
+}
+
+/// How [`backward_weight`] is cut into units; made once a plan.
+#[derive(Clone, Debug)]
+pub struct WeightPlan {
+    panels: Vec<Panel>,
+    lanes: usize,
+    /// Positions of dy copied together.
+    together: usize,
+    /// Rows of the kernel in a unit.
+    unit_rows: usize,
+    /// The widest panel, elements.
+    width: usize,
+}
+
+impl WeightPlan {
+    /// The cut for a geometry, which does not depend on the number of threads.
+    pub fn new(isa: Isa, g: &Geometry) -> Self {
+        let panels = panels(isa, g.k / g.groups);
+        let width = panels.iter().map(|p| p.vectors).max().unwrap_or(1) * isa.lanes();
+        let together = CHUNK_BYTES / size_of::<f32>() / width / g.block;
+        // As many rows as leave eight units and as have their sums in half of a 1-MiB L2.
+        let row_bytes = g.columns.kernel * (g.c / g.groups) * width * size_of::<f32>();
+        let rows = g.rows.kernel;
+        let unit_rows =
+            (rows * panels.len() * g.groups).div_ceil(8).min((512 << 10) / row_bytes).clamp(1, rows);
+        let together = together.clamp(1, g.columns.output.min(CHUNK_TAPS));
+        WeightPlan { panels, lanes: isa.lanes(), together, unit_rows, width }
+    }
+
+    /// Elements of scratch that each thread needs.
+    pub fn scratch_len(&self, g: &Geometry) -> usize {
+        let sums = self.unit_rows * g.columns.kernel * (g.c / g.groups) * self.width;
+        sums + self.together * g.block * self.width + 2 * self.width
+    }
 }
 
 struct WeightGradient<'a> {
@@ -478,13 +524,7 @@ struct WeightGradient<'a> {
     count: usize,
     x: &'a [f32],
     dy: &'a [f32],
-    panels: &'a [Panel],
-    /// Positions of dy copied together.
-    together: usize,
-    /// Rows of the kernel in a unit.
-    unit_rows: usize,
-    /// The widest panel, elements.
-    width: usize,
+    plan: &'a WeightPlan,
     dw: Ptr,
     db: Ptr,
 }
@@ -492,7 +532,7 @@ struct WeightGradient<'a> {
 impl WeightGradient<'_> {
     /// Units that share a panel.
     fn row_units(&self) -> usize {
-        self.g.rows.kernel.div_ceil(self.unit_rows)
+        self.g.rows.kernel.div_ceil(self.plan.unit_rows)
     }
 
     /// Elements of the sums of one row of the kernel, (S, C/G, width).
@@ -503,36 +543,35 @@ impl WeightGradient<'_> {
 
 impl Kernel for WeightGradient<'_> {
     fn units(&self) -> usize {
-        self.g.groups * self.panels.len() * self.row_units()
+        self.g.groups * self.plan.panels.len() * self.row_units()
     }
 
     fn scratch_len(&self) -> usize {
-        self.unit_rows * self.row_sums(self.width)
-            + self.together * self.g.block * self.width
-            + 2 * self.width
+        self.plan.scratch_len(&self.g)
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
         let g = &self.g;
         let (rows, columns) = (g.rows, g.columns);
-        let first_r = unit % self.row_units() * self.unit_rows;
-        let kernel_rows = first_r..(first_r + self.unit_rows).min(rows.kernel);
+        let first_r = unit % self.row_units() * self.plan.unit_rows;
+        let kernel_rows = first_r..(first_r + self.plan.unit_rows).min(rows.kernel);
         let strip = unit / self.row_units();
-        let (group, panel) = (strip / self.panels.len(), self.panels[strip % self.panels.len()]);
+        let (group, panel) =
+            (strip / self.plan.panels.len(), self.plan.panels[strip % self.plan.panels.len()]);
         let (cg, kg) = (g.c / g.groups, g.k / g.groups);
         let width = panel.vectors * S::LANES;
         let channel = group * kg + panel.first;
         // The sums (rows, S, C/G, width), the copied dy (positions, pictures, width), the bias sums (total, row).
         let sums = scratch;
-        let copy = sums.wrapping_add(self.unit_rows * self.row_sums(width));
-        let total = copy.wrapping_add(self.together * g.block * width);
+        let copy = sums.wrapping_add(self.plan.unit_rows * self.row_sums(width));
+        let total = copy.wrapping_add(self.plan.together * g.block * width);
         let row_sum = total.wrapping_add(width);
         let with_bias = first_r == 0;
         // SAFETY: the scratch is as long as `scratch_len` says; positions are within the maps, whose lengths
         // `backward_weight` checked; (group, panel, rows) own their elements of dw, and the first rows those of db.
         unsafe {
-            std::ptr::write_bytes(sums, 0, self.unit_rows * self.row_sums(width));
+            std::ptr::write_bytes(sums, 0, self.plan.unit_rows * self.row_sums(width));
             std::ptr::write_bytes(total, 0, width);
             for block in 0..self.count.div_ceil(g.block) {
                 let pictures = (self.count - block * g.block).min(g.block);
@@ -543,7 +582,7 @@ impl Kernel for WeightGradient<'_> {
                     std::ptr::write_bytes(row_sum, 0, width);
                     let mut q0 = 0;
                     while q0 < columns.output {
-                        let positions = self.together.min(columns.output - q0);
+                        let positions = self.plan.together.min(columns.output - q0);
                         let from =
                             ((block * rows.output + p) * columns.output + q0) * g.block * g.k + channel;
                         for position in 0..positions {

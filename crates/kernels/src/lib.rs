@@ -6,6 +6,7 @@
 //!
 //! Maps are (blocks, H, W, block, C): pictures in blocks, the pictures of a block interleaved at every position.
 
+pub mod arena;
 pub mod conv;
 pub mod isa;
 pub mod linear;
@@ -15,6 +16,7 @@ pub mod parallel;
 pub mod pooling;
 pub mod sgd;
 pub mod simd;
+pub mod spatial_lrn;
 pub mod threads;
 mod tile;
 

@@ -4,6 +4,7 @@
 //! pictures; backward, one pass over a strip of columns of w yields the input gradient and the weight gradient and
 //! applies the update, so that no weight gradient is ever stored.
 
+use crate::arena::Buffer;
 use crate::conv::copy_rows;
 use crate::panel::{Panel, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -27,7 +28,7 @@ pub struct PackedPictures {
     offsets: Vec<usize>,
     inputs: usize,
     lanes: usize,
-    data: Vec<f32>,
+    data: Buffer,
 }
 
 impl PackedPictures {
@@ -42,7 +43,7 @@ impl PackedPictures {
                 len - p.vectors * lanes * inputs
             })
             .collect();
-        PackedPictures { panels, offsets, inputs, lanes, data: vec![0.0; len] }
+        PackedPictures { panels, offsets, inputs, lanes, data: Buffer::zeros(len) }
     }
 
     /// Bytes held.
@@ -52,31 +53,49 @@ impl PackedPictures {
 
     /// Packs the first `count` rows of `x` (N, I); the others become zero.
     fn pack(&mut self, ctx: &mut Context, count: usize, x: &[f32]) {
-        let mut rest = &mut self.data[..];
-        let mut pieces = vec![];
-        for panel in &self.panels {
-            let (piece, tail) = rest.split_at_mut(panel.vectors * self.lanes * self.inputs);
-            let width = panel.vectors * self.lanes;
-            // Pieces of 256 inputs: enough of them for any number of threads.
-            for (i, piece) in piece.chunks_mut(256 * width).enumerate() {
-                pieces.push((panel.first, width, i * 256, piece));
-            }
-            rest = tail;
-        }
-        let inputs = self.inputs;
-        ctx.for_each(&mut pieces, |(first, width, input, piece)| {
-            for n in 0..*width {
-                let picture = *first + n;
-                if picture < count {
-                    let row = &x[picture * inputs + *input..];
-                    for (to, from) in piece[n..].iter_mut().step_by(*width).zip(row) {
-                        *to = *from;
-                    }
-                } else {
-                    piece[n..].iter_mut().step_by(*width).for_each(|to| *to = 0.0);
+        let data = Ptr::from_mut(&mut self.data);
+        ctx.run(&Pack { packed: self, count, x, data });
+    }
+
+    /// Elements of scratch that [`forward`] needs on each thread.
+    pub fn scratch_len(&self) -> usize {
+        FORWARD_ROWS * self.panels.iter().map(|p| p.vectors * self.lanes).sum::<usize>()
+    }
+}
+
+/// Inputs of a unit of packing.
+const PACK_INPUTS: usize = 256;
+
+struct Pack<'a> {
+    packed: &'a PackedPictures,
+    count: usize,
+    x: &'a [f32],
+    /// The packed pictures.
+    data: Ptr,
+}
+
+impl Kernel for Pack<'_> {
+    /// Some inputs of all pictures.
+    fn units(&self) -> usize {
+        self.packed.inputs.div_ceil(PACK_INPUTS)
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let inputs = self.packed.inputs;
+        let first = unit * PACK_INPUTS;
+        let last = (first + PACK_INPUTS).min(inputs);
+        for (panel, offset) in self.packed.panels.iter().zip(&self.packed.offsets) {
+            let width = panel.vectors * S::LANES;
+            for n in 0..width {
+                let picture = panel.first + n;
+                for i in first..last {
+                    let value = if picture < self.count { self.x[picture * inputs + i] } else { 0.0 };
+                    // SAFETY: within the panel's room, which `new` added up; this unit owns these inputs.
+                    unsafe { *self.data.at(offset + i * width + n) = value };
                 }
             }
-        });
+        }
     }
 }
 
@@ -98,6 +117,7 @@ pub fn forward(
     assert!(x.len() >= count * inputs && y.len() >= count * outputs, "matrices");
     let pictures: usize = packed.panels.iter().map(|p| p.valid).sum();
     assert!(count <= pictures, "packed for {pictures} pictures");
+    assert_eq!(packed.lanes, ctx.isa().lanes(), "packed for another instruction set");
     packed.pack(ctx, count, x);
     let used = packed.panels.iter().take_while(|p| p.first < count).count();
     let kernel = Forward { count, packed, used, w, bias, relu, y: Ptr::from_mut(y) };
@@ -121,8 +141,7 @@ impl Kernel for Forward<'_> {
     }
 
     fn scratch_len(&self) -> usize {
-        let width: usize = self.packed.panels.iter().map(|p| p.vectors * self.packed.lanes).sum();
-        FORWARD_ROWS * width
+        self.packed.scratch_len()
     }
 
     #[inline(always)]
@@ -169,6 +188,45 @@ impl Kernel for Forward<'_> {
     }
 }
 
+/// How the columns of w are cut for [`backward`]; made once a plan.
+#[derive(Clone, Debug)]
+pub struct Strips {
+    inputs: usize,
+    lanes: usize,
+    /// Panels of a full strip, and of the last.
+    full: Vec<Panel>,
+    last: Vec<Panel>,
+}
+
+impl Strips {
+    /// The cut for `inputs` columns, which does not depend on the number of threads.
+    pub fn new(isa: crate::Isa, inputs: usize) -> Self {
+        let last = match inputs % STRIP {
+            0 => STRIP,
+            rest => rest,
+        };
+        Strips { inputs, lanes: isa.lanes(), full: panels(isa, STRIP), last: panels(isa, last) }
+    }
+
+    fn count(&self) -> usize {
+        self.inputs.div_ceil(STRIP)
+    }
+
+    fn panels(&self, strip: usize) -> &[Panel] {
+        if strip + 1 < self.count() { &self.full } else { &self.last }
+    }
+
+    /// Elements of scratch that [`backward`] needs on each thread for `count` pictures.
+    pub fn scratch_len(&self, count: usize) -> usize {
+        let width: usize = self.full.iter().map(|p| p.vectors * self.lanes).sum();
+        // Packed weights, packed inputs, one tile of gradient.
+        (STRIP_ROWS + count) * width + TILE
+    }
+}
+
+/// At least a tile of gradient: 24 vectors of 16 lanes.
+const TILE: usize = 24 * 16;
+
 /// What [`backward`] reads and writes besides x and dy.
 pub struct Backward<'a> {
     /// The gradient of the inputs, (N, I), if it is wanted.
@@ -189,6 +247,7 @@ pub struct Backward<'a> {
 /// Shapes: x (N, I), dy (N, O) and its transpose dy_t (O, N), for N = `count` pictures.
 pub fn backward(
     ctx: &mut Context,
+    strips: &Strips,
     count: usize,
     x: &[f32],
     dy: &[f32],
@@ -197,23 +256,19 @@ pub fn backward(
 ) -> bool {
     let outputs = dy_t.len() / count;
     assert!(outputs * count == dy_t.len() && dy.len() >= count * outputs, "output gradient");
-    let inputs = pass.w.len() / outputs;
+    let inputs = strips.inputs;
+    assert_eq!(strips.lanes, ctx.isa().lanes(), "planned for another instruction set");
     assert!(pass.w.len() == outputs * inputs && pass.v.len() == pass.w.len(), "weights");
     assert!(x.len() >= count * inputs, "inputs");
     assert!(pass.dx.as_ref().is_none_or(|dx| dx.len() >= count * inputs), "input gradient");
     assert!(pass.relu.is_none_or(|a| a.len() >= count * inputs), "activation");
-    let lanes = ctx.isa().lanes();
-    let strip = panels(ctx.isa(), STRIP.min(inputs));
-    let last = inputs % STRIP;
-    let last = if last == 0 { strip.clone() } else { panels(ctx.isa(), last) };
     let mut flags = [0.0f32; 256];
-    let units = inputs.div_ceil(STRIP);
+    let units = strips.count();
     assert!(units <= flags.len(), "more inputs than {} ", STRIP * flags.len());
     let kernel = BackwardKernel {
         count,
-        inputs,
+        strips,
         outputs,
-        lanes,
         x,
         dy,
         dy_t,
@@ -222,8 +277,6 @@ pub fn backward(
         w: Ptr::from_mut(pass.w),
         v: Ptr::from_mut(pass.v),
         update: pass.update,
-        strip,
-        last,
         flags: Ptr::from_mut(&mut flags),
     };
     ctx.run(&kernel);
@@ -232,9 +285,8 @@ pub fn backward(
 
 struct BackwardKernel<'a> {
     count: usize,
-    inputs: usize,
+    strips: &'a Strips,
     outputs: usize,
-    lanes: usize,
     x: &'a [f32],
     dy: &'a [f32],
     dy_t: &'a [f32],
@@ -243,34 +295,24 @@ struct BackwardKernel<'a> {
     w: Ptr,
     v: Ptr,
     update: Update,
-    /// Panels of a full strip of columns, and of the last.
-    strip: Vec<Panel>,
-    last: Vec<Panel>,
     /// One element a unit: not zero if a weight became infinite or NaN.
     flags: Ptr,
 }
 
-impl BackwardKernel<'_> {
-    fn strip_width(&self) -> usize {
-        self.strip.iter().chain(&self.last).map(|p| p.vectors * self.lanes).sum()
-    }
-}
-
 impl Kernel for BackwardKernel<'_> {
     fn units(&self) -> usize {
-        self.inputs.div_ceil(STRIP)
+        self.strips.count()
     }
 
     fn scratch_len(&self) -> usize {
-        // Packed weights, packed inputs, one tile of gradient.
-        (STRIP_ROWS + self.count) * self.strip_width() + 32 * 64
+        self.strips.scratch_len(self.count)
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
-        let (count, inputs, outputs) = (self.count, self.inputs, self.outputs);
+        let (count, inputs, outputs) = (self.count, self.strips.inputs, self.outputs);
         let column = unit * STRIP;
-        let panels = if (unit + 1) * STRIP <= inputs { &self.strip } else { &self.last };
+        let panels = self.strips.panels(unit);
         let width: usize = panels.iter().map(|p| p.vectors * S::LANES).sum();
         let packed_w = scratch;
         let packed_x = packed_w.wrapping_add(STRIP_ROWS * width);

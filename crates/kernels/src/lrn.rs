@@ -40,6 +40,17 @@ pub fn backward(ctx: &mut Context, lrn: &Lrn, x: &[f32], dy: &[f32], relu: bool,
     run(ctx, lrn, x, Some(dy), dx, relu);
 }
 
+/// Elements of scratch that each thread needs.
+pub fn scratch_len(lrn: &Lrn) -> usize {
+    // Squares, and for the gradient the terms of its sum.
+    2 * UNIT * lrn.towers * row(lrn)
+}
+
+/// Scratch elements of one tower of one position.
+fn row(lrn: &Lrn) -> usize {
+    (lrn.channels / lrn.towers).next_multiple_of(16) + 2 * MARGIN
+}
+
 fn run(ctx: &mut Context, lrn: &Lrn, x: &[f32], dy: Option<&[f32]>, out: &mut [f32], relu: bool) {
     assert!(lrn.size >= 1 && lrn.size <= MARGIN && lrn.channels % lrn.towers == 0, "normalization");
     let positions = x.len() / lrn.channels;
@@ -59,16 +70,9 @@ struct Normalize<'a> {
     relu: bool,
 }
 
-impl Normalize<'_> {
-    /// Scratch elements of one tower of one position.
-    fn row(&self) -> usize {
-        (self.lrn.channels / self.lrn.towers).next_multiple_of(16) + 2 * MARGIN
-    }
-}
-
 /// d^−β; for β = 3/4 by square roots: 1 / (√d · √√d).
 #[inline(always)]
-unsafe fn power<S: Simd>(d: S::V, beta: f32) -> S::V {
+pub(crate) unsafe fn power<S: Simd>(d: S::V, beta: f32) -> S::V {
     // SAFETY: the caller's promise; no vector is longer than the array.
     unsafe {
         if beta == 0.75 {
@@ -104,14 +108,13 @@ impl Kernel for Normalize<'_> {
     }
 
     fn scratch_len(&self) -> usize {
-        // Squares, and for the gradient the terms of its sum.
-        2 * UNIT * self.lrn.towers * self.row()
+        scratch_len(&self.lrn)
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
         let Lrn { size, k, alpha, beta, channels, towers } = self.lrn;
-        let (width, row) = (channels / towers, self.row());
+        let (width, row) = (channels / towers, row(&self.lrn));
         let first = unit * UNIT;
         let rows = UNIT.min(self.positions - first) * towers;
         let (x, out) = (self.x.as_ptr().wrapping_add(first * channels), self.out.at(first * channels));

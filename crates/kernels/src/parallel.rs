@@ -1,5 +1,6 @@
 //! From a kernel written once to all threads running its spelling for one instruction set.
 
+use crate::arena::Buffer;
 use crate::isa::{Isa, Tier};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
@@ -10,14 +11,14 @@ use crate::threads::Threads;
 pub struct Context {
     isa: Isa,
     threads: Threads,
-    scratch: Vec<Vec<f32>>,
+    scratch: Vec<Buffer>,
 }
 
 impl Context {
     /// Kernels for `isa` on `threads` threads.
     pub fn new(isa: Isa, threads: usize) -> Self {
         let threads = Threads::new(threads);
-        let scratch = (0..threads.count()).map(|_| Vec::new()).collect();
+        let scratch = (0..threads.count()).map(|_| Buffer::zeros(0)).collect();
         Context { isa, threads, scratch }
     }
 
@@ -36,7 +37,7 @@ impl Context {
     pub fn reserve_scratch(&mut self, len: usize) {
         for scratch in &mut self.scratch {
             if scratch.len() < len {
-                scratch.resize(len, 0.0);
+                *scratch = Buffer::zeros(len);
             }
         }
     }
@@ -108,12 +109,12 @@ impl Context {
     }
 }
 
-struct ScratchBases(*mut Vec<f32>);
+struct ScratchBases(*mut Buffer);
 // SAFETY: each thread dereferences its own element only (see `Context::run`).
 unsafe impl Sync for ScratchBases {}
 
 impl ScratchBases {
-    fn get(&self) -> *mut Vec<f32> {
+    fn get(&self) -> *mut Buffer {
         self.0
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use alexnet_kernels::conv::{self, Axis, Epilogue, Fold, Geometry, Packed};
+use alexnet_kernels::conv::{self, Axis, Epilogue, Fold, Geometry, Packed, WeightPlan};
 use alexnet_kernels::{Context, Isa};
 use common::{Random, assert_close};
 
@@ -123,7 +123,7 @@ fn check(isa: Isa, threads: usize, g: &Geometry, fold: Fold, count: usize, integ
 
     let mut dw = vec![f32::NAN; w.len()];
     let mut db = vec![f32::NAN; bias.len()];
-    conv::backward_weight(&mut ctx, g, fold, count, &x, &dy, &mut dw, &mut db);
+    conv::backward_weight(&mut ctx, g, fold, &WeightPlan::new(isa, g), count, &x, &dy, &mut dw, &mut db);
     let sums = count * g.rows.output * g.columns.output;
     assert_close(&format!("backward_weight {what}"), &dw, &want_dw, tolerance(sums));
     assert_close(&format!("bias gradient {what}"), &db, &want_db, tolerance(sums));
@@ -282,7 +282,17 @@ fn threads_do_not_change_a_bit() {
             let (mut dw, mut db) = (vec![0.0; w.len()], vec![0.0; 64]);
             conv::forward(&mut ctx, &g, 90, &x, &forward, &bias, Epilogue::BiasRelu, &mut y);
             conv::backward_input(&mut ctx, &g, 90, &dy, &backward, None, &mut dx);
-            conv::backward_weight(&mut ctx, &g, fold, 90, &x, &dy, &mut dw, &mut db);
+            conv::backward_weight(
+                &mut ctx,
+                &g,
+                fold,
+                &WeightPlan::new(isa, &g),
+                90,
+                &x,
+                &dy,
+                &mut dw,
+                &mut db,
+            );
             (y, dx, dw, db)
         };
         let one = run(1);

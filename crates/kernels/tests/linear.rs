@@ -2,7 +2,7 @@
 
 mod common;
 
-use alexnet_kernels::linear::{self, Backward, PackedPictures};
+use alexnet_kernels::linear::{self, Backward, PackedPictures, Strips};
 use alexnet_kernels::sgd::{self, Update};
 use alexnet_kernels::{Context, Isa};
 use common::{Random, assert_close};
@@ -62,6 +62,7 @@ fn forward_backward_and_update() {
                     let (mut w2, mut v2, mut got) = (w.clone(), v.clone(), vec![f32::NAN; x.len()]);
                     let finite = linear::backward(
                         &mut ctx,
+                        &Strips::new(isa, inputs),
                         count,
                         &x,
                         &dy,
@@ -106,6 +107,6 @@ fn a_weight_that_is_not_finite_is_noticed() {
         let (x, dy) = ([1.0, 2.0], [f32::NAN]);
         let (mut w, mut v) = ([1.0, 1.0], [0.0, 0.0]);
         let pass = Backward { dx: None, relu: None, w: &mut w, v: &mut v, update };
-        assert!(!linear::backward(&mut ctx, 1, &x, &dy, &dy, pass));
+        assert!(!linear::backward(&mut ctx, &Strips::new(isa, 2), 1, &x, &dy, &dy, pass));
     }
 }

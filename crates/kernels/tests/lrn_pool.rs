@@ -5,6 +5,7 @@ mod common;
 use alexnet_kernels::conv::Axis;
 use alexnet_kernels::lrn::{self, Lrn};
 use alexnet_kernels::pooling::{self, Geometry, Share};
+use alexnet_kernels::spatial_lrn::{self, SpatialLrn};
 use alexnet_kernels::{Context, Isa};
 use common::{Random, assert_close};
 
@@ -124,6 +125,57 @@ fn pooling_forward_and_backward() {
             assert_close(&what, &dx, &masked, 0.0);
             pooling::backward(&mut ctx, &g, Share::Mean, &dy, None, &mut dx);
             assert_close(&what, &dx, &to_mean, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn spatial_lrn_forward_and_backward() {
+    for (height, width, depth, size) in [(6, 5, 19, 5), (4, 7, 32, 2), (1, 3, 1, 3), (2, 2, 48, 7)] {
+        for beta in [0.75f32, 0.4] {
+            let lrn = SpatialLrn { size, k: 1.0, alpha: 0.2, beta, height, width, depth };
+            let mut random = Random(depth as u64);
+            let len = 2 * height * width * depth;
+            let (x, g) = (random.reals(len), random.reals(len));
+            let window = |i: usize| {
+                let (lane, w, h) = (i % depth, i / depth % width, i / depth / width % height);
+                let block = i / depth / width / height;
+                let range =
+                    |at: usize, extent| at.saturating_sub(size / 2)..(at + size - size / 2).min(extent);
+                let mut all = vec![];
+                for h in range(h, height) {
+                    for w in range(w, width) {
+                        all.push(((block * height + h) * width + w) * depth + lane);
+                    }
+                }
+                all
+            };
+            let beta = f64::from(beta);
+            let d: Vec<f64> = (0..len)
+                .map(|i| {
+                    1.0 + f64::from(0.2f32) * window(i).iter().map(|&j| f64::from(x[j]).powi(2)).sum::<f64>()
+                })
+                .collect();
+            let y: Vec<f64> = (0..len).map(|i| f64::from(x[i]) * d[i].powf(-beta)).collect();
+            let mut dx: Vec<f64> = (0..len).map(|i| f64::from(g[i]) * d[i].powf(-beta)).collect();
+            for i in 0..len {
+                let term = f64::from(g[i]) * f64::from(x[i]) * d[i].powf(-beta - 1.0);
+                for j in window(i) {
+                    dx[j] -= 2.0 * f64::from(0.2f32) * beta * f64::from(x[j]) * term;
+                }
+            }
+            let masked: Vec<f64> = dx.iter().zip(&x).map(|(d, x)| if *x > 0.0 { *d } else { 0.0 }).collect();
+            for isa in Isa::all() {
+                let mut ctx = Context::new(isa, 2);
+                let what = format!("{isa:?} {lrn:?}");
+                let (mut out, mut terms) = (vec![f32::NAN; len], vec![f32::NAN; len]);
+                spatial_lrn::forward(&mut ctx, &lrn, &x, &mut out);
+                assert_close(&what, &out, &y, 1e-6);
+                for relu in [false, true] {
+                    spatial_lrn::backward(&mut ctx, &lrn, &x, &g, relu, &mut terms, &mut out);
+                    assert_close(&what, &out, if relu { &masked } else { &dx }, 5e-6);
+                }
+            }
         }
     }
 }

@@ -1,0 +1,207 @@
+//! Local response normalization within a map: as [`crate::lrn`], with the sum over n×n positions of the same map,
+//! clipped to it (run #145 of the 2012 code has one after conv2). Maps are (blocks, H, W, block, C); all pictures and
+//! channels of a position are handled lane by lane.
+
+use crate::lrn::power;
+use crate::parallel::{Context, Kernel, Ptr};
+use crate::simd::Simd;
+
+/// A normalization over n×n positions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SpatialLrn {
+    /// n: the window starts ⌊n/2⌋ before the element.
+    pub size: usize,
+    /// k
+    pub k: f32,
+    /// The factor of the sum of squares.
+    pub alpha: f32,
+    /// β
+    pub beta: f32,
+    /// H
+    pub height: usize,
+    /// W
+    pub width: usize,
+    /// block · C: elements of one position.
+    pub depth: usize,
+}
+
+/// y = x·d^−β
+pub fn forward(ctx: &mut Context, lrn: &SpatialLrn, x: &[f32], y: &mut [f32]) {
+    let blocks = lrn.blocks(x, y);
+    ctx.run(&Forward { lrn: *lrn, blocks, x, y: Ptr::from_mut(y) });
+}
+
+/// dx from x and dy; `terms`, as large as x, is overwritten. With `relu`, dx is zero where x is not positive.
+pub fn backward(
+    ctx: &mut Context,
+    lrn: &SpatialLrn,
+    x: &[f32],
+    dy: &[f32],
+    relu: bool,
+    terms: &mut [f32],
+    dx: &mut [f32],
+) {
+    let blocks = lrn.blocks(x, dx);
+    assert!(dy.len() == x.len() && terms.len() == x.len(), "maps");
+    ctx.run(&Terms { lrn: *lrn, blocks, x, dy, terms: Ptr::from_mut(terms), dx: Ptr::from_mut(dx) });
+    ctx.run(&Gather { lrn: *lrn, blocks, x, terms, relu, dx: Ptr::from_mut(dx) });
+}
+
+impl SpatialLrn {
+    fn blocks(&self, x: &[f32], y: &[f32]) -> usize {
+        let one = self.height * self.width * self.depth;
+        assert!(x.len() == y.len() && one > 0 && x.len() % one == 0 && self.size > 0, "maps");
+        x.len() / one
+    }
+
+    /// Rows or columns of the window that starts `before` positions before `at`.
+    #[inline(always)]
+    fn window(&self, at: usize, before: usize, extent: usize) -> std::ops::Range<usize> {
+        at.saturating_sub(before)..(at + self.size - before).min(extent)
+    }
+
+    /// Offset of a position.
+    #[inline(always)]
+    fn at(&self, block: usize, h: usize, w: usize) -> usize {
+        ((block * self.height + h) * self.width + w) * self.depth
+    }
+
+    /// d of `n` lanes from `lane` at a position.
+    #[inline(always)]
+    unsafe fn denominator<S: Simd>(&self, x: &[f32], position: [usize; 3], lane: usize, n: usize) -> S::V {
+        let [block, h, w] = position;
+        let before = self.size / 2;
+        // SAFETY: all positions are within the map and `lane + n` within the position.
+        unsafe {
+            let mut sum = S::zero();
+            for h in self.window(h, before, self.height) {
+                for w in self.window(w, before, self.width) {
+                    let v = load::<S>(x.as_ptr().add(self.at(block, h, w) + lane), n);
+                    sum = S::fma(v, v, sum);
+                }
+            }
+            S::fma(S::splat(self.alpha), sum, S::splat(self.k))
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if n == S::LANES { S::load(p) } else { S::load_first(p, n) } }
+}
+
+#[inline(always)]
+unsafe fn store<S: Simd>(p: *mut f32, v: S::V, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { if n == S::LANES { S::store(p, v) } else { S::store_first(p, v, n) } }
+}
+
+struct Forward<'a> {
+    lrn: SpatialLrn,
+    blocks: usize,
+    x: &'a [f32],
+    y: Ptr,
+}
+
+impl Kernel for Forward<'_> {
+    fn units(&self) -> usize {
+        self.blocks * self.lrn.height
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let (block, h) = (unit / self.lrn.height, unit % self.lrn.height);
+        for w in 0..self.lrn.width {
+            let at = self.lrn.at(block, h, w);
+            for lane in (0..self.lrn.depth).step_by(S::LANES) {
+                let n = S::LANES.min(self.lrn.depth - lane);
+                // SAFETY: within the maps, whose lengths were checked; this unit owns row h of the block in y.
+                unsafe {
+                    let d = self.lrn.denominator::<S>(self.x, [block, h, w], lane, n);
+                    let x = load::<S>(self.x.as_ptr().add(at + lane), n);
+                    store::<S>(self.y.at(at + lane), S::mul(x, power::<S>(d, self.lrn.beta)), n);
+                }
+            }
+        }
+    }
+}
+
+/// dx = g·d^−β and the terms g·x·d^(−β−1), of which [`Gather`] takes sums.
+struct Terms<'a> {
+    lrn: SpatialLrn,
+    blocks: usize,
+    x: &'a [f32],
+    dy: &'a [f32],
+    terms: Ptr,
+    dx: Ptr,
+}
+
+impl Kernel for Terms<'_> {
+    fn units(&self) -> usize {
+        self.blocks * self.lrn.height
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let (block, h) = (unit / self.lrn.height, unit % self.lrn.height);
+        for w in 0..self.lrn.width {
+            let at = self.lrn.at(block, h, w);
+            for lane in (0..self.lrn.depth).step_by(S::LANES) {
+                let n = S::LANES.min(self.lrn.depth - lane);
+                // SAFETY: as in `Forward`; this unit owns row h of the block in terms and dx.
+                unsafe {
+                    let d = self.lrn.denominator::<S>(self.x, [block, h, w], lane, n);
+                    let x = load::<S>(self.x.as_ptr().add(at + lane), n);
+                    let g = load::<S>(self.dy.as_ptr().add(at + lane), n);
+                    let gp = S::mul(g, power::<S>(d, self.lrn.beta));
+                    store::<S>(self.dx.at(at + lane), gp, n);
+                    store::<S>(self.terms.at(at + lane), S::div(S::mul(gp, x), d), n);
+                }
+            }
+        }
+    }
+}
+
+struct Gather<'a> {
+    lrn: SpatialLrn,
+    blocks: usize,
+    x: &'a [f32],
+    terms: &'a [f32],
+    relu: bool,
+    dx: Ptr,
+}
+
+impl Kernel for Gather<'_> {
+    fn units(&self) -> usize {
+        self.blocks * self.lrn.height
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let (block, h) = (unit / self.lrn.height, unit % self.lrn.height);
+        // Windows that contain an element begin with that of the position (size − 1 − size/2) before it.
+        let before = self.lrn.size - 1 - self.lrn.size / 2;
+        for w in 0..self.lrn.width {
+            let at = self.lrn.at(block, h, w);
+            for lane in (0..self.lrn.depth).step_by(S::LANES) {
+                let n = S::LANES.min(self.lrn.depth - lane);
+                // SAFETY: as in `Forward`; this unit owns row h of the block in dx.
+                unsafe {
+                    let mut sum = S::zero();
+                    for h in self.lrn.window(h, before, self.lrn.height) {
+                        for w in self.lrn.window(w, before, self.lrn.width) {
+                            let from = self.lrn.at(block, h, w) + lane;
+                            sum = S::add(sum, load::<S>(self.terms.as_ptr().add(from), n));
+                        }
+                    }
+                    let x = load::<S>(self.x.as_ptr().add(at + lane), n);
+                    let factor = S::mul(S::splat(-2.0 * self.lrn.alpha * self.lrn.beta), x);
+                    let dx = S::fma(factor, sum, load::<S>(self.dx.at(at + lane), n));
+                    let dx = if self.relu { S::where_positive(x, dx) } else { dx };
+                    store::<S>(self.dx.at(at + lane), dx, n);
+                }
+            }
+        }
+    }
+}
