@@ -1,6 +1,8 @@
 //! Training: from a recipe, a network and pictures to weights and a run directory.
 
+pub mod durable;
 pub mod init;
 pub mod schedule;
+pub mod tensor_file;
 #[cfg(test)]
 pub mod testing;
