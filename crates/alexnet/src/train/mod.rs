@@ -2,6 +2,8 @@
 
 pub mod durable;
 pub mod init;
+pub mod rates;
+pub mod recipe;
 pub mod schedule;
 pub mod tensor_file;
 #[cfg(test)]

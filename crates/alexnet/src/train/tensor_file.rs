@@ -65,7 +65,8 @@ fn for_bytes(data: &[f32], mut each: impl FnMut(&[u8]) -> std::io::Result<()>) -
 /// [`Error::Diverged`] naming the first tensor that has a value that is not finite: such a file is never written.
 pub fn header(tensors: &[TensorRef], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
     let mut entries = Map::new();
-    let mut meta: Map<String, Value> = metadata.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
+    let mut meta: Map<String, Value> =
+        metadata.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
     let mut offset = 0;
     for tensor in tensors {
         let mut hasher = Xxh3::new();
@@ -94,7 +95,8 @@ pub fn header(tensors: &[TensorRef], metadata: &BTreeMap<String, String>) -> Res
         let inner = text[1..text.len() - 1].to_string();
         if inner.is_empty() { inner } else { format!(",{inner}") }
     };
-    let mut text = format!("{PREFIX}{}\"{}}}{}}}", "0".repeat(DIGITS), tail(meta), tail(entries)).into_bytes();
+    let mut text =
+        format!("{PREFIX}{}\"{}}}{}}}", "0".repeat(DIGITS), tail(meta), tail(entries)).into_bytes();
     text.resize(text.len().next_multiple_of(8), b' ');
     let digits = format!("{:032x}", xxh3_128(&text));
     text[PREFIX.len()..PREFIX.len() + DIGITS].copy_from_slice(digits.as_bytes());
@@ -184,7 +186,10 @@ impl Reader {
     /// [`Error::Checkpoint`] if there is none.
     pub fn metadata(&self, key: &str) -> Result<&str> {
         self.metadata.get(key).map(String::as_str).ok_or_else(|| {
-            Error::Checkpoint(format!("{}: is no checkpoint of this program: {key} is missing", self.path.display()))
+            Error::Checkpoint(format!(
+                "{}: is no checkpoint of this program: {key} is missing",
+                self.path.display()
+            ))
         })
     }
 
@@ -197,7 +202,9 @@ impl Reader {
         for i in 0..self.entries.len() {
             if wanted(&self.entries[i].name) {
                 let mut data = Vec::with_capacity((self.entries[i].bytes / 4) as usize);
-                self.scan(i, |bytes| data.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))))?;
+                self.scan(i, |bytes| {
+                    data.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)))
+                })?;
                 let Entry { name, shape, .. } = &self.entries[i];
                 tensors.push(Tensor { name: name.clone(), shape: shape.clone(), data });
             }
@@ -215,7 +222,8 @@ impl Reader {
 
     fn scan(&mut self, index: usize, mut each: impl FnMut(&[u8])) -> Result<()> {
         let entry = &self.entries[index];
-        let fail = |why: String| Error::Checkpoint(format!("{}: tensor {} {why}", self.path.display(), entry.name));
+        let fail =
+            |why: String| Error::Checkpoint(format!("{}: tensor {} {why}", self.path.display(), entry.name));
         let io = |e: std::io::Error| fail(format!("cannot be read: {e}"));
         self.file.seek(SeekFrom::Start(self.data_start + entry.start)).map_err(io)?;
         let mut hasher = Xxh3::new();
@@ -245,14 +253,17 @@ fn parse(text: &[u8]) -> std::result::Result<(Vec<Entry>, BTreeMap<String, Strin
     }
     let mut entries = Vec::new();
     for (name, value) in root.iter().filter(|(name, _)| *name != "__metadata__") {
-        let numbers = |key: &str| -> Option<Vec<u64>> { value.get(key)?.as_array()?.iter().map(Value::as_u64).collect() };
+        let numbers = |key: &str| -> Option<Vec<u64>> {
+            value.get(key)?.as_array()?.iter().map(Value::as_u64).collect()
+        };
         let broken = || format!("the entry of {name} is not understood");
         let shape = numbers("shape").ok_or_else(broken)?;
         let offsets = numbers("data_offsets").ok_or_else(broken)?;
         let elements = shape.iter().try_fold(1u64, |n, &s| n.checked_mul(s)).ok_or_else(broken)?;
         let bytes = elements.checked_mul(4).ok_or_else(broken)?;
         let [start, end] = offsets[..] else { return Err(broken()) };
-        if value.get("dtype").and_then(Value::as_str) != Some("F32") || start.checked_add(bytes) != Some(end) {
+        if value.get("dtype").and_then(Value::as_str) != Some("F32") || start.checked_add(bytes) != Some(end)
+        {
             return Err(broken());
         }
         let checksum = metadata.remove(&format!("xxh3.{name}")).ok_or(format!("{name} has no checksum"))?;
@@ -281,9 +292,12 @@ mod tests {
             shape: shape.to_vec(),
             data: (0..shape.iter().product::<usize>()).map(|i| start + i as f32).collect(),
         };
-        let tensors = vec![tensor("b.weight", &[2, 3], 1.0), tensor("a.bias", &[4], -8.5), tensor("empty", &[0], 0.0)];
-        let refs: Vec<TensorRef> =
-            tensors.iter().map(|t| TensorRef { name: t.name.clone(), shape: &t.shape, data: &t.data }).collect();
+        let tensors =
+            vec![tensor("b.weight", &[2, 3], 1.0), tensor("a.bias", &[4], -8.5), tensor("empty", &[0], 0.0)];
+        let refs: Vec<TensorRef> = tensors
+            .iter()
+            .map(|t| TensorRef { name: t.name.clone(), shape: &t.shape, data: &t.data })
+            .collect();
         let metadata = BTreeMap::from([("state".to_string(), "{\"quoted\":\"\\n\"}".to_string())]);
         let header = header(&refs, &metadata).unwrap();
         let mut bytes = Vec::new();
@@ -374,8 +388,8 @@ mod tests {
     fn values_that_are_not_finite_are_not_written() {
         for bad in [f32::NAN, f32::INFINITY] {
             let data = [1.0, bad];
-            let error =
-                header(&[TensorRef { name: "w".into(), shape: &[2], data: &data }], &BTreeMap::new()).unwrap_err();
+            let error = header(&[TensorRef { name: "w".into(), shape: &[2], data: &data }], &BTreeMap::new())
+                .unwrap_err();
             assert_eq!(error.exit_code(), 5);
             assert!(error.to_string().starts_with("w has the value"), "{error}");
         }
