@@ -2,6 +2,7 @@
 //! `recipes/`; a published recipe names its source, its result, and where it differs from the source.
 
 use super::schedule::Schedule;
+use crate::data::{Exif, Fit};
 use crate::error::{Error, Result};
 use crate::net::{Network, Op};
 use crate::toml_error::{at, explain, unknown};
@@ -154,7 +155,7 @@ pub struct RateChange {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum MeanSpec {
-    /// These numbers, red, green and blue, on the scale of `scale`.
+    /// These numbers, red, green and blue, after the division by `divisor`.
     Fixed([f64; 3]),
     /// A word.
     Measured(MeasuredMean),
@@ -170,16 +171,22 @@ pub enum MeasuredMean {
     Picture,
 }
 
-/// `[preprocess]`: how pixels become the network's numbers: x = (pixel / scale − mean) / std.
+/// `[preprocess]`: how pixels become the network's numbers: x = (pixel / divisor − mean) / std.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocessing {
-    /// Side of the stored pictures, pixels: the shorter side becomes this, and the central square is kept.
+    /// Side of the stored square pictures, pixels.
     #[serde(default = "side")]
     pub side: usize,
+    /// How a picture becomes a square.
+    #[serde(default)]
+    pub fit: Fit,
+    /// What to do with a camera's orientation mark.
+    #[serde(default)]
+    pub exif: Exif,
     /// What pixels 0-255 are divided by first.
     #[serde(default = "one")]
-    pub scale: f64,
+    pub divisor: f64,
     /// What is subtracted.
     #[serde(default = "measured_channels")]
     pub mean: MeanSpec,
@@ -190,7 +197,14 @@ pub struct Preprocessing {
 
 impl Default for Preprocessing {
     fn default() -> Self {
-        Preprocessing { side: side(), scale: 1.0, mean: measured_channels(), std: ones() }
+        Preprocessing {
+            side: side(),
+            fit: Fit::default(),
+            exif: Exif::default(),
+            divisor: 1.0,
+            mean: measured_channels(),
+            std: ones(),
+        }
     }
 }
 
@@ -203,9 +217,20 @@ pub enum Crop {
     /// Anywhere, at the network's size (the paper, §4.1).
     #[default]
     Random,
-    /// A random part of the picture, of random size and shape, resized to the network's input (Szegedy et al.,
+    /// A random part of the picture, of random size and aspect 3/4 to 4/3, resized to the network's input (Szegedy et al.,
     /// arXiv 1409.4842, §6; torchvision's `RandomResizedCrop`).
     RandomArea,
+}
+
+/// Whose colours the noise follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AxesSpec {
+    /// The training pictures', measured before the run.
+    #[default]
+    Measured,
+    /// Those of ImageNet's training pictures.
+    Imagenet,
 }
 
 /// `[augment]`: how pictures vary from epoch to epoch.
@@ -218,9 +243,6 @@ pub struct Augmentation {
     /// The part of the picture's area that a `random-area` view has, least and most.
     #[serde(default = "area")]
     pub area: [f64; 2],
-    /// Width over height of a `random-area` view, least and most.
-    #[serde(default = "aspect")]
-    pub aspect: [f64; 2],
     /// Whether half of the views are mirrored left to right.
     #[serde(default = "yes")]
     pub mirror: bool,
@@ -228,9 +250,15 @@ pub struct Augmentation {
     /// 0 for none.
     #[serde(default)]
     pub colour_noise: f64,
+    /// Whose colours' axes the noise moves along.
+    #[serde(default)]
+    pub colour_axes: AxesSpec,
     /// Epochs after which the colour noise is switched off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub colour_noise_until: Option<u64>,
+    /// Consecutive pictures that share one draw of place and mirror: 32 in the code of 2012.
+    #[serde(default = "one_each")]
+    pub shared_by: usize,
 }
 
 impl Default for Augmentation {
@@ -239,7 +267,8 @@ impl Default for Augmentation {
         Augmentation {
             crop,
             area: area(),
-            aspect: aspect(),
+            colour_axes: AxesSpec::default(),
+            shared_by: one_each(),
             mirror: true,
             colour_noise: 0.0,
             colour_noise_until: None,
@@ -293,8 +322,8 @@ fn area() -> [f64; 2] {
     [0.08, 1.0]
 }
 
-fn aspect() -> [f64; 2] {
-    [3.0 / 4.0, 4.0 / 3.0]
+fn one_each() -> usize {
+    1
 }
 
 fn measured_channels() -> MeanSpec {
@@ -409,18 +438,21 @@ impl Recipe {
                 format!("side = {} must be between 8 and 4096", self.preprocess.side),
             );
         }
-        within("preprocess.scale", self.preprocess.scale, 1e-6, 1e6)?;
+        within("preprocess.divisor", self.preprocess.divisor, 1e-6, 1e6)?;
         for value in self.preprocess.std {
             within("preprocess.std", value, 1e-6, 1e6)?;
         }
         let augment = &self.augment;
         within("augment.colour_noise", augment.colour_noise, 0.0, 10.0)?;
-        for (path, [low, high], least, most) in
-            [("augment.area", augment.area, 0.01, 1.0), ("augment.aspect", augment.aspect, 0.1, 10.0)]
-        {
-            if !(least <= low && low <= high && high <= most) {
-                return fail(path, format!("[{low}, {high}] must rise and lie between {least} and {most}"));
-            }
+        let [low, high] = augment.area;
+        if !(0.01 <= low && low <= high && high <= 1.0) {
+            return fail(
+                "augment.area",
+                format!("area = [{low}, {high}] must rise and lie between 0.01 and 1"),
+            );
+        }
+        if augment.shared_by == 0 {
+            return fail("augment.shared_by", "shared_by = 0 must be at least 1".into());
         }
         if ![1, 10].contains(&self.validation.views) {
             return fail("validation.views", format!("views = {} must be 1 or 10", self.validation.views));

@@ -1,9 +1,13 @@
 //! What the tests of this module share: a network small enough to save a thousand times, and an executor whose
 //! arithmetic is trivial but whose result depends on everything that a resumed run must bring back.
 
+use crate::data::pack::NewPicture;
+use crate::data::{Pack, PackOptions, Preprocess};
 use crate::exec::contract::{Batch, Executor, InputLayout, Params, StepReport, StepSettings};
 use crate::net::{Activation, Conv, Dropout, Init, Layer, Linear, Loss, Network, Op, Pad, Rounding, Shape};
 use crate::rng::{Purpose, Stream};
+use crate::train::checkpoint::{FORMAT, State};
+use crate::train::recipe;
 
 /// conv1 (4 filters, 3×3, stride 2) on 3×8×8, ReLU, fc1 (6), ReLU, dropout, fc2.
 pub fn small_net(classes: usize) -> Network {
@@ -37,6 +41,26 @@ pub fn small_net(classes: usize) -> Network {
     }
 }
 
+/// The state of a run of `net` that has not begun.
+pub fn state(net: &Network) -> State {
+    State {
+        format: FORMAT,
+        program: "test".into(),
+        network: net.to_toml(),
+        recipe: recipe::load("mini").unwrap().to_toml(),
+        seed: 7,
+        position: Default::default(),
+        sums: Default::default(),
+        plateau: Default::default(),
+        history: vec![],
+        metrics_bytes: 0,
+        classes: (0..net.classes()).map(|c| format!("class {c}")).collect(),
+        preprocess: Preprocess::torchvision(),
+        colour_axes: None,
+        data_fingerprint: "0".into(),
+    }
+}
+
 /// An executor that moves every parameter towards values read from the batch, by the rule of the paper. Its
 /// "gradient" depends on the pixels, the labels, the seed and the step, so that a resumed run that differs in any
 /// of them ends elsewhere.
@@ -50,6 +74,7 @@ pub struct MockExecutor {
 }
 
 impl MockExecutor {
+    /// For `net`, all zero.
     pub fn new(net: &Network, batch: usize) -> Self {
         let zeros = Params::zeros(net).unwrap();
         MockExecutor {
@@ -156,4 +181,16 @@ impl Executor for MockExecutor {
     fn output_len(&self) -> usize {
         self.classes
     }
+}
+
+/// `pictures` squares of random pixels, classes in turn.
+pub fn noise_pack(pictures: usize, classes: u32, side: usize) -> Pack {
+    let options = PackOptions { side, ..Default::default() };
+    let names = (0..classes).map(|c| format!("class {c}")).collect();
+    let picture = |i: usize| {
+        let mut stream = Stream::new(5, Purpose::Synthetic, i as u64, 0);
+        let pixels = (0..side * side * 3).map(|_| stream.next_u32() as u8).collect();
+        NewPicture { path: format!("{i}.png"), label: i as u32 % classes, split: None, pixels: Ok(pixels) }
+    };
+    Pack::from_pictures(names, &options, (0..pictures).map(picture)).unwrap()
 }
