@@ -5,11 +5,13 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod exec;
+pub mod interchange;
 pub mod net;
 pub mod netfile;
 pub mod ops;
 pub mod rng;
 mod toml_error;
+pub mod train;
 pub mod zoo;
 
 pub use error::{Error, Result};

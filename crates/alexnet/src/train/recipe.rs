@@ -1,0 +1,607 @@
+//! Recipes: everything about a training run that is not the pictures, as TOML. The built-in ones are the files in
+//! `recipes/`; a published recipe names its source, its result, and where it differs from the source.
+
+use super::schedule::Schedule;
+use crate::data::{Exif, Fit};
+use crate::error::{Error, Result};
+use crate::net::{Network, Op};
+use crate::toml_error::{at, explain, unknown};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use toml::de::{DeTable, DeValue};
+
+/// Names and texts of the built-in recipes.
+const BUILT_IN: [(&str, &str); 4] = [
+    ("finetune", include_str!("../../../../recipes/finetune.toml")),
+    ("scratch-small", include_str!("../../../../recipes/scratch-small.toml")),
+    ("krizhevsky-2012", include_str!("../../../../recipes/krizhevsky-2012.toml")),
+    ("mini", include_str!("../../../../recipes/mini.toml")),
+];
+
+/// How to train: network, epochs, rates, augmentation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The name that it is listed under.
+    pub name: String,
+    /// What it is for, in a sentence.
+    pub summary: String,
+    /// Where it was published.
+    #[serde(default)]
+    pub source: String,
+    /// Where it differs from its source, one sentence each.
+    #[serde(default)]
+    pub deviations: Vec<String>,
+    /// A network of the zoo, or a path to a TOML file.
+    pub net: String,
+    /// Where weights come from: `imagenet`, or a checkpoint's path. Fresh if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Passes over the training pictures.
+    pub epochs: u64,
+    /// Pictures in a step.
+    pub batch: usize,
+    /// ε, the learning rate of weights, before schedule and multipliers.
+    pub lr: f64,
+    /// μ.
+    pub momentum: f64,
+    /// wd, the weight decay of weights, before multipliers.
+    pub weight_decay: f64,
+    /// Epochs over which the rate rises linearly at the start.
+    #[serde(default)]
+    pub warmup_epochs: f64,
+    /// Whether each epoch has an order of its own; false cycles through one shuffled order, as in 2012.
+    #[serde(default = "yes")]
+    pub reshuffle: bool,
+    /// The rate of every dropout layer, in place of the network's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+    /// The result that the source reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Expected>,
+    /// How the rate changes over the run.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Biases, where they differ from weights.
+    #[serde(default)]
+    pub bias: Bias,
+    /// Layers that learn at rates of their own, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub layers: BTreeMap<String, LayerRates>,
+    /// How pixels become the network's numbers.
+    #[serde(default)]
+    pub preprocess: Preprocessing,
+    /// How pictures vary from epoch to epoch.
+    #[serde(default)]
+    pub augment: Augmentation,
+    /// How progress is measured.
+    #[serde(default)]
+    pub validation: Validation,
+}
+
+/// A published result, fractions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expected {
+    /// What the figures were measured on, with how many views.
+    pub on: String,
+    /// Top-1 error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top1_error: Option<f64>,
+    /// Top-5 error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top5_error: Option<f64>,
+    /// Mean over classes of the accuracy in each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_class_accuracy: Option<f64>,
+    /// Where the figures are from.
+    pub source: String,
+}
+
+/// Multipliers for biases, on top of the recipe's rate and decay.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bias {
+    /// Times the rate of weights.
+    #[serde(default = "one")]
+    pub lr: f64,
+    /// Times the decay of weights.
+    #[serde(default = "one")]
+    pub decay: f64,
+    /// A schedule of their own, in place of that of weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
+}
+
+impl Default for Bias {
+    fn default() -> Self {
+        Bias { lr: 1.0, decay: 1.0, schedule: None }
+    }
+}
+
+/// Multipliers for one layer. `lr = 0` freezes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerRates {
+    /// Times the rate, for weights and biases.
+    #[serde(default = "one")]
+    pub lr: f64,
+    /// Times the rate of biases, in place of `lr`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias_lr: Option<f64>,
+    /// Times the decay.
+    #[serde(default = "one")]
+    pub decay: f64,
+    /// Later values; the last that has begun holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<RateChange>,
+}
+
+/// New multipliers from some moment on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateChange {
+    /// Epochs done when it begins; a fraction is allowed.
+    pub from_epoch: f64,
+    /// Times the rate, for weights and biases.
+    pub lr: f64,
+    /// Times the rate of biases, in place of `lr`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias_lr: Option<f64>,
+}
+
+/// What is subtracted from pixels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum MeanSpec {
+    /// These numbers, red, green and blue, after the division by `divisor`.
+    Fixed([f64; 3]),
+    /// A word.
+    Measured(MeasuredMean),
+}
+
+/// A mean measured on the training pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MeasuredMean {
+    /// One number a channel.
+    Channels,
+    /// One number a pixel and channel (the paper, §2).
+    Picture,
+}
+
+/// `[preprocess]`: how pixels become the network's numbers: x = (pixel / divisor − mean) / std.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preprocessing {
+    /// Side of the stored square pictures, pixels.
+    #[serde(default = "side")]
+    pub side: usize,
+    /// How a picture becomes a square.
+    #[serde(default)]
+    pub fit: Fit,
+    /// What to do with a camera's orientation mark.
+    #[serde(default)]
+    pub exif: Exif,
+    /// What pixels 0-255 are divided by first.
+    #[serde(default = "one")]
+    pub divisor: f64,
+    /// What is subtracted.
+    #[serde(default = "measured_channels")]
+    pub mean: MeanSpec,
+    /// What is divided by, red, green and blue.
+    #[serde(default = "ones")]
+    pub std: [f64; 3],
+}
+
+impl Default for Preprocessing {
+    fn default() -> Self {
+        Preprocessing {
+            side: side(),
+            fit: Fit::default(),
+            exif: Exif::default(),
+            divisor: 1.0,
+            mean: measured_channels(),
+            std: ones(),
+        }
+    }
+}
+
+/// Where a training view is taken from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Crop {
+    /// The centre, always.
+    Centre,
+    /// Anywhere, at the network's size (the paper, §4.1).
+    #[default]
+    Random,
+    /// A random part of the picture, of random size and aspect 3/4 to 4/3, resized to the network's input (Szegedy et al.,
+    /// arXiv 1409.4842, §6; torchvision's `RandomResizedCrop`).
+    RandomArea,
+}
+
+/// Whose colours the noise follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AxesSpec {
+    /// The training pictures', measured before the run.
+    #[default]
+    Measured,
+    /// Those of ImageNet's training pictures.
+    Imagenet,
+}
+
+/// `[augment]`: how pictures vary from epoch to epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Augmentation {
+    /// Where a view is taken from.
+    #[serde(default)]
+    pub crop: Crop,
+    /// The part of the picture's area that a `random-area` view has, least and most.
+    #[serde(default = "area")]
+    pub area: [f64; 2],
+    /// Whether half of the views are mirrored left to right.
+    #[serde(default = "yes")]
+    pub mirror: bool,
+    /// Standard deviation c of the colour noise along the axes of the colours' covariance (the paper, §4.1);
+    /// 0 for none.
+    #[serde(default)]
+    pub colour_noise: f64,
+    /// Whose colours' axes the noise moves along.
+    #[serde(default)]
+    pub colour_axes: AxesSpec,
+    /// Epochs after which the colour noise is switched off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub colour_noise_until: Option<u64>,
+    /// Consecutive pictures that share one draw of place and mirror: 32 in the code of 2012.
+    #[serde(default = "one_each")]
+    pub shared_by: usize,
+}
+
+impl Default for Augmentation {
+    fn default() -> Self {
+        let crop = Crop::default();
+        Augmentation {
+            crop,
+            area: area(),
+            colour_axes: AxesSpec::default(),
+            shared_by: one_each(),
+            mirror: true,
+            colour_noise: 0.0,
+            colour_noise_until: None,
+        }
+    }
+}
+
+/// `[validation]`: how progress is measured, after each epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Validation {
+    /// Views a picture: 1 (the centre) or 10 (the paper, §4.1).
+    #[serde(default = "one_view")]
+    pub views: usize,
+    /// The part of the pictures that is kept for it where the data come without a split.
+    #[serde(default = "tenth")]
+    pub fraction: f64,
+}
+
+impl Default for Validation {
+    fn default() -> Self {
+        Validation { views: 1, fraction: tenth() }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+fn ones() -> [f64; 3] {
+    [1.0; 3]
+}
+
+fn side() -> usize {
+    256
+}
+
+fn one_view() -> usize {
+    1
+}
+
+fn area() -> [f64; 2] {
+    [0.08, 1.0]
+}
+
+fn one_each() -> usize {
+    1
+}
+
+fn measured_channels() -> MeanSpec {
+    MeanSpec::Measured(MeasuredMean::Channels)
+}
+
+/// The names of the built-in recipes.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    BUILT_IN.iter().map(|&(name, _)| name)
+}
+
+/// A built-in recipe by its name, or a recipe from a TOML file: anything with a `/`, `\` or `.toml` is a path.
+///
+/// # Errors
+/// [`Error::Config`] with the nearest name, or with file and line.
+pub fn load(name_or_path: &str) -> Result<Recipe> {
+    if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == name_or_path) {
+        return Recipe::from_toml(text, &format!("recipes/{name}.toml"));
+    }
+    if name_or_path.contains(['/', '\\']) || name_or_path.ends_with(".toml") {
+        let text = std::fs::read_to_string(name_or_path)
+            .map_err(|e| Error::Config(format!("recipe {name_or_path} cannot be read: {e}")))?;
+        return Recipe::from_toml(&text, name_or_path);
+    }
+    let names: Vec<&str> = names().collect();
+    Err(Error::Config(format!(
+        "{}; a recipe of your own is named by its path",
+        unknown("recipe", name_or_path, &names)
+    )))
+}
+
+impl Recipe {
+    /// Reads a recipe. `origin` is where the text came from, for messages.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with `origin`, the line, and for an unknown key the nearest valid one.
+    pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
+        let recipe: Recipe = toml::from_str(text).map_err(|e| refine(text, origin, &e))?;
+        recipe.validate().map_err(|(path, why)| at(text, origin, span_of(text, &path), &why))?;
+        Ok(recipe)
+    }
+
+    /// The recipe as TOML, every value written out.
+    pub fn to_toml(&self) -> String {
+        // Strings, numbers, arrays and tables with text keys: all have a form in TOML.
+        toml::to_string(self).expect("a recipe has a form in TOML")
+    }
+
+    /// Checks the values; for recipes that were changed after reading (flags on the command line).
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key.
+    pub fn check(&self) -> Result<()> {
+        self.validate().map_err(|(path, why)| Error::Config(format!("{}: {why}", path.join("."))))
+    }
+
+    /// The path of the first wrong key, and why it is wrong.
+    fn validate(&self) -> std::result::Result<(), (Vec<String>, String)> {
+        let fail = |path: &str, why: String| Err((path.split('.').map(str::to_string).collect(), why));
+        let within = |path: &str, value: f64, low: f64, high: f64| {
+            if (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                let name = path.rsplit('.').next().unwrap_or(path);
+                fail(path, format!("{name} = {value} must be between {low} and {high}"))
+            }
+        };
+        if self.epochs == 0 || self.epochs > 1_000_000 {
+            return fail("epochs", format!("epochs = {} must be between 1 and 1000000", self.epochs));
+        }
+        if self.batch == 0 || self.batch > 65_536 {
+            return fail("batch", format!("batch = {} must be between 1 and 65536", self.batch));
+        }
+        if self.lr.is_nan() || self.lr <= 0.0 || self.lr > 1e6 {
+            return fail("lr", format!("lr = {} must be above 0", self.lr));
+        }
+        within("momentum", self.momentum, 0.0, 0.9999)?;
+        within("weight_decay", self.weight_decay, 0.0, 1e3)?;
+        within("warmup_epochs", self.warmup_epochs, 0.0, self.epochs as f64)?;
+        if let Some(rate) = self.dropout {
+            within("dropout", rate, 0.0, 0.99)?;
+        }
+        let schedules = [("schedule", Some(&self.schedule)), ("bias.schedule", self.bias.schedule.as_ref())];
+        for (path, schedule) in schedules {
+            if let Some(Err(e)) = schedule.map(Schedule::validate) {
+                let message = e.to_string();
+                let key = message.split(' ').next().unwrap_or_default();
+                return fail(&format!("{path}.{key}"), message.clone());
+            }
+        }
+        within("bias.lr", self.bias.lr, 0.0, 1e6)?;
+        within("bias.decay", self.bias.decay, 0.0, 1e6)?;
+        for (name, rates) in &self.layers {
+            let bias = rates.bias_lr.unwrap_or(rates.lr);
+            within(&format!("layers.{name}.lr"), rates.lr, 0.0, 1e6)?;
+            within(&format!("layers.{name}.bias_lr"), bias, 0.0, 1e6)?;
+            within(&format!("layers.{name}.decay"), rates.decay, 0.0, 1e6)?;
+            let path = format!("layers.{name}.changes");
+            for change in &rates.changes {
+                let bias = change.bias_lr.unwrap_or(change.lr);
+                for value in [change.lr, bias, change.from_epoch] {
+                    within(&path, value, 0.0, 1e6)?;
+                }
+            }
+            if !rates.changes.is_sorted_by_key(|c| c.from_epoch) {
+                return fail(&path, "changes must be in the order of from_epoch".into());
+            }
+        }
+        if !(8..=4096).contains(&self.preprocess.side) {
+            return fail(
+                "preprocess.side",
+                format!("side = {} must be between 8 and 4096", self.preprocess.side),
+            );
+        }
+        within("preprocess.divisor", self.preprocess.divisor, 1e-6, 1e6)?;
+        for value in self.preprocess.std {
+            within("preprocess.std", value, 1e-6, 1e6)?;
+        }
+        let augment = &self.augment;
+        within("augment.colour_noise", augment.colour_noise, 0.0, 10.0)?;
+        let [low, high] = augment.area;
+        if !(0.01 <= low && low <= high && high <= 1.0) {
+            return fail(
+                "augment.area",
+                format!("area = [{low}, {high}] must rise and lie between 0.01 and 1"),
+            );
+        }
+        if augment.shared_by == 0 {
+            return fail("augment.shared_by", "shared_by = 0 must be at least 1".into());
+        }
+        if ![1, 10].contains(&self.validation.views) {
+            return fail("validation.views", format!("views = {} must be 1 or 10", self.validation.views));
+        }
+        within("validation.fraction", self.validation.fraction, 0.001, 0.9)
+    }
+
+    /// The network as this recipe trains it: with its dropout rate.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if `[layers]` names a layer that the network does not have, or one without parameters.
+    pub fn apply(&self, mut net: Network) -> Result<Network> {
+        if let Some(rate) = self.dropout {
+            for layer in &mut net.layers {
+                if let Op::Dropout(dropout) = &mut layer.op {
+                    dropout.rate = rate;
+                }
+            }
+        }
+        for name in self.layers.keys() {
+            let why = |e: Error| Error::Config(format!("recipe {}, [layers.{name}]: {e}", self.name));
+            let index = net.position(name).map_err(why)?;
+            if !matches!(net.layers[index].op, Op::Conv(_) | Op::Linear(_)) {
+                let kind = net.layers[index].op.kind();
+                return Err(why(Error::Config(format!("{name} ({kind}) has no parameters"))));
+            }
+        }
+        Ok(net)
+    }
+}
+
+/// The place of a key, by its path.
+fn span_of(text: &str, path: &[String]) -> Option<Range<usize>> {
+    let root = DeTable::parse(text).ok()?;
+    let mut table = root.get_ref();
+    let mut found = None;
+    for key in path {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref() == key.as_str()) else {
+            break;
+        };
+        found = Some(name.span());
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    found
+}
+
+/// A deserializer's error with its place. Within a table that is read by its `kind`, serde knows the place of the
+/// table only; the line of an unknown key is then looked up.
+fn refine(text: &str, origin: &str, error: &toml::de::Error) -> Error {
+    let message = error.message();
+    let typed = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+    if let (Some(typed), Some(span)) = (typed, error.span())
+        && text.get(span.clone()).is_some_and(|t| t.trim() != typed)
+    {
+        let after = |from: usize| {
+            let rest = &text[from..];
+            let lines = rest.split_inclusive('\n').scan(from, |at, line| {
+                let start = *at;
+                *at += line.len();
+                Some((start, line))
+            });
+            lines.into_iter().find(|(_, line)| line.split('=').next().is_some_and(|key| key.trim() == typed))
+        };
+        if let Some((start, line)) = after(span.start) {
+            let only: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
+            return at(text, origin, Some(start..start + line.len()), &unknown("key", typed, &only));
+        }
+    }
+    explain(text, origin, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zoo;
+
+    #[test]
+    fn built_in_recipes_are_sound_and_survive_the_round_trip() {
+        for name in names() {
+            let recipe = load(name).unwrap();
+            assert_eq!(recipe.name, name);
+            assert_eq!(
+                Recipe::from_toml(&recipe.to_toml(), "again").unwrap(),
+                recipe,
+                "{}",
+                recipe.to_toml()
+            );
+            recipe.apply(zoo::by_name(&recipe.net, 7).unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn errors_point_at_the_line_and_offer_the_nearest_key() {
+        let good = "name = 'x'\nsummary = 's'\nnet = 'caffenet'\nepochs = 3\nbatch = 8\nlr = 0.01\nmomentum = 0.9\n\
+                    weight_decay = 5e-4\n[schedule]\nkind = 'step'\nevery = 2\nfactor = 0.1\n[bias]\nlr = 2\n\
+                    [layers.conv1]\nlr = 0.5\n[preprocess]\nmean = 'channels'\n[augment]\nmirror = true\n";
+        Recipe::from_toml(good, "r.toml").unwrap();
+        for (from, to, expected) in [
+            ("epochs", "epoch", ["r.toml:4:", "did you mean `epochs`?"]),
+            ("batch = 8", "batch = 0", ["r.toml:5:", "between 1"]),
+            ("batch = 8", "batch = 'x'", ["r.toml:5:", "string"]),
+            ("lr = 0.01", "lr = nan", ["r.toml:6:", "above 0"]),
+            ("momentum = 0.9", "momentum = 1.0", ["r.toml:7:", "between 0 and"]),
+            ("kind = 'step'", "kind = 'steps'", ["r.toml:", "did you mean `step`?"]),
+            ("every = 2", "evry = 2", ["r.toml:11:", "did you mean `every`?"]),
+            ("every = 2", "every = 0", ["r.toml:11:", "above 0"]),
+            ("factor = 0.1", "factor = 3", ["r.toml:12:", "at most 1"]),
+            ("lr = 2", "lrs = 2", ["r.toml:14:", "did you mean `lr`?"]),
+            ("lr = 0.5", "lr = -1", ["r.toml:16:", "between 0"]),
+            ("'channels'", "'chanels'", ["r.toml:18:", ""]),
+            ("mirror = true", "miror = true", ["r.toml:20:", "did you mean `mirror`?"]),
+            ("mirror = true", "area = [0.9, 0.1]", ["r.toml:20:", "must rise"]),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good);
+            let error = Recipe::from_toml(&bad, "r.toml").unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            let error = error.to_string();
+            assert!(expected.iter().all(|part| error.contains(part)), "{from} -> {to}: {error}");
+        }
+    }
+
+    #[test]
+    fn unknown_recipes_and_layers_get_a_hint() {
+        let error = load("fintune").unwrap_err().to_string();
+        assert!(error.contains("did you mean `finetune`?"), "{error}");
+        assert!(load("no/such.toml").unwrap_err().to_string().contains("no/such.toml"));
+        let mut recipe = load("finetune").unwrap();
+        recipe.layers = BTreeMap::from([(
+            "conv9".to_string(),
+            LayerRates { lr: 0.0, bias_lr: None, decay: 1.0, changes: vec![] },
+        )]);
+        let error = recipe.apply(zoo::by_name("torchvision", 5).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("[layers.conv9]") && error.contains("did you mean"), "{error}");
+    }
+
+    #[test]
+    fn the_dropout_rate_replaces_the_network_s() {
+        let mut recipe = load("finetune").unwrap();
+        recipe.dropout = Some(0.25);
+        let net = recipe.apply(zoo::by_name("torchvision", 5).unwrap()).unwrap();
+        let rates: Vec<f64> = net
+            .layers
+            .iter()
+            .filter_map(|l| if let Op::Dropout(d) = &l.op { Some(d.rate) } else { None })
+            .collect();
+        assert_eq!(rates, [0.25, 0.25]);
+    }
+}
