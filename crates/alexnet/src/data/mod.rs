@@ -7,7 +7,7 @@
 
 pub mod augment;
 pub mod decode;
-mod disk;
+pub(crate) mod disk;
 mod jpeg;
 pub mod loader;
 mod map;

@@ -1,5 +1,103 @@
 //! How a network is run. [`contract`] says what every executor does; [`reference`] computes the ops one by one and
-//! is the specification; [`cpu`] is the fast one.
+//! is the specification; [`plan`] decides what is fused; [`cpu`] is the fast executor.
 
 pub mod contract;
+pub mod cpu;
+pub mod plan;
 pub mod reference;
+
+pub use contract::Executor;
+pub use plan::Mode;
+
+use crate::error::{Error, Result, nearest};
+use crate::net::Network;
+use alexnet_kernels::Isa;
+use std::str::FromStr;
+
+/// The arithmetic of products and activations; weights, sums, bias, loss and norms are f32 in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// The fastest that the machine has and this version computes.
+    #[default]
+    Auto,
+    /// f32
+    F32,
+    /// bf16 storage and operands, f32 sums.
+    Bf16,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The fastest that there is.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// The value among `values` that `text` names.
+fn parse<T: Copy>(text: &str, values: &[(&'static str, T)]) -> Result<T> {
+    let names = || values.iter().map(|v| v.0);
+    values.iter().find(|v| v.0 == text).map(|v| v.1).ok_or_else(|| {
+        let hint = nearest(text, names()).map_or(String::new(), |near| format!("; did you mean {near}?"));
+        Error::Config(format!("{text} is none of {}{hint}", names().collect::<Vec<_>>().join(", ")))
+    })
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        parse(text, &[("auto", Precision::Auto), ("f32", Precision::F32), ("bf16", Precision::Bf16)])
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        parse(text, &[("auto", Device::Auto), ("cpu", Device::Cpu)])
+    }
+}
+
+/// How to compile a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// N, the largest number of pictures in a batch.
+    pub batch: usize,
+    /// Training or inference.
+    pub mode: Mode,
+    /// The arithmetic.
+    pub precision: Precision,
+    /// Where to compute.
+    pub device: Device,
+    /// Threads that compute.
+    pub threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            batch: 128,
+            mode: Mode::Train { frozen_below: 0 },
+            precision: Precision::Auto,
+            device: Device::Auto,
+            threads: 1,
+        }
+    }
+}
+
+/// The best executor for these options. `ALEXNET_ISA` forces a tier of instructions.
+///
+/// # Errors
+/// If the network, the batch or the mode cannot be planned; if this version does not compute in the precision asked
+/// for; if there is not enough memory.
+pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
+    if options.precision == Precision::Bf16 {
+        return Err(Error::Config(
+            "bf16 is not computed by this version; --precision f32 or auto runs on every machine".into(),
+        ));
+    }
+    let isa = Isa::best().map_err(Error::Config)?;
+    let plan = plan::Plan::new(net, options.batch, options.mode)?;
+    Ok(Box::new(cpu::Cpu::new(net, plan, isa, options.threads)?))
+}

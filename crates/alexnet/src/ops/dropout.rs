@@ -16,24 +16,31 @@ use crate::rng::{Purpose, Stream};
 #[derive(Clone, Debug)]
 pub struct Mask {
     stream: Stream,
-    rate: f64,
+    /// An element is kept if its 32 random bits are at least this.
+    threshold: u64,
 }
 
 impl Mask {
     /// The mask of layer number `layer` of the network in step `step` of the run with this seed.
     pub fn new(rate: f64, seed: u64, step: u64, layer: usize) -> Self {
-        Mask { stream: Stream::new(seed, Purpose::Dropout, step, layer as u64), rate }
+        let threshold = (rate * (1u64 << 32) as f64).ceil() as u64;
+        Mask { stream: Stream::new(seed, Purpose::Dropout, step, layer as u64), threshold }
     }
 
     /// Whether element number `i` of the batch, in (N, C, H, W) order, is kept: its 32 random bits, as a fraction
     /// of 2³², are not below the rate.
     pub fn keeps(&self, i: usize) -> bool {
-        f64::from(self.stream.at(i as u64)) / (1u64 << 32) as f64 >= self.rate
+        u64::from(self.stream.at(i as u64)) >= self.threshold
+    }
+
+    /// [`Mask::keeps`] of elements 4·`quad` to 4·`quad` + 3, which share one draw.
+    pub fn keeps_four(&self, quad: usize) -> [bool; 4] {
+        self.stream.block_at(quad as u64).map(|bits| u64::from(bits) >= self.threshold)
     }
 }
 
 /// What multiplies a kept element while training.
-fn scale<T: Real>(dropout: &Dropout) -> T {
+pub fn scale<T: Real>(dropout: &Dropout) -> T {
     if dropout.inverted { T::of(1.0 / (1.0 - dropout.rate)) } else { T::one() }
 }
 
@@ -44,9 +51,17 @@ pub fn forward<T: Real>(
     x: &[T],     // (N, C, H, W)
     y: &mut [T], // (N, C, H, W)
 ) {
+    forward_from(dropout, mask, 0, x, y);
+}
+
+/// [`forward`] of a part of the batch that begins with element number 4·`quad`.
+pub fn forward_from<T: Real>(dropout: &Dropout, mask: &Mask, quad: usize, x: &[T], y: &mut [T]) {
     assert_eq!(x.len(), y.len(), "x and y differ in shape");
-    for (i, (y, &x)) in y.iter_mut().zip(x).enumerate() {
-        *y = if mask.keeps(i) { x * scale(dropout) } else { T::zero() };
+    let scale = scale(dropout);
+    for (i, (y, x)) in y.chunks_mut(4).zip(x.chunks(4)).enumerate() {
+        for ((y, &x), keep) in y.iter_mut().zip(x).zip(mask.keeps_four(quad + i)) {
+            *y = if keep { x * scale } else { T::zero() };
+        }
     }
 }
 
@@ -103,6 +118,8 @@ mod tests {
         let bits = |mask: &Mask| (0..256).map(|i| mask.keeps(i)).collect::<Vec<_>>();
         let mask = bits(&Mask::new(0.5, 9, 4, 2));
         assert!((0..256).all(|i| mask[i] == (stream.at(i as u64) >> 31 == 1)));
+        let fours = Mask::new(0.5, 9, 4, 2);
+        assert!((0..64).all(|quad| fours.keeps_four(quad)[..] == mask[4 * quad..4 * quad + 4]));
         for other in [Mask::new(0.5, 8, 4, 2), Mask::new(0.5, 9, 5, 2), Mask::new(0.5, 9, 4, 3)] {
             assert_ne!(mask, bits(&other));
         }

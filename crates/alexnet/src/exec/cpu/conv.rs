@@ -1,0 +1,112 @@
+//! The convolution stage: convolution, bias and ReLU in one pass; its gradients; the separate update of its weights.
+
+use super::{Cpu, StageState, update_of};
+use crate::exec::contract::{Batch, StepSettings};
+use crate::exec::plan::{Form, Plan};
+use crate::net;
+use alexnet_kernels::conv::{self, Axis, Epilogue, Fold, Geometry, Packed, WeightPlan};
+use alexnet_kernels::{Isa, sgd};
+
+/// The geometry of a stage and its packed weights.
+pub(super) struct State {
+    geometry: Geometry,
+    fold: Fold,
+    relu: bool,
+    forward: Packed,
+    /// For the input gradient, if that is needed.
+    backward: Option<Packed>,
+    weight_plan: WeightPlan,
+}
+
+impl State {
+    pub(super) fn new(isa: Isa, plan: &Plan, i: usize, op: &net::Conv, relu: bool) -> Self {
+        let (input, output) = (plan.maps[i].shape, plan.maps[i + 1].shape);
+        let axis =
+            |input, output| Axis { input, output, kernel: op.kernel, stride: op.stride, pad: op.pad.before };
+        let (rows, mut columns) = (axis(input.h, output.h), axis(input.w, output.w));
+        let mut fold = 1;
+        if plan.maps[i].form == Form::Input {
+            fold = plan.input.fold;
+            if fold > 1 {
+                columns = Axis {
+                    input: plan.input.columns,
+                    output: output.w,
+                    kernel: op.kernel.div_ceil(fold),
+                    stride: 1,
+                    pad: 0,
+                };
+            }
+        }
+        let geometry =
+            Geometry { block: plan.block, c: input.c * fold, k: output.c, groups: op.groups, rows, columns };
+        State {
+            geometry,
+            fold: Fold { kernel: op.kernel, fold },
+            relu,
+            forward: Packed::for_forward(isa, &geometry),
+            backward: plan.stages[i].input_gradient.then(|| Packed::for_backward(isa, &geometry)),
+            weight_plan: WeightPlan::new(isa, &geometry),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.forward.bytes() + self.backward.as_ref().map_or(0, Packed::bytes)
+    }
+
+    pub(super) fn scratch_len(&self) -> usize {
+        self.weight_plan.scratch_len(&self.geometry)
+    }
+}
+
+impl Cpu {
+    /// Packs the weights of stage `i` for the next step.
+    pub(super) fn conv_pack(&mut self, i: usize) {
+        let w = self.tensors[self.weight_of(i)].value;
+        let StageState::Conv(state) = &mut self.stages[i] else { unreachable!("stage {i} is a convolution") };
+        let w = self.arena.get(w);
+        conv::pack_forward(&mut self.ctx, &state.geometry, state.fold, w, &mut state.forward);
+        if let Some(backward) = &mut state.backward {
+            conv::pack_backward(&mut self.ctx, &state.geometry, w, backward);
+        }
+    }
+
+    /// y = relu(x ∗ w + b)
+    pub(super) fn conv_forward(&mut self, i: usize, batch: &Batch) {
+        let bias = self.tensors[self.weight_of(i) + 1].value;
+        let StageState::Conv(state) = &self.stages[i] else { unreachable!("stage {i} is a convolution") };
+        let ([x, bias], [y]) = self.arena.split([self.maps[i], bias], [self.maps[i + 1]]);
+        let x = Self::input_of(x, batch, i);
+        let epilogue = if state.relu { Epilogue::BiasRelu } else { Epilogue::Bias };
+        conv::forward(&mut self.ctx, &state.geometry, batch.count, x, &state.forward, bias, epilogue, y);
+    }
+
+    /// dx, then dw, db and their update. Returns whether the new weights are finite.
+    pub(super) fn conv_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) -> bool {
+        let stage = &self.plan.stages[i];
+        let weight = self.weight_of(i);
+        let StageState::Conv(state) = &self.stages[i] else { unreachable!("stage {i} is a convolution") };
+        let g = &state.geometry;
+        if let Some(packed) = &state.backward {
+            let ([x, dy], [dx]) =
+                self.arena.split([self.maps[i], self.gradients[i + 1]], [self.gradients[i]]);
+            let relu = stage.masks_input.then_some(x);
+            conv::backward_input(&mut self.ctx, g, batch.count, dy, packed, relu, dx);
+        }
+        let rates = [settings.rates[weight], settings.rates[weight + 1]];
+        if !stage.moves || rates.iter().all(|r| r.lr == 0.0) {
+            return true;
+        }
+        let [w, b] = [weight, weight + 1].map(|t| &self.tensors[t]);
+        let ([x, dy], [dw, db]) =
+            self.arena.split([self.maps[i], self.gradients[i + 1]], [w.gradient, b.gradient]);
+        let x = Self::input_of(x, batch, i);
+        conv::backward_weight(&mut self.ctx, g, state.fold, &state.weight_plan, batch.count, x, dy, dw, db);
+        let mut finite = true;
+        for (tensor, rate) in [w, b].into_iter().zip(rates) {
+            let ([g], [w, v]) = self.arena.split([tensor.gradient], [tensor.value, tensor.momentum]);
+            finite &= sgd::update(&mut self.ctx, update_of(rate, settings), g, w, v);
+        }
+        self.conv_pack(i);
+        finite
+    }
+}
