@@ -78,7 +78,8 @@ def power_of_two(x):
 
 class AlexNet2012:
     name = "alexnet-2012"
-    # name, weight shape, constant bias
+    # Name, weight shape, constant bias. Biases that start at 1 in the paper start at 1/8 here: near 1 a change of
+    # 1e-5, which is what the first step makes of conv2's, has only two digits in float32.
     layers = [
         ("conv1", (12, 3, 11, 11), 0.0),
         ("conv2", (32, 6, 5, 5), 0.125),
@@ -91,6 +92,7 @@ class AlexNet2012:
     ]
     # Grey levels around the mean, as in 2012: large enough for the normalization to matter.
     picture_scale = 64.0
+    # Weights below the even spread of `start`, so that ten steps do not diverge.
     gain = {"conv1": 2.0**-3, "conv2": 0.5, "conv3": 0.5, "conv4": 0.5, "conv5": 0.5, "fc8": 0.5}
 
     @staticmethod
@@ -117,6 +119,7 @@ class AlexNet2012:
 
 class Torchvision:
     name = "torchvision"
+    # None: biases are uniform, as PyTorch starts them.
     layers = [
         ("conv1", (8, 3, 11, 11), None),
         ("conv2", (24, 8, 5, 5), None),
@@ -203,7 +206,6 @@ def rounded(values):
 
 
 def main():
-    torch.manual_seed(0)
     for net in (AlexNet2012, Torchvision):
         losses, changes = train(net, torch.float64)
         losses32, changes32 = train(net, torch.float32)

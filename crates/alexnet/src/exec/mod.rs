@@ -1,4 +1,4 @@
-//! How a network is run. [`contract`] says what every executor does; [`reference`] computes the ops one by one and
+//! How a network is run. [`contract`] says what every executor does; [`mod@reference`] computes the ops one by one and
 //! is the specification; [`cpu`] is the fast one.
 
 pub mod contract;
