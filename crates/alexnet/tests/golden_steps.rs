@@ -4,10 +4,9 @@
 
 use alexnet::exec::contract::{Batch, Executor, Params, Rate, StepSettings};
 use alexnet::exec::reference::Reference;
-use alexnet::net::{
-    Activation, Conv, Init, Layer, Linear, Loss, Lrn, Network, Op, Pad, Pool, PoolKind, Rounding, Shape, Ties,
-};
+use alexnet::net::{Network, Op, Shape};
 use alexnet::rng::{Purpose, Stream};
+use alexnet::zoo;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -145,14 +144,17 @@ impl Golden {
     }
 }
 
-/// Trains the executor that `make` gives for a network and a batch, and compares it with PyTorch.
-fn check_against_golden(net: &Network, make: impl Fn(&Network, usize) -> Box<dyn Executor>) {
-    let golden = Golden::read(&net.name);
-    assert_eq!((net.classes(), golden.network.as_str()), (golden.classes, net.name.as_str()));
-    let mut executor = make(net, golden.batch);
-    let start = golden.start(net);
+/// Trains the zoo's network of this name, at an eighth of its width and without dropout, on the executor that
+/// `make` gives for a network and a batch, and compares it with PyTorch.
+fn check_against_golden(name: &str, make: impl Fn(&Network, usize) -> Box<dyn Executor>) {
+    let golden = Golden::read(name);
+    assert_eq!(golden.network, name);
+    let mut net = zoo::by_name(name, golden.classes).unwrap().with_width(1, 8).unwrap();
+    net.layers.retain(|layer| !matches!(layer.op, Op::Dropout(_)));
+    let mut executor = make(&net, golden.batch);
+    let start = golden.start(&net);
     executor.set_params(&start);
-    executor.set_momentum(&Params::zeros(net).unwrap());
+    executor.set_momentum(&Params::zeros(&net).unwrap());
     let mut input = vec![0.0; executor.input_layout().len()];
     let rates = vec![Rate { lr: golden.lr, decay: golden.decay }; start.0.len()];
     let weights = vec![1.0; golden.batch];
@@ -191,70 +193,10 @@ fn reference(net: &Network, batch: usize) -> Box<dyn Executor> {
 
 #[test]
 fn alexnet_2012_on_the_reference() {
-    check_against_golden(&alexnet_2012(), reference);
+    check_against_golden("alexnet-2012", reference);
 }
 
 #[test]
 fn torchvision_on_the_reference() {
-    check_against_golden(&torchvision(), reference);
-}
-
-/// A layer by its name and operation.
-fn layer(name: &str, op: Op) -> Layer {
-    Layer { name: name.into(), op }
-}
-
-/// A network of ten classes for 224 pixels at an eighth of its width: `conv` gives the five convolutions by their
-/// numbers, `norm` the normalization that follows the first two.
-fn network(name: &str, conv: impl Fn(usize) -> Conv, norm: Option<Lrn>) -> Network {
-    let pool = Pool { kind: PoolKind::Max, size: 3, stride: 2, rounding: Rounding::Floor, ties: Ties::First };
-    let mut layers = Vec::new();
-    for i in 1..=5 {
-        layers.push(layer(&format!("conv{i}"), Op::Conv(conv(i))));
-        layers.push(layer(&format!("relu{i}"), Op::Activation(Activation::Relu)));
-        if let Some(norm) = norm.as_ref().filter(|_| i <= 2) {
-            layers.push(layer(&format!("norm{i}"), Op::Lrn(norm.clone())));
-        }
-        if [1, 2, 5].contains(&i) {
-            layers.push(layer(&format!("pool{i}"), Op::Pool(pool.clone())));
-        }
-    }
-    for (i, outputs) in [(6, 512), (7, 512), (8, 10)] {
-        let linear = Linear { outputs, weight: Init::FanIn, bias: Init::FanIn };
-        layers.push(layer(&format!("fc{i}"), Op::Linear(linear)));
-        if i < 8 {
-            layers.push(layer(&format!("relu{i}"), Op::Activation(Activation::Relu)));
-        }
-    }
-    let input = Shape::new(3, 224, 224);
-    Network { name: name.into(), source: "golden/train_steps.py".into(), input, layers, loss: Loss::Softmax }
-}
-
-fn conv(filters: usize, kernel: usize, stride: usize, pad: usize, groups: usize) -> Conv {
-    let pad = Pad { before: pad, after: pad };
-    let (weight, bias) = (Init::FanIn, Init::FanIn);
-    Conv { filters, kernel, stride, pad, groups, rounding: Rounding::Ceil, weight, bias }
-}
-
-fn alexnet_2012() -> Network {
-    let conv = |i| match i {
-        1 => conv(12, 11, 4, 0, 1),
-        2 => conv(32, 5, 1, 2, 2),
-        3 => conv(48, 3, 1, 1, 1),
-        4 => conv(48, 3, 1, 1, 2),
-        _ => conv(32, 3, 1, 1, 2),
-    };
-    let norm = Lrn { size: 5, k: 2.0, alpha: 1e-4, alpha_div_n: false, beta: 0.75, towers: 2 };
-    network("alexnet-2012", conv, Some(norm))
-}
-
-fn torchvision() -> Network {
-    let conv = |i| match i {
-        1 => Conv { rounding: Rounding::Floor, ..conv(8, 11, 4, 2, 1) },
-        2 => conv(24, 5, 1, 2, 1),
-        3 => conv(48, 3, 1, 1, 1),
-        4 => conv(32, 3, 1, 1, 1),
-        _ => conv(32, 3, 1, 1, 1),
-    };
-    network("torchvision", conv, None)
+    check_against_golden("torchvision", reference);
 }
