@@ -63,17 +63,20 @@ impl Geometry {
     #[inline]
     fn products(&self, mut f: impl FnMut(usize, usize, usize)) {
         let (group_c, group_k) = (self.c / self.groups, self.k / self.groups);
-        let inside = |at: usize, extent: usize| at.checked_sub(self.pad_before).filter(|&i| i < extent);
+        // The taps, along one axis, of a window that starts at `at` of the padded map and that lie on the map.
+        let taps = |at: usize, extent: usize| {
+            self.pad_before.saturating_sub(at)..self.r.min((extent + self.pad_before).saturating_sub(at))
+        };
         for (n, k) in (0..self.n * self.k).map(|nk| (nk / self.k, nk % self.k)) {
             for (p, q) in (0..self.p * self.q).map(|pq| (pq / self.q, pq % self.q)) {
                 let o = ((n * self.k + k) * self.p + p) * self.q + q;
                 for c in 0..group_c {
                     let map = n * self.c + k / group_k * group_c + c;
-                    for r in 0..self.r {
-                        let Some(row) = inside(p * self.stride + r, self.h) else { continue };
-                        for s in 0..self.r {
-                            let Some(column) = inside(q * self.stride + s, self.w) else { continue };
-                            let i = (map * self.h + row) * self.w + column;
+                    for r in taps(p * self.stride, self.h) {
+                        for s in taps(q * self.stride, self.w) {
+                            let (row, column) = (p * self.stride + r, q * self.stride + s);
+                            let i =
+                                (map * self.h + row - self.pad_before) * self.w + column - self.pad_before;
                             let j = ((k * group_c + c) * self.r + r) * self.r + s;
                             f(i, j, o);
                         }
