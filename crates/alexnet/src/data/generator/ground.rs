@@ -106,12 +106,12 @@ impl Material {
         let mut main = draw_colour(random);
         // About half of all draws differ enough; sixteen in vain are one in 2^16.
         for _ in 0..16 {
-            if (luminance(main) - luminance(ground)).abs() >= 0.28 {
+            if (luminance(main) - luminance(ground)).abs() >= 0.30 {
                 break;
             }
             main = draw_colour(random);
         }
-        let second = mix(main, draw_colour(random), random.range(0.15, 0.40));
+        let second = mix(main, draw_colour(random), random.range(0.10, 0.50));
         Material { main, second, pattern: Pattern::draw(random) }
     }
 
@@ -152,6 +152,18 @@ impl Scrap {
                 random.range(0.5, 1.3),
             ),
             _ => Scrap::Patch(centre, random.range(0.10, 0.24), angle, Pattern::draw(random)),
+        }
+    }
+
+    /// A circle around it.
+    fn bounds(&self) -> ([f64; 2], f64) {
+        match self {
+            Scrap::Stroke([ax, ay], [bx, by], thickness) => {
+                ([(ax + bx) / 2.0, (ay + by) / 2.0], (bx - ax).hypot(by - ay) / 2.0 + thickness)
+            }
+            Scrap::Blob(centre, radius) => (*centre, *radius),
+            Scrap::Arc(centre, radius, thickness, ..) => (*centre, radius + thickness),
+            Scrap::Patch(centre, half, ..) => (*centre, half * 1.5),
         }
     }
 
@@ -203,16 +215,16 @@ impl Ground {
         let second = mix(first, draw_colour(random), random.range(0.1, 0.5));
         let angle = random.range(0.0, TAU);
         let clouds = [Cloud::draw(random, 3), Cloud::draw(random, 10)];
-        let strength = [random.range(0.1, 0.5), random.range(0.0, 0.3), random.range(0.0, 0.35)];
+        let strength = [random.range(0.1, 0.5), random.range(0.0, 0.4), random.range(0.0, 0.5)];
         let pattern = Pattern::draw(random);
-        let scraps = (0..random.below(6) + 3)
+        let scraps = (0..random.below(6) + 2)
             .map(|_| {
                 let scrap = Scrap::draw(random);
                 let main = mix(first, draw_colour(random), random.range(0.3, 0.9));
                 (scrap, [main, mix(main, draw_colour(random), random.range(0.3, 0.8))])
             })
             .collect();
-        let over = random.below(2);
+        let over = usize::from(random.below(4) == 0);
         Ground {
             colours: [first, second],
             direction: [angle.cos(), angle.sin()],
@@ -229,21 +241,31 @@ impl Ground {
         mix(self.colours[0], self.colours[1], 0.5)
     }
 
-    /// The colour of the ground and the clutter under the thing.
-    pub fn at(&self, x: f64, y: f64) -> Colour {
-        let under = &self.scraps[..self.scraps.len() - self.over];
-        if let Some(colour) = topmost(under, x, y) {
-            return colour;
-        }
+    /// The colour of the bare ground.
+    pub fn base(&self, x: f64, y: f64) -> Colour {
         let slope = 0.5 + 0.35 * (self.direction[0] * x + self.direction[1] * y);
         let wave = |k: usize| (self.clouds[k].at(x, y) - 0.5) * self.strength[k];
-        let t = slope + wave(0) + wave(1) + (self.pattern.at(x, y) - 0.5) * self.strength[2];
-        mix(self.colours[0], self.colours[1], t).map(|c| (c + 0.5 * wave(1)).clamp(0.0, 1.0))
+        let fine = wave(1);
+        let t = slope + wave(0) + fine + (self.pattern.at(x, y) - 0.5) * self.strength[2];
+        mix(self.colours[0], self.colours[1], t).map(|c| (c + 0.5 * fine).clamp(0.0, 1.0))
+    }
+
+    /// The colour of clutter that lies under the thing, if there is any here.
+    pub fn under(&self, x: f64, y: f64) -> Option<Colour> {
+        topmost(&self.scraps[..self.scraps.len() - self.over], x, y)
     }
 
     /// The colour of clutter that lies over the thing, if there is any here.
     pub fn over(&self, x: f64, y: f64) -> Option<Colour> {
         topmost(&self.scraps[self.scraps.len() - self.over..], x, y)
+    }
+
+    /// Whether any clutter is within `margin` of a point.
+    pub fn has_scrap_near(&self, x: f64, y: f64, margin: f64) -> bool {
+        self.scraps.iter().any(|(scrap, _)| {
+            let ([cx, cy], radius) = scrap.bounds();
+            (x - cx).abs().max((y - cy).abs()) <= radius + margin
+        })
     }
 }
 

@@ -23,7 +23,7 @@ pub const TRAIN_PER_CLASS: usize = 450;
 pub const VAL_PER_CLASS: usize = 100;
 
 /// Sample points a pixel in each direction.
-const SAMPLES: usize = 3;
+const SAMPLES: usize = 2;
 /// Validation pictures are counted from here, so that neither side's size changes the other.
 const FIRST_VAL: u64 = 1 << 32;
 
@@ -77,12 +77,12 @@ struct Pose {
 
 impl Pose {
     fn draw(random: &mut Stream) -> Pose {
-        let size = random.range(0.48, 0.80);
+        let size = random.range(0.52, 0.90);
         let room = (0.95 - size).max(0.0) + 0.06;
         let centre = [random.range(-room, room), random.range(-room, room)];
         let angle = random.range(0.0, std::f64::consts::TAU);
         // One side seen a little from the side.
-        let squeeze = random.range(0.80, 1.0);
+        let squeeze = random.range(0.82, 1.0);
         let slant = random.range(0.0, std::f64::consts::TAU);
         let mirror = if random.next_u32() & 1 == 1 { -1.0 } else { 1.0 };
         let turn = |a: f64| [[a.cos(), a.sin()], [-a.sin(), a.cos()]];
@@ -90,6 +90,13 @@ impl Pose {
         let squeezed = times(turn(-slant), times(scale(1.0, 1.0 / squeeze), turn(slant)));
         let inverse = times(times(scale(mirror / size, 1.0 / size), turn(angle)), squeezed);
         Pose { centre, inverse, reach: size * shapes::REACH }
+    }
+
+    /// Whether a point is no more than `margin` beyond the thing's reach.
+    fn is_near(&self, x: f64, y: f64, margin: f64) -> bool {
+        let (dx, dy) = (x - self.centre[0], y - self.centre[1]);
+        let reach = self.reach + margin;
+        dx * dx + dy * dy <= reach * reach
     }
 
     fn local(&self, x: f64, y: f64) -> [f64; 2] {
@@ -110,58 +117,78 @@ fn draw(seed: u64, kind: Kind, index: u64, side: usize) -> Vec<u8> {
     let ground = Ground::draw(&mut random);
     let material = Material::draw(&mut random, ground.mean_colour());
     let light = Light::draw(&mut random);
-    let shadow = [random.range(-0.07, 0.07), random.range(-0.07, 0.07)];
-    let mut pixels = Vec::with_capacity(side * side * 3);
+    let shadow = [random.range(-0.06, 0.06), random.range(-0.06, 0.06)];
     let step = 2.0 / side as f64;
+    let scene = Scene { pose, shape, ground, material, shadow, margin: step };
+    let mut pixels = Vec::with_capacity(side * side * 3);
     for py in 0..side {
         for px in 0..side {
-            let mut sum = [0.0; 3];
-            for sample in 0..SAMPLES * SAMPLES {
-                let at = |p: usize, s: usize| (p as f64 + (s as f64 + 0.5) / SAMPLES as f64) * step - 1.0;
-                let (x, y) = (at(px, sample % SAMPLES), at(py, sample / SAMPLES));
-                let colour = paint(&pose, &shape, &ground, &material, shadow, x, y);
-                for c in 0..3 {
-                    sum[c] += colour[c];
-                }
-            }
             let at = |p: usize| (p as f64 + 0.5) * step - 1.0;
-            let brightness = light.at(at(px), at(py)) / (SAMPLES * SAMPLES) as f64;
-            for s in sum {
+            let (x, y) = (at(px), at(py));
+            let colour = scene.pixel(x, y, step);
+            let brightness = light.at(x, y);
+            for c in colour {
                 // Noise of a small sensor.
                 let noise = light.noise * (random.uniform() + random.uniform() - 1.0);
-                pixels.push(((s * brightness + noise) * 255.0).round().clamp(0.0, 255.0) as u8);
+                pixels.push(((c * brightness + noise) * 255.0).round().clamp(0.0, 255.0) as u8);
             }
         }
     }
     pixels
 }
 
-/// The colour at a point: thing, its shadow, or ground; then whatever lies over everything.
-fn paint(
-    pose: &Pose,
-    shape: &Shape,
-    ground: &Ground,
-    material: &Material,
+/// Everything in a picture.
+struct Scene {
+    pose: Pose,
+    shape: Shape,
+    ground: Ground,
+    material: Material,
+    /// How far the thing's shadow is from it.
     shadow: [f64; 2],
-    x: f64,
-    y: f64,
-) -> Colour {
-    let near = |dx: f64, dy: f64| {
-        let (x, y) = (x - dx, y - dy);
-        let d = [x - pose.centre[0], y - pose.centre[1]];
-        (d[0] * d[0] + d[1] * d[1] <= pose.reach * pose.reach).then(|| pose.local(x, y))
-    };
-    if let Some(over) = ground.over(x, y) {
-        return over;
+    /// What is farther than this from a pixel's centre is not in it.
+    margin: f64,
+}
+
+impl Scene {
+    /// The mean colour of a pixel: edges are sampled finely, the ground and the shadow, which are smooth, once.
+    fn pixel(&self, x: f64, y: f64, step: f64) -> Colour {
+        let mut ground = self.ground.base(x, y);
+        let (sx, sy) = (x - self.shadow[0], y - self.shadow[1]);
+        if self.pose.is_near(sx, sy, 0.0) {
+            let [u, v] = self.pose.local(sx, sy);
+            if self.shape.contains(u, v) {
+                ground = ground.map(|c| c * 0.75);
+            }
+        }
+        let thing = self.pose.is_near(x, y, self.margin);
+        if !thing && !self.ground.has_scrap_near(x, y, self.margin) {
+            return ground;
+        }
+        let mut sum = [0.0; 3];
+        for sample in 0..SAMPLES * SAMPLES {
+            let offset = |s: usize| ((s as f64 + 0.5) / SAMPLES as f64 - 0.5) * step;
+            let (x, y) = (x + offset(sample % SAMPLES), y + offset(sample / SAMPLES));
+            let colour = self.surface(x, y, thing).unwrap_or(ground);
+            for c in 0..3 {
+                sum[c] += colour[c] / (SAMPLES * SAMPLES) as f64;
+            }
+        }
+        sum
     }
-    if let Some([u, v]) = near(0.0, 0.0)
-        && shape.contains(u, v)
-    {
-        return material.at(u, v);
+
+    /// The colour of what lies on the ground at a point: what lies over everything, the thing, what lies under it.
+    fn surface(&self, x: f64, y: f64, thing: bool) -> Option<Colour> {
+        if let Some(over) = self.ground.over(x, y) {
+            return Some(over);
+        }
+        if thing {
+            let [u, v] = self.pose.local(x, y);
+            if self.shape.contains(u, v) {
+                return Some(self.material.at(u, v));
+            }
+        }
+        self.ground.under(x, y)
     }
-    let colour = ground.at(x, y);
-    let shaded = near(shadow[0], shadow[1]).is_some_and(|[u, v]| shape.contains(u, v));
-    if shaded { colour.map(|c| c * 0.72) } else { colour }
 }
 
 /// Light that falls off across the picture.
@@ -177,7 +204,7 @@ impl Light {
         Light {
             level: random.range(0.75, 1.15),
             slope: [fall * angle.cos(), fall * angle.sin()],
-            noise: random.range(0.0, 0.05),
+            noise: random.range(0.0, 0.04),
         }
     }
 
