@@ -7,7 +7,8 @@
 
 pub mod augment;
 pub mod decode;
-pub(crate) mod disk;
+mod disk;
+pub mod generator;
 mod jpeg;
 pub mod loader;
 mod map;
@@ -21,6 +22,7 @@ pub mod stats;
 
 pub use augment::{Augment, ColourAxes, View};
 pub use decode::Exif;
+pub use generator::drawn_pack;
 pub use loader::{LoadedBatch, Loader, LoaderConfig, Sample};
 pub use pack::{Pack, PackOptions, Unreadable, check_unreadable};
 pub use preprocess::{Mean, Preprocess};
