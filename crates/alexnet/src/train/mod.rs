@@ -1,7 +1,20 @@
 //! Training: from a recipe, a network and pictures to weights and a run directory.
 //!
-//! [`recipe`] says how, [`start`] gives the first weights, [`trainer`] is the loop, [`schedule`] and [`rates`] say how
-//! fast, [`checkpoint`] and [`run_directory`] hold what comes of it.
+//! | file | says |
+//! |---|---|
+//! | [`recipe`] | how to train: a TOML file, built in or the user's |
+//! | [`schedule`], [`rates`] | how fast each tensor moves in each step |
+//! | [`init`], [`start`] | the first weights, and what is measured on the pictures |
+//! | [`trainer`] | the loop; [`observer`] is told about it, [`health`] watches it |
+//! | [`checkpoint`], [`tensor_file`], [`durable`] | one file that holds a run, whole or not at all |
+//! | [`run_directory`] | everything else that a run leaves behind |
+//!
+//! A new run, in order: [`recipe::load`] (and flags), [`recipe::Recipe::bring_preprocessing`], the pictures packed as
+//! [`recipe::Recipe::pack_options`] says, the network for their classes through [`recipe::Recipe::apply`],
+//! [`crate::data::split()`], [`recipe::Recipe::measure`], [`start::weights`], [`run_directory::RunDirectory::create`] with
+//! its configuration, [`trainer::train`]. A resumed one: [`run_directory::RunDirectory::open`], its configuration and
+//! [`checkpoint::Store::newest`], then [`trainer::train`] with [`trainer::Start::Resume`]; a run that ended before
+//! its first checkpoint ([`checkpoint::Store::is_empty`]) begins anew in the same directory.
 
 pub mod checkpoint;
 pub mod durable;

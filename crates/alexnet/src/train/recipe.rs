@@ -372,6 +372,25 @@ impl Recipe {
         toml::to_string(self).expect("a recipe has a form in TOML")
     }
 
+    /// What this recipe changes in `original`, a line a key: `epochs = 5, not 20`.
+    pub fn differences(&self, original: &Recipe) -> Vec<String> {
+        let flat = |recipe: &Recipe| {
+            let mut values = BTreeMap::new();
+            // A recipe has a form in TOML; see `to_toml`.
+            let table = toml::Table::try_from(recipe).expect("a recipe has a form in TOML");
+            flatten("", &toml::Value::Table(table), &mut values);
+            values
+        };
+        let (ours, theirs) = (flat(self), flat(original));
+        let changed = ours.iter().filter(|(key, value)| theirs.get(*key) != Some(value));
+        let gone = theirs.iter().filter(|(key, _)| !ours.contains_key(*key));
+        let line = |(key, value): (&String, &String)| match theirs.get(key) {
+            Some(original) => format!("{key} = {value}, not {original}"),
+            None => format!("{key} = {value}"),
+        };
+        changed.map(line).chain(gone.map(|(key, value)| format!("no {key}, which was {value}"))).collect()
+    }
+
     /// Checks the values; for recipes that were changed after reading (flags on the command line).
     ///
     /// # Errors
@@ -481,6 +500,21 @@ impl Recipe {
             }
         }
         Ok(net)
+    }
+}
+
+/// Every value under its full key.
+fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&path, value, into);
+            }
+        }
+        value => {
+            into.insert(prefix.into(), value.to_string());
+        }
     }
 }
 

@@ -68,3 +68,25 @@ fn the_dropout_rate_replaces_the_network_s() {
         .collect();
     assert_eq!(rates, [0.25, 0.25]);
 }
+
+#[test]
+fn differences_are_named_key_by_key() {
+    let original = load("finetune").unwrap();
+    assert!(original.differences(&original).is_empty());
+    let mut changed = original.clone();
+    changed.epochs = 5;
+    changed.from = None;
+    changed.warmup_epochs = 0.5;
+    changed.layers.remove("conv5");
+    changed.layers.insert("fc8".into(), LayerRates { lr: 3.0, bias_lr: None, decay: 1.0, changes: vec![] });
+    let lines = changed.differences(&original);
+    for expected in [
+        "epochs = 5, not 20",
+        "no from, which was \"imagenet\"",
+        "warmup_epochs = 0.5, not 0.0",
+        "layers.fc8.lr = 3.0",
+        "no layers.conv5.lr, which was 0.0",
+    ] {
+        assert!(lines.iter().any(|l| l == expected), "{expected}: {lines:?}");
+    }
+}
