@@ -4,6 +4,7 @@
 
 use super::durable;
 use super::recipe::Recipe;
+use super::run_directory::SplitConfig;
 use super::schedule::PlateauState;
 use super::tensor_file::{self, Reader, TensorRef};
 use crate::data::{ColourAxes, Mean, Preprocess};
@@ -93,8 +94,10 @@ pub struct State {
     pub preprocess: Preprocess,
     /// The axes of the colour noise, if there is any.
     pub colour_axes: Option<ColourAxes>,
-    /// Stands for the pictures that the run learns from and is measured with.
+    /// [`crate::data::Pack::fingerprint`] of the pictures that the run learns from and is measured with.
     pub data_fingerprint: String,
+    /// How they are split; the seed of [`SplitConfig::rule`] is the run's.
+    pub split: SplitConfig,
 }
 
 impl State {

@@ -3,7 +3,7 @@
 //! A new file is created beside the target (exclusively: no link is followed), written, flushed to the disk, read
 //! back and checked, renamed over the target, and the folder is flushed too. A process that dies at any point leaves
 //! at most a temporary file, which [`remove_leftovers`] takes away; a machine that loses power has the new file if
-//! [`write`] had returned, and otherwise the old one or the new one.
+//! [`write()`] had returned, and otherwise the old one or the new one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Error, ErrorKind, Result};

@@ -372,6 +372,25 @@ impl Recipe {
         toml::to_string(self).expect("a recipe has a form in TOML")
     }
 
+    /// What this recipe changes in `original`, a line a key: `epochs = 5, not 20`.
+    pub fn differences(&self, original: &Recipe) -> Vec<String> {
+        let flat = |recipe: &Recipe| {
+            let mut values = BTreeMap::new();
+            // A recipe has a form in TOML; see `to_toml`.
+            let table = toml::Table::try_from(recipe).expect("a recipe has a form in TOML");
+            flatten("", &toml::Value::Table(table), &mut values);
+            values
+        };
+        let (ours, theirs) = (flat(self), flat(original));
+        let changed = ours.iter().filter(|(key, value)| theirs.get(*key) != Some(value));
+        let gone = theirs.iter().filter(|(key, _)| !ours.contains_key(*key));
+        let line = |(key, value): (&String, &String)| match theirs.get(key) {
+            Some(original) => format!("{key} = {value}, not {original}"),
+            None => format!("{key} = {value}"),
+        };
+        changed.map(line).chain(gone.map(|(key, value)| format!("no {key}, which was {value}"))).collect()
+    }
+
     /// Checks the values; for recipes that were changed after reading (flags on the command line).
     ///
     /// # Errors
@@ -484,6 +503,21 @@ impl Recipe {
     }
 }
 
+/// Every value under its full key.
+fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&path, value, into);
+            }
+        }
+        value => {
+            into.insert(prefix.into(), value.to_string());
+        }
+    }
+}
+
 /// The place of a key, by its path.
 fn span_of(text: &str, path: &[String]) -> Option<Range<usize>> {
     let root = DeTable::parse(text).ok()?;
@@ -528,80 +562,4 @@ fn refine(text: &str, origin: &str, error: &toml::de::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::zoo;
-
-    #[test]
-    fn built_in_recipes_are_sound_and_survive_the_round_trip() {
-        for name in names() {
-            let recipe = load(name).unwrap();
-            assert_eq!(recipe.name, name);
-            assert_eq!(
-                Recipe::from_toml(&recipe.to_toml(), "again").unwrap(),
-                recipe,
-                "{}",
-                recipe.to_toml()
-            );
-            recipe.apply(zoo::by_name(&recipe.net, 7).unwrap()).unwrap();
-        }
-    }
-
-    #[test]
-    fn errors_point_at_the_line_and_offer_the_nearest_key() {
-        let good = "name = 'x'\nsummary = 's'\nnet = 'caffenet'\nepochs = 3\nbatch = 8\nlr = 0.01\nmomentum = 0.9\n\
-                    weight_decay = 5e-4\n[schedule]\nkind = 'step'\nevery = 2\nfactor = 0.1\n[bias]\nlr = 2\n\
-                    [layers.conv1]\nlr = 0.5\n[preprocess]\nmean = 'channels'\n[augment]\nmirror = true\n";
-        Recipe::from_toml(good, "r.toml").unwrap();
-        for (from, to, expected) in [
-            ("epochs", "epoch", ["r.toml:4:", "did you mean `epochs`?"]),
-            ("batch = 8", "batch = 0", ["r.toml:5:", "between 1"]),
-            ("batch = 8", "batch = 'x'", ["r.toml:5:", "string"]),
-            ("lr = 0.01", "lr = nan", ["r.toml:6:", "above 0"]),
-            ("momentum = 0.9", "momentum = 1.0", ["r.toml:7:", "between 0 and"]),
-            ("kind = 'step'", "kind = 'steps'", ["r.toml:", "did you mean `step`?"]),
-            ("every = 2", "evry = 2", ["r.toml:11:", "did you mean `every`?"]),
-            ("every = 2", "every = 0", ["r.toml:11:", "above 0"]),
-            ("factor = 0.1", "factor = 3", ["r.toml:12:", "at most 1"]),
-            ("lr = 2", "lrs = 2", ["r.toml:14:", "did you mean `lr`?"]),
-            ("lr = 0.5", "lr = -1", ["r.toml:16:", "between 0"]),
-            ("'channels'", "'chanels'", ["r.toml:18:", ""]),
-            ("mirror = true", "miror = true", ["r.toml:20:", "did you mean `mirror`?"]),
-            ("mirror = true", "area = [0.9, 0.1]", ["r.toml:20:", "must rise"]),
-        ] {
-            let bad = good.replacen(from, to, 1);
-            assert_ne!(bad, good);
-            let error = Recipe::from_toml(&bad, "r.toml").unwrap_err();
-            assert_eq!(error.exit_code(), 2);
-            let error = error.to_string();
-            assert!(expected.iter().all(|part| error.contains(part)), "{from} -> {to}: {error}");
-        }
-    }
-
-    #[test]
-    fn unknown_recipes_and_layers_get_a_hint() {
-        let error = load("fintune").unwrap_err().to_string();
-        assert!(error.contains("did you mean `finetune`?"), "{error}");
-        assert!(load("no/such.toml").unwrap_err().to_string().contains("no/such.toml"));
-        let mut recipe = load("finetune").unwrap();
-        recipe.layers = BTreeMap::from([(
-            "conv9".to_string(),
-            LayerRates { lr: 0.0, bias_lr: None, decay: 1.0, changes: vec![] },
-        )]);
-        let error = recipe.apply(zoo::by_name("torchvision", 5).unwrap()).unwrap_err().to_string();
-        assert!(error.contains("[layers.conv9]") && error.contains("did you mean"), "{error}");
-    }
-
-    #[test]
-    fn the_dropout_rate_replaces_the_network_s() {
-        let mut recipe = load("finetune").unwrap();
-        recipe.dropout = Some(0.25);
-        let net = recipe.apply(zoo::by_name("torchvision", 5).unwrap()).unwrap();
-        let rates: Vec<f64> = net
-            .layers
-            .iter()
-            .filter_map(|l| if let Op::Dropout(d) = &l.op { Some(d.rate) } else { None })
-            .collect();
-        assert_eq!(rates, [0.25, 0.25]);
-    }
-}
+mod tests;

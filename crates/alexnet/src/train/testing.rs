@@ -1,13 +1,15 @@
-//! What the tests of this module share: a network small enough to save a thousand times, and an executor whose
-//! arithmetic is trivial but whose result depends on everything that a resumed run must bring back.
+//! What the tests of this module share: a network small enough to save a thousand times, pictures of noise, and an
+//! executor that can fail.
 
 use crate::data::pack::NewPicture;
 use crate::data::{Pack, PackOptions, Preprocess};
 use crate::exec::contract::{Batch, Executor, InputLayout, Params, StepReport, StepSettings};
+use crate::exec::reference::Reference;
 use crate::net::{Activation, Conv, Dropout, Init, Layer, Linear, Loss, Network, Op, Pad, Rounding, Shape};
 use crate::rng::{Purpose, Stream};
 use crate::train::checkpoint::{FORMAT, State};
 use crate::train::recipe;
+use crate::train::run_directory::SplitConfig;
 
 /// conv1 (4 filters, 3×3, stride 2) on 3×8×8, ReLU, fc1 (6), ReLU, dropout, fc2.
 pub fn small_net(classes: usize) -> Network {
@@ -58,138 +60,87 @@ pub fn state(net: &Network) -> State {
         preprocess: Preprocess::torchvision(),
         colour_axes: None,
         data_fingerprint: "0".into(),
+        split: SplitConfig::TrainPerClass(3),
     }
 }
 
-/// An executor that moves every parameter towards values read from the batch, by the rule of the paper. Its
-/// "gradient" depends on the pixels, the labels, the seed and the step, so that a resumed run that differs in any
-/// of them ends elsewhere.
-pub struct MockExecutor {
-    layout: InputLayout,
-    classes: usize,
-    params: Params,
-    momentum: Params,
-    /// A step from which the loss is not finite, blamed on layer 2.
+/// The reference executor with a fault at some step.
+pub struct Faulty {
+    /// What computes.
+    pub inner: Reference<f32>,
+    /// The step that this dies in, as a process would that is killed.
+    pub dies_at: Option<u64>,
+    /// The step whose loss is not finite, blamed on layer 2.
     pub diverges_at: Option<u64>,
 }
 
-impl MockExecutor {
-    /// For `net`, all zero.
+impl Faulty {
+    /// For `net`, without a fault yet.
     pub fn new(net: &Network, batch: usize) -> Self {
-        let zeros = Params::zeros(net).unwrap();
-        MockExecutor {
-            layout: InputLayout::nhwc(batch, net.input),
-            classes: net.classes(),
-            params: zeros.clone(),
-            momentum: zeros,
-            diverges_at: None,
-        }
-    }
-
-    /// A score of class `class` for a picture: some pixel times some weight, plus a bias.
-    fn score(&self, picture: &[f32], class: usize) -> f32 {
-        let last = &self.params.0[self.params.0.len() - 2..];
-        let (w, b) = (&last[0], &last[1]);
-        let inputs = w.shape[1];
-        picture.iter().enumerate().map(|(i, x)| x * w.data[class * inputs + i % inputs]).sum::<f32>()
-            + b.data[class]
-    }
-
-    fn probabilities(&self, picture: &[f32]) -> Vec<f32> {
-        let scores: Vec<f32> = (0..self.classes).map(|c| self.score(picture, c)).collect();
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let e: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
-        let sum: f32 = e.iter().sum();
-        e.iter().map(|x| x / sum).collect()
+        Faulty { inner: Reference::new(net, batch, None).unwrap(), dies_at: None, diverges_at: None }
     }
 }
 
-impl Executor for MockExecutor {
+impl Executor for Faulty {
     fn input_layout(&self) -> InputLayout {
-        self.layout.clone()
+        self.inner.input_layout()
     }
 
     fn describe(&self) -> String {
-        "mock".into()
+        self.inner.describe()
     }
 
     fn kernel_name(&self) -> String {
-        "mock f32".into()
+        self.inner.kernel_name()
     }
 
     fn planned_bytes(&self) -> usize {
-        self.params.0.iter().map(|p| 8 * p.data.len()).sum()
+        self.inner.planned_bytes()
     }
 
     fn set_params(&mut self, params: &Params) {
-        self.params = params.clone();
+        self.inner.set_params(params);
     }
 
     fn params(&self) -> Params {
-        self.params.clone()
+        Executor::params(&self.inner)
     }
 
     fn set_momentum(&mut self, momentum: &Params) {
-        self.momentum = momentum.clone();
+        self.inner.set_momentum(momentum);
     }
 
     fn momentum(&self) -> Params {
-        self.momentum.clone()
+        Executor::momentum(&self.inner)
     }
 
     fn train_step(&mut self, batch: Batch, settings: &StepSettings) -> StepReport {
-        let pixels = self.layout.shape.len();
-        let mut report =
-            StepReport { weight: batch.weights.iter().map(|&w| f64::from(w)).sum(), ..Default::default() };
-        for n in 0..batch.count {
-            let p = self.probabilities(&batch.input[n * pixels..][..pixels]);
-            let label = batch.labels[n] as usize;
-            report.loss -= f64::from(p[label]).max(1e-30).ln() / report.weight;
-            report.top1_wrong += f64::from(u8::from(p.iter().any(|&x| x > p[label])));
+        assert_ne!(Some(settings.step), self.dies_at, "killed");
+        let report = self.inner.train_step(batch, settings);
+        match self.diverges_at == Some(settings.step) {
+            true => StepReport { loss: f64::NAN, nonfinite: Some(2), ..report },
+            false => report,
         }
-        if self.diverges_at.is_some_and(|at| settings.step >= at) {
-            report.loss = f64::NAN;
-            report.nonfinite = Some(2);
-            return report;
-        }
-        let mut noise = Stream::new(settings.seed, Purpose::Dropout, settings.step, 0);
-        for (i, (p, v)) in self.params.0.iter_mut().zip(&mut self.momentum.0).enumerate() {
-            let rate = settings.rates[i];
-            if rate.lr == 0.0 {
-                continue;
-            }
-            for (j, (w, v)) in p.data.iter_mut().zip(&mut v.data).enumerate() {
-                let n = j % batch.count;
-                let pixel = batch.input[n * pixels + j % pixels];
-                let g =
-                    0.1 * *w + 0.01 * pixel - 0.001 * batch.labels[n] as f32 + 0.01 * noise.uniform() as f32;
-                *v = settings.momentum * *v - rate.decay * rate.lr * *w - rate.lr * g;
-                *w += *v;
-            }
-        }
-        report
     }
 
     fn infer(&mut self, batch: Batch, output: &mut [f32]) {
-        let pixels = self.layout.shape.len();
-        for n in 0..batch.count {
-            let p = self.probabilities(&batch.input[n * pixels..][..pixels]);
-            output[n * self.classes..][..self.classes].copy_from_slice(&p);
-        }
+        self.inner.infer(batch, output);
     }
 
     fn output_len(&self) -> usize {
-        self.classes
+        self.inner.output_len()
     }
 }
 
-/// `pictures` squares of random pixels, classes in turn.
+/// `pictures` squares of random pixels, classes in turn; each class has a colour that the noise does not hide.
 pub fn noise_pack(pictures: usize, classes: u32, side: usize) -> Pack {
     let options = PackOptions { side, ..Default::default() };
     let names = (0..classes).map(|c| format!("class {c}")).collect();
     let picture = |i: usize| {
         let mut stream = Stream::new(5, Purpose::Synthetic, i as u64, 0);
-        let pixels = (0..side * side * 3).map(|_| stream.next_u32() as u8).collect();
+        let pixels = (0..side * side * 3)
+            .map(|j| (stream.below(160) + if j % 3 == i % classes as usize { 90 } else { 0 }) as u8)
+            .collect();
         NewPicture { path: format!("{i}.png"), label: i as u32 % classes, split: None, pixels: Ok(pixels) }
     };
     Pack::from_pictures(names, &options, (0..pictures).map(picture)).unwrap()
