@@ -5,7 +5,9 @@
 mod args;
 mod commands;
 mod failure;
+mod machine;
 mod plan;
+mod progress;
 mod terminal;
 
 use clap::Parser;

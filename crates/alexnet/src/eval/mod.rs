@@ -4,4 +4,5 @@
 pub mod features;
 pub mod files;
 pub mod metrics;
+pub mod model;
 pub mod views;
