@@ -7,7 +7,7 @@
 
 pub mod augment;
 pub mod decode;
-pub(crate) mod disk;
+pub mod disk;
 mod jpeg;
 pub mod loader;
 mod map;
@@ -22,6 +22,7 @@ pub mod stats;
 pub use augment::{Augment, ColourAxes, View};
 pub use decode::Exif;
 pub use loader::{LoadedBatch, Loader, LoaderConfig, Sample};
+pub use pack_build::default_cache_dir;
 pub use pack::{Pack, PackOptions, Unreadable, check_unreadable};
 pub use preprocess::{Mean, Preprocess};
 pub use resize::Fit;

@@ -6,3 +6,5 @@ pub mod files;
 pub mod metrics;
 pub mod model;
 pub mod views;
+
+pub use metrics::Tally;
