@@ -8,6 +8,8 @@ mod failure;
 mod machine;
 mod plan;
 mod progress;
+mod screen;
+mod stop;
 mod terminal;
 
 use clap::Parser;

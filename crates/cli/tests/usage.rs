@@ -34,8 +34,11 @@ fn every_command_has_help() {
 fn wrong_usage_is_named_and_the_nearest_right_word_given() {
     let folder = tempfile::tempdir().unwrap();
     let net = folder.path().join("net.toml");
-    std::fs::write(&net, "name = 'n'\ninput = [3, 8, 8]\nlayer = [\n  { name = 'f', type = 'linear', outptus = 3 },\n]\n")
-        .unwrap();
+    std::fs::write(
+        &net,
+        "name = 'n'\ninput = [3, 8, 8]\nlayer = [\n  { name = 'f', type = 'linear', outptus = 3 },\n]\n",
+    )
+    .unwrap();
     let net = net.to_str().unwrap();
     for (words, expected) in [
         (&["trian"][..], &["trian", "train"][..]),
@@ -82,7 +85,8 @@ fn the_networks_and_their_totals() {
         assert!(line.contains(parameters), "{line}");
     }
     let json: serde_json::Value = serde_json::from_str(&run(&["nets", "--json"]).stdout).unwrap();
-    let of = |name: &str| json["networks"].as_array().unwrap().iter().find(|n| n["name"] == name).unwrap().clone();
+    let of =
+        |name: &str| json["networks"].as_array().unwrap().iter().find(|n| n["name"] == name).unwrap().clone();
     assert_eq!(of("alexnet-2012")["multiply_adds"], 724_406_816);
     assert_eq!(of("alexnet-2012-half")["multiply_adds"], 391_514_384);
     assert_eq!(of("zfnet")["multiply_adds"], 1_168_032_896);

@@ -10,6 +10,7 @@ mod eval;
 mod features;
 mod nets;
 mod predict;
+mod train;
 
 /// Runs a command to its end.
 ///
@@ -17,7 +18,7 @@ mod predict;
 /// Whatever ends it early; see [`crate::failure::Failure`].
 pub fn run(command: Command) -> Outcome {
     match command {
-        Command::Train(_) => Ok(()),
+        Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Features(args) => features::run(&args),

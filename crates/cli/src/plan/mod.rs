@@ -1,5 +1,7 @@
 //! What the arguments mean.
 
+pub mod train;
+
 use crate::args;
 use crate::terminal::{complain, plural};
 use alexnet::data::{Pack, PackOptions, SplitRule, split};
@@ -106,7 +108,7 @@ impl Compute {
         };
         let flag = |name: &'static str| move |error: Error| Error::Config(format!("{name}: {error}"));
         Ok(Compute {
-            precision: args.precision.parse().map_err(flag("--precision"))?,
+            precision: args.precision.as_deref().unwrap_or("auto").parse().map_err(flag("--precision"))?,
             device: args.device.parse().map_err(flag("--device"))?,
             threads,
         })
@@ -159,7 +161,7 @@ pub fn held_out(model: &Model, pack: &Pack) -> Result<(Vec<u32>, String)> {
     }
     let val = |rule: &SplitRule| Ok(split(pack, rule)?.val);
     if pack.fingerprint() == model.state.data_fingerprint {
-        let rule = SplitRule::Fraction(model.state.recipe()?.validation.fraction);
+        let rule = model.state.split.rule(model.state.seed);
         return Ok((val(&rule)?, "the part of its own data that it was not trained on".into()));
     }
     if pack.has_given_split() {
