@@ -4,7 +4,7 @@ use crate::args::Eval;
 use crate::failure::Outcome;
 use crate::plan;
 use crate::progress::Progress;
-use crate::terminal::{Words, count, percent, print_line};
+use crate::terminal::{Words, count, percent, plural, print_line};
 use alexnet::Error;
 use alexnet::eval::views;
 use alexnet::exec::Mode;
@@ -28,14 +28,10 @@ pub fn run(args: &Eval) -> Outcome {
     })?;
     progress.finish();
     let (pictures, part) = plan::held_out(&model, &pack)?;
-    words.line(&format!(
-        "model    {} ({}), {}",
-        model.net.name,
-        model.path.display(),
-        count(model.classes.len())
-    ))?;
-    words.line(&format!("data     {}", plan::data_words(&pack)))?;
-    words.line(&format!("measured {part}, {} views", views.len()))?;
+    let classes = plural(model.classes.len(), "class", "classes");
+    words.line(&format!("model     {} for {classes}, {}", model.net.name, model.path.display()))?;
+    words.line(&format!("data      {}", plan::data_words(&pack)))?;
+    words.line(&format!("measured  {part}; {}", plural(views.len(), "view", "views")))?;
 
     let mut executor = model.executor(compute.options(BATCH, Mode::Infer { last: None }), None)?;
     let pack = Arc::new(pack);

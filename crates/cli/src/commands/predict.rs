@@ -32,12 +32,10 @@ pub fn run(args: &Predict) -> Outcome {
         files::outputs(executor.as_mut(), &paths, &model.preprocess, compute.threads, &mut |path, answer| {
             done += 1;
             unreadable += usize::from(answer.is_err());
-            progress
-                .line(|| {
-                    printer.picture(path, answer);
-                    Ok(())
-                })
-                .unwrap_or_default();
+            let _ = progress.line(|| {
+                printer.picture(path, answer);
+                Ok(())
+            });
             progress.update(done, paths.len(), "");
             // Any error ends the work; the writing error itself is kept in the printer.
             if printer.lost.is_some() { Err(Error::Config("standard output is gone".into())) } else { Ok(()) }

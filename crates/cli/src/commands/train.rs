@@ -10,6 +10,7 @@ use crate::terminal::{Words, bytes, count, percent, print_line};
 use alexnet::Result;
 use alexnet::exec::{self, Mode};
 use alexnet::interchange::Copied;
+use alexnet::train::durable;
 use alexnet::train::recipe::Recipe;
 use alexnet::train::run_directory::{RunConfig, RunDirectory};
 use alexnet::train::start;
@@ -33,7 +34,8 @@ fn begin(args: &Train) -> Outcome {
     let compute = plan_train::compute(&args.compute, &asked.precision)?;
     plan_train::check_out(args.out.as_deref(), asked.data.as_deref())?;
     let data = asked.data.as_deref();
-    let material = plan_train::material(data, &asked.recipe, asked.seed, asked.train_per_class, None)?;
+    let (recipe, net, seed) = (&asked.recipe, &asked.recipe.net, asked.seed);
+    let material = plan_train::material(data, recipe, net, seed, asked.train_per_class, None)?;
     let run = plan_train::run_folder(args.out.as_deref(), data)?;
     let config = RunConfig {
         data: data.map(plan_train::absolute),
@@ -50,7 +52,8 @@ fn go_on(args: &Train, folder: Option<&Path>) -> Outcome {
     let (run, config, changes) = plan_train::resumed(args, folder)?;
     let compute = plan_train::compute(&args.compute, &config.precision)?;
     let data = config.data.as_deref().map(Path::new);
-    let material = plan_train::material(data, &config.recipe, config.seed, None, Some(config.split))?;
+    let net = plan_train::network_of(&run, &config.recipe);
+    let material = plan_train::material(data, &config.recipe, &net, config.seed, None, Some(config.split))?;
     // A run that was killed before its first checkpoint begins again.
     let has_checkpoints = plan_train::has_checkpoints(&run);
     Session { args, compute, material, config, changes, run }.train(has_checkpoints)
@@ -87,6 +90,7 @@ impl Session<'_> {
                 recipe.measure(&net, &pack, &self.material.partition.train, threads)?;
             Start::Fresh { params, preprocess, colour_axes }
         };
+        write_network(&self.run, &net)?;
         self.run.write_config(&self.config)?;
         self.run.write_env(&environment(&self.compute, &words_of_command()))?;
         self.run.write_bad_images(pack.unreadable())?;
@@ -160,6 +164,12 @@ impl Session<'_> {
         }
         Ok(())
     }
+}
+
+fn write_network(run: &RunDirectory, net: &alexnet::Network) -> Result<()> {
+    let path = run.path().join(plan_train::NETWORK);
+    durable::write_bytes(&path, net.to_toml().as_bytes())
+        .map_err(|e| alexnet::Error::Config(format!("{}: {e}", path.display())))
 }
 
 fn words_of_command() -> String {

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 /// Where runs are kept unless `--out` says otherwise.
 pub const RUNS: &str = "runs";
+/// The run's network in its folder, so that the folder is complete.
+pub const NETWORK: &str = "network.toml";
 /// The recipe for a folder of pictures.
 const FOR_A_FOLDER: &str = "finetune";
 /// The recipe for a folder of pictures and a network that ImageNet's convolutions do not fit.
@@ -165,6 +167,12 @@ pub fn resumed(args: &args::Train, folder: Option<&Path>) -> Result<(RunDirector
     Ok((run, config, changes))
 }
 
+/// The network of a run that goes on: the file in its folder, else what its recipe names.
+pub fn network_of(run: &RunDirectory, recipe: &Recipe) -> String {
+    let own = run.path().join(NETWORK);
+    if own.is_file() { absolute(&own) } else { recipe.net.clone() }
+}
+
 /// Pictures, how they are split, and the network for their classes.
 #[derive(Debug)]
 pub struct Material {
@@ -178,19 +186,21 @@ pub struct Material {
     pub net: Network,
 }
 
-/// Reads or draws the pictures, and fits the network to them. `split` is that of a run that goes on.
+/// Reads or draws the pictures, and fits the network `net` (a name or a file) to them. `given` is the split of a run
+/// that goes on.
 ///
 /// # Errors
 /// As packing, splitting and [`Recipe::apply`].
 pub fn material(
     data: Option<&Path>,
     recipe: &Recipe,
+    net: &str,
     seed: u64,
     train_per_class: Option<usize>,
     given: Option<SplitConfig>,
 ) -> Result<Material> {
     // A wrong network is found before an hour of packing.
-    recipe.apply(network(&recipe.net, None)?)?;
+    let net = recipe.apply(network(net, None)?)?;
     let pack = match data {
         None => {
             drawn_pack(seed, generator::TRAIN_PER_CLASS, generator::VAL_PER_CLASS, recipe.preprocess.side)?
@@ -208,7 +218,7 @@ pub fn material(
         (None, None) => SplitConfig::Fraction(recipe.validation.fraction),
     };
     let partition = split(&pack, &split_config.rule(seed))?;
-    let net = recipe.apply(network(&recipe.net, Some(pack.classes().len()))?)?;
+    let net = net.with_classes(pack.classes().len());
     Ok(Material { pack, split: split_config, partition, net })
 }
 
