@@ -86,9 +86,9 @@ pub struct Train {
 /// How to compute, for every command that computes.
 #[derive(Debug, Args)]
 pub struct Compute {
-    /// auto, f32 or bf16
-    #[arg(long, value_name = "P", default_value = "auto")]
-    pub precision: String,
+    /// auto, f32 or bf16 [default: auto]
+    #[arg(long, value_name = "P")]
+    pub precision: Option<String>,
     /// auto or cpu
     #[arg(long, value_name = "D", default_value = "auto")]
     pub device: String,

@@ -6,8 +6,19 @@ use std::time::{Duration, Instant};
 
 /// Instruction sets that matter here, as /proc/cpuinfo spells them.
 const INSTRUCTION_SETS: [&str; 13] = [
-    "sse4_2", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16",
-    "asimd", "bf16", "sve",
+    "sse4_2",
+    "f16c",
+    "fma",
+    "avx2",
+    "avx512f",
+    "avx512bw",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_bf16",
+    "asimd",
+    "bf16",
+    "sve",
 ];
 
 /// The processor's name and those of its instruction sets that matter here, as the system lists them.
@@ -38,7 +49,8 @@ pub fn memory() -> (Option<u64>, Option<u64>) {
         line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
     };
     let allowed = |file: &str| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
-    let limit = allowed("/sys/fs/cgroup/memory.max").or_else(|| allowed("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
+    let limit = allowed("/sys/fs/cgroup/memory.max")
+        .or_else(|| allowed("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
     let used = allowed("/sys/fs/cgroup/memory.current").unwrap_or(0);
     let (total, available) = (field("MemTotal:"), field("MemAvailable:"));
     let least = |a: Option<u64>, b: Option<u64>| match (a, b) {

@@ -5,7 +5,11 @@
 mod args;
 mod commands;
 mod failure;
+mod machine;
 mod plan;
+mod progress;
+mod screen;
+mod stop;
 mod terminal;
 
 use clap::Parser;

@@ -13,6 +13,8 @@ const BETWEEN_LINES: Duration = Duration::from_secs(10);
 /// The progress of one piece of work.
 pub struct Progress {
     what: String,
+    /// Units done before it began.
+    before: usize,
     start: Instant,
     last_line: Option<Instant>,
     draw: bool,
@@ -22,7 +24,19 @@ pub struct Progress {
 impl Progress {
     /// `what` is a word or two, for example `packing`.
     pub fn new(what: impl Into<String>) -> Self {
-        Progress { what: what.into(), start: Instant::now(), last_line: None, draw: can_draw(), bar: None }
+        Progress::after(what, 0)
+    }
+
+    /// As [`Progress::new`], for work of which `before` units were done earlier.
+    pub fn after(what: impl Into<String>, before: usize) -> Self {
+        Progress {
+            what: what.into(),
+            before,
+            start: Instant::now(),
+            last_line: None,
+            draw: can_draw(),
+            bar: None,
+        }
     }
 
     /// `done` of `total` units are done; `note` says more (empty for nothing).
@@ -37,12 +51,23 @@ impl Progress {
             let bar = self.bar.get_or_insert_with(|| new_bar(what));
             bar.set_length(total as u64);
             bar.set_position(done as u64);
-            bar.set_message(format!("{note}{}", left_words(elapsed, done, total)));
+            bar.set_message(format!(
+                "{note}{}",
+                left_words(elapsed, done - self.before.min(done), total - self.before.min(total))
+            ));
         } else if self.last_line.is_none_or(|last| now - last >= BETWEEN_LINES) {
             self.last_line = Some(now);
             let between = if note.is_empty() { "" } else { ", " };
-            let left = left_words(elapsed, done, total);
+            let left = left_words(elapsed, done - self.before.min(done), total - self.before.min(total));
             complain(&format!("{}: {} of {}{between}{note}{left}", self.what, count(done), count(total)));
+        }
+    }
+
+    /// Says something else about the work, no more of which is done: on the bar only.
+    pub fn note(&mut self, total: usize, note: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(total as u64);
+            bar.set_message(note.to_string());
         }
     }
 

@@ -7,7 +7,7 @@
 
 pub mod augment;
 pub mod decode;
-mod disk;
+pub mod disk;
 pub mod generator;
 mod jpeg;
 pub mod loader;
@@ -24,6 +24,7 @@ pub use augment::{Augment, ColourAxes, View};
 pub use decode::Exif;
 pub use generator::drawn_pack;
 pub use loader::{LoadedBatch, Loader, LoaderConfig, Sample};
+pub use pack_build::default_cache_dir;
 pub use pack::{Pack, PackOptions, Unreadable, check_unreadable};
 pub use preprocess::{Mean, Preprocess};
 pub use resize::Fit;

@@ -4,4 +4,7 @@
 pub mod features;
 pub mod files;
 pub mod metrics;
+pub mod model;
 pub mod views;
+
+pub use metrics::Tally;

@@ -93,7 +93,7 @@ fn report(
             "net": args.net,
             "mode": if train { "train" } else { "infer" },
             "batch": args.batch,
-            "precision": args.compute.precision,
+            "precision": args.compute.precision.as_deref().unwrap_or("auto"),
             "kernel": executor.kernel_name(),
             "threads": compute.threads,
             "steps": times_ms.len(),
@@ -138,7 +138,8 @@ mod tests {
 
     #[test]
     fn made_up_pictures_leave_padding_alone() {
-        let layout = InputLayout { batch: 2, shape: Shape::new(3, 2, 3), block: 2, fold: 2, pad: 1, columns: 3 };
+        let layout =
+            InputLayout { batch: 2, shape: Shape::new(3, 2, 3), block: 2, fold: 2, pad: 1, columns: 3 };
         let (input, labels) = made_up(&layout, 5);
         let pixels = input.iter().filter(|&&v| v != 0.0).count();
         assert_eq!((pixels, input.len()), (2 * 3 * 2 * 3, layout.len()));

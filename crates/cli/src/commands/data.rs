@@ -161,7 +161,9 @@ fn stats(args: DataStats) -> Outcome {
     print_line(&format!("\n{}", plan::data_words(&pack)))?;
     let [r, g, b] = stats.channel_mean;
     let [dr, dg, db] = stats.channel_std;
-    print_line(&format!("mean R {r:.2} G {g:.2} B {b:.2}, standard deviation R {dr:.2} G {dg:.2} B {db:.2}"))?;
+    print_line(&format!(
+        "mean R {r:.2} G {g:.2} B {b:.2}, standard deviation R {dr:.2} G {dg:.2} B {db:.2}"
+    ))?;
     for (sigma, [r, g, b]) in stats.axes.sigma.iter().zip(&stats.axes.axes) {
         print_line(&format!("colour axis ({r:+.4}, {g:+.4}, {b:+.4}), deviation {sigma:.3}"))?;
     }

@@ -5,7 +5,7 @@ use crate::failure::Outcome;
 use crate::machine;
 use crate::terminal::{bytes, print_line, table};
 use alexnet::data::{default_cache_dir, disk};
-use alexnet::exec::{self, Mode};
+use alexnet::exec::{self, Device, Mode, Options, Precision};
 use alexnet::zoo;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,8 @@ pub fn run(args: Doctor) -> Outcome {
 
 /// The kernel that a plan made now would use.
 fn kernel_name() -> alexnet::Result<String> {
-    let options = exec::Options { batch: 1, mode: Mode::Infer { last: None }, ..exec::Options::default() };
+    let mode = Mode::Infer { last: None };
+    let options = Options { batch: 1, mode, precision: Precision::Auto, device: Device::Auto, threads: 1 };
     Ok(exec::compile(&zoo::alexnet_mini(10), &options)?.kernel_name())
 }
 

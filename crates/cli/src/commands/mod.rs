@@ -3,7 +3,14 @@
 use crate::args::Command;
 use crate::failure::Outcome;
 
+mod bench;
+mod data;
+mod doctor;
+mod eval;
+mod features;
 mod nets;
+mod predict;
+mod train;
 
 /// Runs a command to its end.
 ///
@@ -11,7 +18,13 @@ mod nets;
 /// Whatever ends it early; see [`crate::failure::Failure`].
 pub fn run(command: Command) -> Outcome {
     match command {
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Features(args) => features::run(&args),
         Command::Nets(args) => nets::run(args),
-        _ => Ok(()),
+        Command::Data(args) => data::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Doctor(args) => doctor::run(args),
     }
 }

@@ -1,7 +1,12 @@
 //! What the arguments mean.
 
-use crate::terminal::plural;
-use alexnet::data::{Pack, PackOptions};
+pub mod train;
+
+use crate::args;
+use crate::terminal::{complain, plural};
+use alexnet::data::{Pack, PackOptions, SplitRule, split};
+use alexnet::eval::model::Model;
+use alexnet::exec::{self, Device, Mode, Precision};
 use alexnet::{Error, Network, Result, zoo};
 use std::path::Path;
 
@@ -101,9 +106,9 @@ impl Compute {
             Some(threads) => at_least_one("--threads", threads)?,
             None => crate::machine::cores(),
         };
-        let flag = |name: &str| move |error: Error| Error::Config(format!("{name}: {error}"));
+        let flag = |name: &'static str| move |error: Error| Error::Config(format!("{name}: {error}"));
         Ok(Compute {
-            precision: args.precision.parse().map_err(flag("--precision"))?,
+            precision: args.precision.as_deref().unwrap_or("auto").parse().map_err(flag("--precision"))?,
             device: args.device.parse().map_err(flag("--device"))?,
             threads,
         })
@@ -118,4 +123,64 @@ impl Compute {
 /// A count that a flag gives.
 pub fn at_least_one(flag: &str, n: usize) -> Result<usize> {
     if n == 0 { Err(Error::Config(format!("{flag} 0: it must be at least 1"))) } else { Ok(n) }
+}
+
+/// Opens a model, and names on standard error the newer checkpoints that could not be used.
+pub fn open_model(path: &Path) -> Result<Model> {
+    let model = Model::open(path)?;
+    for (skipped, why) in &model.skipped {
+        complain(&format!("warning: {} is not used: {why}", skipped.display()));
+    }
+    Ok(model)
+}
+
+/// Refuses early what would only fail after all the work: a file in a folder that does not exist, or a folder.
+pub fn can_create(out: &Path) -> Result<()> {
+    let folder = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        return Err(Error::Config(format!(
+            "--out {}: there is no folder {}",
+            out.display(),
+            folder.display()
+        )));
+    }
+    if out.is_dir() {
+        return Err(Error::Config(format!("--out {} is a folder; name a file", out.display())));
+    }
+    Ok(())
+}
+
+/// The pictures that `eval` measures with, and what they are in words: of the pictures that the model was trained
+/// on, the part that was kept for validation; of others, `val/` where there is one, else all.
+pub fn held_out(model: &Model, pack: &Pack) -> Result<(Vec<u32>, String)> {
+    if pack.classes() != model.classes {
+        return Err(Error::Data(class_difference(&model.classes, pack.classes())));
+    }
+    let val = |rule: &SplitRule| Ok(split(pack, rule)?.val);
+    if pack.fingerprint() == model.state.data_fingerprint {
+        let rule = model.state.split.rule(model.state.seed);
+        return Ok((val(&rule)?, "the part of its own data that it was not trained on".into()));
+    }
+    if pack.has_given_split() {
+        return Ok((val(&SplitRule::Given)?, "val/ of other data than it was trained on".into()));
+    }
+    Ok(((0..pack.len() as u32).collect(), "all of other data than it was trained on".into()))
+}
+
+fn class_difference(model: &[String], data: &[String]) -> String {
+    let only = |a: &[String], b: &[String]| {
+        let names: Vec<&str> =
+            a.iter().filter(|name| !b.contains(name)).map(String::as_str).take(5).collect();
+        if names.is_empty() { String::new() } else { format!("; only the {{}} has {}", names.join(", ")) }
+    };
+    format!(
+        "the classes of the data ({}) are not those of the model ({}){}{}",
+        data.len(),
+        model.len(),
+        only(data, model).replacen("{}", "data", 1),
+        only(model, data).replacen("{}", "model", 1)
+    )
 }

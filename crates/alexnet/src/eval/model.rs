@@ -1,0 +1,59 @@
+//! A trained network, opened for use.
+
+use crate::data::Preprocess;
+use crate::error::Result;
+use crate::exec::contract::Params;
+use crate::exec::{self, Executor, Mode, Options};
+use crate::net::Network;
+use crate::train::checkpoint::{State, open_model};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A trained network with all that its use needs.
+#[derive(Debug)]
+pub struct Model {
+    /// The network.
+    pub net: Network,
+    /// Its weights and biases.
+    pub params: Params,
+    /// Class names, in the order of the outputs.
+    pub classes: Vec<String>,
+    /// How pictures are prepared, as they were for its training.
+    pub preprocess: Arc<Preprocess>,
+    /// The checkpoint that it was read from.
+    pub path: PathBuf,
+    /// Newer checkpoints that could not be used, with the reason.
+    pub skipped: Vec<(PathBuf, String)>,
+    /// The rest of the checkpoint: seed, epochs, data.
+    pub state: State,
+}
+
+impl Model {
+    /// Opens a checkpoint file, or the newest valid checkpoint of a run directory.
+    ///
+    /// # Errors
+    /// [`crate::Error::Checkpoint`] with the path and what is wrong.
+    pub fn open(path: &Path) -> Result<Self> {
+        let found = open_model(path)?;
+        let state = found.checkpoint.state;
+        Ok(Model {
+            net: state.network()?,
+            params: found.checkpoint.params,
+            classes: state.classes.clone(),
+            preprocess: Arc::new(state.preprocess.clone()),
+            path: found.path,
+            skipped: found.skipped,
+            state,
+        })
+    }
+
+    /// An executor for inference, up to layer `last` or to the probabilities.
+    ///
+    /// # Errors
+    /// As [`exec::compile`].
+    pub fn executor(&self, options: Options, last: Option<usize>) -> Result<Box<dyn Executor>> {
+        let mut executor = exec::compile(&self.net, &Options { mode: Mode::Infer { last }, ..options })?;
+        executor.set_params(&self.params);
+        Ok(executor)
+    }
+}

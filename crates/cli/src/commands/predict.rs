@@ -1,0 +1,137 @@
+//! `alexnet predict`: the likeliest classes of pictures.
+
+use crate::args::{Format, Predict};
+use crate::failure::Outcome;
+use crate::plan;
+use crate::progress::Progress;
+use crate::terminal::{complain, plural, print_line};
+use alexnet::eval::files;
+use alexnet::eval::metrics::largest;
+use alexnet::eval::model::Model;
+use alexnet::{Error, Result};
+use serde_json::json;
+use std::path::Path;
+
+/// Pictures in a batch: enough to keep the kernels busy, little memory.
+const BATCH: usize = 32;
+
+/// Runs `alexnet predict`.
+pub fn run(args: &Predict) -> Outcome {
+    plan::at_least_one("--top", args.top)?;
+    let model = plan::open_model(&args.model)?;
+    let paths = files::expand(&args.paths)?;
+    let compute = plan::Compute::of(&args.compute)?;
+    let mode = alexnet::exec::Mode::Infer { last: None };
+    let mut executor = model.executor(compute.options(BATCH.min(paths.len()), mode), None)?;
+    let mut printer =
+        Printer { args, model: &model, csv: csv::Writer::from_writer(std::io::stdout()), lost: None };
+    printer.head();
+    let mut progress = Progress::new("predicting");
+    let (mut done, mut unreadable) = (0, 0);
+    let result =
+        files::outputs(executor.as_mut(), &paths, &model.preprocess, compute.threads, &mut |path, answer| {
+            done += 1;
+            unreadable += usize::from(answer.is_err());
+            let _ = progress.line(|| {
+                printer.picture(path, answer);
+                Ok(())
+            });
+            progress.update(done, paths.len(), "");
+            // Any error ends the work; the writing error itself is kept in the printer.
+            if printer.lost.is_some() { Err(Error::Config("standard output is gone".into())) } else { Ok(()) }
+        });
+    if let Some(lost) = printer.lost {
+        return Err(lost.into());
+    }
+    result?;
+    progress.finish();
+    all_unreadable(unreadable, paths.len(), "none of them can be read")?;
+    Ok(())
+}
+
+/// Says how many pictures were passed over; that every one was is an error.
+pub fn all_unreadable(unreadable: usize, total: usize, error: &str) -> Result<()> {
+    if unreadable == total {
+        return Err(Error::Data(format!("{}: {error}", plural(total, "picture", "pictures"))));
+    }
+    if unreadable > 0 {
+        complain(&format!("{} of {total} could not be read", plural(unreadable, "picture", "pictures")));
+    }
+    Ok(())
+}
+
+struct Printer<'a> {
+    args: &'a Predict,
+    model: &'a Model,
+    csv: csv::Writer<std::io::Stdout>,
+    /// The first error of writing.
+    lost: Option<std::io::Error>,
+}
+
+impl Printer<'_> {
+    fn head(&mut self) {
+        if self.args.format == Format::Csv {
+            self.row(&["path", "rank", "class", "probability", "error"]);
+        }
+    }
+
+    fn row(&mut self, fields: &[&str]) {
+        let written =
+            self.csv.write_record(fields).map_err(std::io::Error::from).and_then(|()| self.csv.flush());
+        self.note(written);
+    }
+
+    fn note(&mut self, written: std::io::Result<()>) {
+        if let (Err(error), None) = (written, &self.lost) {
+            self.lost = Some(error);
+        }
+    }
+
+    fn picture(&mut self, path: &Path, answer: std::result::Result<&[f32], &str>) {
+        let shown = path.display().to_string();
+        let top = answer.map(|probabilities| largest(probabilities, self.args.top));
+        match (self.args.format, top) {
+            (Format::Table, Ok(top)) => {
+                let lines = top
+                    .iter()
+                    .map(|&(class, p)| format!("\n  {:6.2} %  {}", 100.0 * p, self.model.classes[class]));
+                let written = print_line(&(shown + &lines.collect::<String>()));
+                self.note(written);
+            }
+            (Format::Table, Err(reason)) => {
+                let written = print_line(&format!("{shown}\n  unreadable: {reason}"));
+                self.note(written);
+            }
+            (Format::Csv, Ok(top)) => {
+                for (rank, (class, p)) in top.iter().enumerate() {
+                    let (rank, p) = ((rank + 1).to_string(), p.to_string());
+                    self.row(&[&shown, &rank, &self.model.classes[*class], &p, ""]);
+                }
+            }
+            (Format::Csv, Err(reason)) => self.row(&[&shown, "", "", "", reason]),
+            (Format::Jsonl, Ok(top)) => {
+                let top: Vec<_> = top
+                    .iter()
+                    .map(|&(class, p)| json!({ "class": self.model.classes[class], "index": class, "probability": p }))
+                    .collect();
+                let written = print_line(&json!({ "path": shown, "predictions": top }).to_string());
+                self.note(written);
+            }
+            (Format::Jsonl, Err(reason)) => {
+                let written = print_line(&json!({ "path": shown, "error": reason }).to_string());
+                self.note(written);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_readable_is_an_error_and_something_is_not() {
+        assert_eq!(all_unreadable(3, 3, "x").unwrap_err().exit_code(), 3);
+        assert!(all_unreadable(2, 3, "x").is_ok() && all_unreadable(0, 3, "x").is_ok());
+    }
+}

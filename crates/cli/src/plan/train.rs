@@ -1,0 +1,353 @@
+//! What `alexnet train …` means: recipe and flags made one, pictures, split, network, weights.
+
+use super::{Compute, at_least_one, names_file, network, pictures};
+use crate::args;
+use crate::progress::Progress;
+use crate::terminal::plural;
+use alexnet::data::generator::{self, drawn_pack};
+use alexnet::data::pack::MAX_UNREADABLE;
+use alexnet::data::{Pack, Partition, check_unreadable, split};
+use alexnet::interchange::imagenet;
+use alexnet::train::recipe::{self, Recipe};
+use alexnet::train::run_directory::{RunConfig, RunDirectory, SplitConfig};
+use alexnet::{Error, Network, Result};
+use std::path::{Path, PathBuf};
+
+/// Where runs are kept unless `--out` says otherwise.
+pub const RUNS: &str = "runs";
+/// The run's network in its folder, so that the folder is complete.
+pub const NETWORK: &str = "network.toml";
+/// The recipe for a folder of pictures.
+const FOR_A_FOLDER: &str = "finetune";
+/// The recipe for a folder of pictures and a network that ImageNet's convolutions do not fit.
+const FROM_NOTHING: &str = "scratch-small";
+/// The recipe without any pictures.
+const FOR_DRAWN: &str = "mini";
+/// The side of stored pictures over that of the network's input, where a recipe for another input gives none.
+const SIDE_OVER_INPUT: f64 = 256.0 / 224.0;
+
+/// A run before anything is read but text: recipe and flags made one.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The folder or pack; none for drawn pictures.
+    pub data: Option<PathBuf>,
+    /// With the flags taken in.
+    pub recipe: Recipe,
+    /// Where the flags, or the choice of network, made it differ from what its name promises.
+    pub changes: Vec<String>,
+    /// Keys every random number.
+    pub seed: u64,
+    /// `--train-per-class`.
+    pub train_per_class: Option<usize>,
+    /// `--precision` as typed, or `auto`.
+    pub precision: String,
+}
+
+/// Recipe and flags made one.
+///
+/// # Errors
+/// [`Error::Config`] naming the flag, or file and line.
+pub fn request(args: &args::Train) -> Result<Request> {
+    let mut changes = Vec::new();
+    let named = match (&args.recipe, &args.data) {
+        (Some(name), _) => name.clone(),
+        (None, None) => FOR_DRAWN.into(),
+        (None, Some(_)) => match &args.net {
+            Some(net) if args.from.is_none() && imagenet::refusal(&network(net, None)?)?.is_some() => {
+                changes.push(format!(
+                    "recipe {FROM_NOTHING} was chosen, because ImageNet's convolutions do not fit {net}"
+                ));
+                FROM_NOTHING.into()
+            }
+            _ => FOR_A_FOLDER.into(),
+        },
+    };
+    let mut recipe = recipe::load(&named)?;
+    if let Some(from) = &args.from {
+        if recipe.from.as_ref() != Some(from) {
+            changes.push(format!("starts from {from}"));
+        }
+        recipe.from = Some(from.clone());
+    }
+    if let Some(net) = &args.net
+        && *net != recipe.net
+    {
+        let theirs = network(&recipe.net, None)?;
+        let ours = network(net, None)?;
+        changes.push(format!("net {net} in place of {}", recipe.net));
+        let side = recipe.preprocess.side;
+        if ours.input.h != theirs.input.h && (ours.input.h > side || 2 * ours.input.h < side) {
+            recipe.preprocess.side = (ours.input.h as f64 * SIDE_OVER_INPUT).round() as usize;
+            changes.push(format!(
+                "pictures are stored at {} pixels in place of {side}, for an input of {}",
+                recipe.preprocess.side, ours.input.h
+            ));
+        }
+        recipe.net = net.clone();
+    }
+    if names_file(&recipe.net) {
+        // The run is resumed from other folders too.
+        recipe.net = absolute(Path::new(&recipe.net));
+    }
+    flags(args, &mut recipe, &mut changes)?;
+    if recipe.bring_preprocessing() {
+        changes.push("pictures are prepared as for ImageNet's convolutions".into());
+    }
+    if let Some(n) = args.train_per_class {
+        at_least_one("--train-per-class", n)?;
+        if args.data.is_none() {
+            return Err(Error::Config(
+                "--train-per-class splits a folder of pictures, and there is none: name it, as in `alexnet train DATA`"
+                    .into(),
+            ));
+        }
+    }
+    Ok(Request {
+        data: args.data.clone(),
+        recipe,
+        changes,
+        seed: args.seed.unwrap_or(0),
+        train_per_class: args.train_per_class,
+        precision: args.compute.precision.clone().unwrap_or_else(|| "auto".into()),
+    })
+}
+
+/// Takes in the flags that may also change a run that goes on.
+fn flags(args: &args::Train, recipe: &mut Recipe, changes: &mut Vec<String>) -> Result<()> {
+    if let Some(epochs) = args.epochs {
+        changes.push(format!("epochs {epochs} in place of {}", recipe.epochs));
+        recipe.epochs = u64::from(epochs);
+        recipe.warmup_epochs = recipe.warmup_epochs.min(recipe.epochs as f64);
+    }
+    if let Some(batch) = args.batch {
+        changes.push(format!("batch {batch} in place of {}", recipe.batch));
+        recipe.batch = batch;
+    }
+    if let Some(lr) = args.lr {
+        changes.push(format!("lr {lr} in place of {}", recipe.lr));
+        recipe.lr = lr;
+    }
+    recipe.check().map_err(|e| Error::Config(format!("recipe {}: {e}", recipe.name)))
+}
+
+/// The run that `--resume` goes on with: its folder, held by this process, and its configuration with the flags
+/// taken in.
+///
+/// # Errors
+/// [`Error::Config`] if there is none, or for a flag that would make it another run.
+pub fn resumed(args: &args::Train, folder: Option<&Path>) -> Result<(RunDirectory, RunConfig, Vec<String>)> {
+    let fixed = [
+        ("--net", args.net.is_some()),
+        ("--recipe", args.recipe.is_some()),
+        ("--from", args.from.is_some()),
+        ("--out", args.out.is_some()),
+        ("--batch", args.batch.is_some()),
+        ("--seed", args.seed.is_some()),
+        ("--train-per-class", args.train_per_class.is_some()),
+    ];
+    if let Some((flag, _)) = fixed.iter().find(|(_, given)| *given) {
+        return Err(Error::Config(format!(
+            "{flag} cannot change a run that goes on; leave it out, or start a new run without --resume"
+        )));
+    }
+    let path = match folder {
+        Some(folder) => folder.to_path_buf(),
+        None => RunDirectory::newest(Path::new(RUNS))?,
+    };
+    let run = RunDirectory::open(&path)?;
+    let mut config = run.read_config()?;
+    let mut changes = Vec::new();
+    flags(args, &mut config.recipe, &mut changes)?;
+    if let Some(data) = &args.data {
+        config.data = Some(absolute(data));
+    }
+    if let Some(precision) = &args.compute.precision {
+        config.precision = precision.clone();
+    }
+    Ok((run, config, changes))
+}
+
+/// The network of a run that goes on: the file in its folder, else what its recipe names.
+pub fn network_of(run: &RunDirectory, recipe: &Recipe) -> String {
+    let own = run.path().join(NETWORK);
+    if own.is_file() { absolute(&own) } else { recipe.net.clone() }
+}
+
+/// Pictures, how they are split, and the network for their classes.
+#[derive(Debug)]
+pub struct Material {
+    /// All pictures.
+    pub pack: Pack,
+    /// How they are split.
+    pub split: SplitConfig,
+    /// The two sides.
+    pub partition: Partition,
+    /// The network as the recipe trains it.
+    pub net: Network,
+}
+
+/// Reads or draws the pictures, and fits the network `net` (a name or a file) to them. `given` is the split of a run
+/// that goes on.
+///
+/// # Errors
+/// As packing, splitting and [`Recipe::apply`].
+pub fn material(
+    data: Option<&Path>,
+    recipe: &Recipe,
+    net: &str,
+    seed: u64,
+    train_per_class: Option<usize>,
+    given: Option<SplitConfig>,
+) -> Result<Material> {
+    // A wrong network is found before an hour of packing.
+    let net = recipe.apply(network(net, None)?)?;
+    let pack = match data {
+        None => {
+            drawn_pack(seed, generator::TRAIN_PER_CLASS, generator::VAL_PER_CLASS, recipe.preprocess.side)?
+        }
+        Some(path) => {
+            let mut progress = Progress::new("packing");
+            pictures(path, &recipe.pack_options(), &mut |done, total| progress.update(done, total, ""))?
+        }
+    };
+    check_unreadable(&pack, MAX_UNREADABLE)?;
+    let split_config = match (given, train_per_class) {
+        (Some(split), _) => split,
+        (None, Some(n)) => SplitConfig::TrainPerClass(n),
+        (None, None) if pack.has_given_split() => SplitConfig::Given,
+        (None, None) => SplitConfig::Fraction(recipe.validation.fraction),
+    };
+    let partition = split(&pack, &split_config.rule(seed))?;
+    let net = net.with_classes(pack.classes().len());
+    Ok(Material { pack, split: split_config, partition, net })
+}
+
+/// Makes the run's folder: `--out`, or the next free one in `runs/`, named after the data.
+///
+/// # Errors
+/// [`Error::Config`] if `--out` holds something already, or the folder cannot be made.
+pub fn run_folder(out: Option<&Path>, data: Option<&Path>) -> Result<RunDirectory> {
+    match out {
+        Some(out) => RunDirectory::create(out),
+        None => {
+            let stem = data.and_then(|d| {
+                PathBuf::from(absolute(d)).file_stem().map(|s| s.to_string_lossy().into_owned())
+            });
+            RunDirectory::create_next(Path::new(RUNS), stem.as_deref().unwrap_or("drawn"))
+        }
+    }
+}
+
+/// Refuses a folder for results that holds something already, before any work is done.
+///
+/// # Errors
+/// [`Error::Config`] if so, or if the data would be written to.
+pub fn check_out(out: Option<&Path>, data: Option<&Path>) -> Result<()> {
+    let Some(out) = out else { return Ok(()) };
+    if RunDirectory::is_run(out) {
+        return Err(Error::Config(format!(
+            "--out {0} is a run already; continue it with --resume {0}, or choose another folder",
+            out.display()
+        )));
+    }
+    if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Error::Config(format!("--out {} is not empty; choose another folder", out.display())));
+    }
+    if out.is_file() {
+        return Err(Error::Config(format!("--out {} is a file; name a folder", out.display())));
+    }
+    if let Some(data) = data
+        && Path::new(&absolute(out)).starts_with(absolute(data))
+    {
+        return Err(Error::Config(format!(
+            "--out {} lies in the data folder, which is never written to; choose another",
+            out.display()
+        )));
+    }
+    Ok(())
+}
+
+/// The absolute form of a path, links kept; as typed if the system does not say.
+pub fn absolute(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).display().to_string()
+}
+
+/// A line about the split.
+pub fn split_words(split: SplitConfig, partition: &Partition) -> String {
+    let how = match split {
+        SplitConfig::Given => "as the folder says".to_string(),
+        SplitConfig::Fraction(f) => {
+            format!("{:.0} % of each class, chosen by the hash of its path", 100.0 * f)
+        }
+        SplitConfig::TrainPerClass(n) => format!("all but {n} of each class"),
+    };
+    format!(
+        "{} to learn from, {} to validate with ({how})",
+        plural(partition.train.len(), "picture", "pictures"),
+        partition.val.len()
+    )
+}
+
+/// Whether the run's folder has any checkpoint file, valid or not.
+pub fn has_checkpoints(run: &RunDirectory) -> bool {
+    let entries = std::fs::read_dir(run.path().join("checkpoints"));
+    entries.is_ok_and(|e| e.flatten().any(|e| e.path().extension().is_some_and(|x| x == "safetensors")))
+}
+
+/// `--precision`, `--device` and `--threads` of a run.
+///
+/// # Errors
+/// [`Error::Config`] naming the flag.
+pub fn compute(args: &args::Compute, precision: &str) -> Result<Compute> {
+    Compute::of(&args::Compute {
+        precision: Some(precision.into()),
+        device: args.device.clone(),
+        threads: args.threads,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use clap::Parser;
+
+    fn asked(words: &str) -> Result<Request> {
+        let Command::Train(train) = Cli::parse_from(words.split(' ')).command else { panic!("{words}") };
+        request(&train)
+    }
+
+    #[test]
+    fn defaults_follow_the_data_and_the_network() {
+        let drawn = asked("alexnet train").unwrap();
+        assert_eq!((drawn.recipe.name.as_str(), drawn.recipe.net.as_str()), ("mini", "alexnet-mini"));
+        let folder = asked("alexnet train pictures").unwrap();
+        assert_eq!((folder.recipe.name.as_str(), folder.recipe.net.as_str()), ("finetune", "torchvision"));
+        assert_eq!(folder.recipe.from.as_deref(), Some("imagenet"));
+        assert!(folder.changes.is_empty(), "{:?}", folder.changes);
+        let other = asked("alexnet train pictures --net caffenet").unwrap();
+        assert_eq!((other.recipe.name.as_str(), other.recipe.net.as_str()), ("scratch-small", "caffenet"));
+        assert!(other.changes[0].contains("do not fit caffenet"), "{:?}", other.changes);
+    }
+
+    #[test]
+    fn flags_change_the_recipe_and_are_listed() {
+        let r =
+            asked("alexnet train x --epochs 3 --batch 16 --lr 0.5 --seed 7 --train-per-class 30").unwrap();
+        assert_eq!((r.recipe.epochs, r.recipe.batch, r.recipe.lr, r.seed), (3, 16, 0.5, 7));
+        assert_eq!((r.changes.len(), r.train_per_class), (3, Some(30)));
+        assert!(
+            asked("alexnet train --train-per-class 30")
+                .unwrap_err()
+                .to_string()
+                .contains("--train-per-class")
+        );
+        assert!(asked("alexnet train x --batch 0").unwrap_err().to_string().contains("batch"));
+    }
+
+    #[test]
+    fn a_smaller_network_stores_smaller_pictures() {
+        let r = asked("alexnet train x --net alexnet-mini --recipe scratch-small").unwrap();
+        assert_eq!(r.recipe.preprocess.side, 73);
+    }
+}
