@@ -364,3 +364,45 @@ fn a_fixed_order_is_the_same_in_every_epoch() {
     };
     assert_eq!(sorted(&shuffled[..42]), sorted(&shuffled[42..]));
 }
+
+#[test]
+fn the_executor_that_users_get_resumes_bit_for_bit_on_another_number_of_threads() {
+    use crate::exec::{Mode, Options, compile};
+    let train_on = |threads: usize,
+                    setup: Setup,
+                    run: &mut RunDirectory,
+                    observer: &mut dyn Observer,
+                    stop: &AtomicBool| {
+        let (net, batch) = (setup.net.clone(), setup.recipe.batch);
+        let mut plan = |frozen_below| {
+            compile(
+                &net,
+                &Options { batch, mode: Mode::Train { frozen_below }, threads, ..Default::default() },
+            )
+        };
+        train(setup, run, &mut plan, observer, stop)
+    };
+    // conv1 rests for one epoch, so that plans with and without its backward pass both occur.
+    let setup = || {
+        let mut setup = setup(4);
+        let change = |from_epoch, lr| RateChange { from_epoch, lr, bias_lr: None };
+        let changes = vec![change(1.0, 0.0), change(2.0, 1.0)];
+        setup
+            .recipe
+            .layers
+            .insert("conv1".into(), LayerRates { lr: 1.0, bias_lr: None, decay: 1.0, changes });
+        setup
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut whole = directory(&dir, "whole");
+    train_on(2, setup(), &mut whole, &mut Silent, &AtomicBool::new(false)).unwrap();
+    for after in [4, 8, 12, 15] {
+        let mut run = directory(&dir, &format!("stopped-{after}"));
+        let stop = AtomicBool::new(false);
+        let mut observer = Stopper { stop: Some(&stop), after_steps: Some(after), ..Default::default() };
+        assert_eq!(train_on(2, setup(), &mut run, &mut observer, &stop).unwrap_err().exit_code(), 75);
+        let again = resumed(setup(), &run);
+        train_on(1, again, &mut run, &mut Silent, &AtomicBool::new(false)).unwrap();
+        assert_eq!(outcome(&run), outcome(&whole), "stopped after {after} steps");
+    }
+}
