@@ -58,7 +58,7 @@ fn a_wrong_path_names_a_near_one() {
         text.contains("no such folder") && text.contains("did you mean") && text.contains("photos?"),
         "{text}"
     );
-    let text = refusal(&root.path().join("foto/a"));
+    let text = refusal(&root.path().join("photo/a"));
     assert!(text.contains("photos/a?"), "{text}");
     let text = refusal(Path::new("/entirely/elsewhere"));
     assert!(!text.contains("did you mean"), "{text}");
