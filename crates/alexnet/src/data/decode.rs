@@ -115,6 +115,9 @@ fn decode_as(bytes: &[u8], format: ImageFormat, exif: Exif) -> Result<Picture, S
     let mut decoder = reader.into_decoder().map_err(reason)?;
     let (w, h) = decoder.dimensions();
     check_size(w, h)?;
+    if decoder.total_bytes() > MAX_DECODER_BYTES {
+        return Err(format!("decoding it would take more than {} MiB", MAX_DECODER_BYTES >> 20));
+    }
     let orientation = match exif {
         // A damaged EXIF block does not spoil the picture.
         Exif::Apply => decoder.orientation().ok(),

@@ -57,13 +57,15 @@ impl Pack {
     ) -> Result<Pack> {
         let cache = cache_dir.map_or_else(default_cache_dir, Path::to_path_buf);
         let root = listing.root.canonicalize().unwrap_or_else(|_| listing.root.clone());
-        std::fs::create_dir_all(&cache).map_err(|e| cannot_write(&cache, &e, None))?;
-        if cache_dir.is_some() && cache.canonicalize().is_ok_and(|c| c.starts_with(&root)) {
+        // Before it is made: the part of its path that exists decides.
+        let existing = cache.ancestors().find_map(|p| p.canonicalize().ok());
+        if cache_dir.is_some() && existing.is_some_and(|c| c.starts_with(&root)) {
             return Err(Error::Config(format!(
                 "the cache folder {} lies in the data folder, which is never written to; name another",
                 cache.display()
             )));
         }
+        std::fs::create_dir_all(&cache).map_err(|e| cannot_write(&cache, &e, None))?;
         // One file for a folder and its options: a newer pack takes the older one's place.
         let mut key = Xxh3::new();
         key.update(root.as_os_str().as_encoded_bytes());

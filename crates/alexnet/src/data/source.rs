@@ -221,7 +221,8 @@ fn near_sibling(path: &Path) -> Option<PathBuf> {
         .filter_map(|e| e.ok().filter(|e| e.path().is_dir())?.file_name().into_string().ok())
         .collect();
     let near = parent.join(nearest(&typed, names.iter().map(String::as_str))?);
-    let whole = near.join(absolute.strip_prefix(missing).ok()?);
+    let rest = absolute.strip_prefix(missing).ok()?;
+    let whole = if rest.as_os_str().is_empty() { near } else { near.join(rest) };
     // Given relative, answered relative.
     let shown = std::env::current_dir().ok().filter(|_| path.is_relative());
     let shown =
@@ -295,7 +296,9 @@ impl Walk {
             self.skip(&folder.path, "cannot be opened");
             return Ok(());
         };
-        if self.ancestors.contains(&canonical) || self.root.canonicalize().is_ok_and(|r| r == canonical) {
+        // A link to the root, or to a folder that the root lies in, leads back here as well.
+        let holds_root = self.root.canonicalize().is_ok_and(|r| r.starts_with(&canonical));
+        if holds_root || self.ancestors.contains(&canonical) {
             self.skip(&folder.path, "a symbolic link in a circle");
             return Ok(());
         }
