@@ -290,7 +290,7 @@ pub struct Dropout {
 }
 
 /// How a parameter starts.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Init {
     /// Every element the same.
@@ -298,13 +298,8 @@ pub enum Init {
     /// Normal with mean 0 and this standard deviation.
     Gaussian(f64),
     /// Uniform in ±1/√fan_in, PyTorch's default for weights and for biases.
+    #[default]
     FanIn,
-}
-
-impl Default for Init {
-    fn default() -> Self {
-        Init::FanIn
-    }
 }
 
 /// What is minimized.
@@ -427,7 +422,10 @@ impl Network {
                 Op::Linear(l) if i != last => &mut l.outputs,
                 _ => continue,
             };
-            if denominator == 0 || *width * numerator % denominator != 0 || *width * numerator == 0 {
+            if denominator == 0
+                || !(*width * numerator).is_multiple_of(denominator)
+                || *width * numerator == 0
+            {
                 return Err(Error::Config(format!(
                     "{}: {width} × {numerator}/{denominator} is not a width",
                     layer.name
@@ -463,7 +461,11 @@ impl Network {
             let (output, weight, macs) = match &layer.op {
                 Op::Conv(conv) => {
                     let g = conv.groups;
-                    if g == 0 || input.c % g != 0 || conv.filters % g != 0 || conv.filters == 0 {
+                    if g == 0
+                        || !input.c.is_multiple_of(g)
+                        || !conv.filters.is_multiple_of(g)
+                        || conv.filters == 0
+                    {
                         return fail(
                             layer,
                             format!(
@@ -520,7 +522,7 @@ impl Network {
                     (Shape::new(linear.outputs, 1, 1), vec![linear.outputs, input.len()], macs)
                 }
                 Op::Lrn(lrn) => {
-                    if lrn.size == 0 || lrn.towers == 0 || input.c % lrn.towers != 0 {
+                    if lrn.size == 0 || lrn.towers == 0 || !input.c.is_multiple_of(lrn.towers) {
                         return fail(
                             layer,
                             format!("{} maps do not divide into {} towers", input.c, lrn.towers),

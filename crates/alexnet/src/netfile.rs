@@ -69,11 +69,10 @@ impl Network {
                 Op::Linear(linear) => value(linear),
                 Op::Dropout(dropout) => value(dropout),
             };
-            let inner = fields.trim_start_matches('{').trim_end_matches('}').trim();
+            let inner = fields.strip_prefix('{').and_then(|f| f.strip_suffix('}')).unwrap_or(&fields).trim();
             let comma = if inner.is_empty() { "" } else { ", " };
-            let braces = if inner.ends_with('}') { "" } else { " " };
             let (name, kind) = (value(&layer.name), layer.op.kind());
-            let _ = writeln!(text, "    {{ name = {name}, type = \"{kind}\"{comma}{inner}{braces}}},");
+            let _ = writeln!(text, "    {{ name = {name}, type = \"{kind}\"{comma}{inner} }},");
         }
         text + "]\n"
     }

@@ -369,7 +369,7 @@ pub fn zfnet(classes: usize) -> Network {
 
 /// The form of [`alexnet_2012`] (two towers, groups, normalization within towers, overlapping pooling, dropout) at
 /// small width for 64-pixel pictures: 14 million multiply-adds, for demonstrations and tests on a few cores.
-/// Deviations are √(2 / fan-in): with 0.01 the signal of so narrow a network dies out before fc8.
+/// Deviations are √(2 / fan-in), in fc8 1/√fan-in: with 0.01 the signal of so narrow a network dies out before fc8.
 pub fn alexnet_mini(classes: usize) -> Network {
     let norm = |name| lrn(name, 2.0, 1e-4, false, 2);
     let w = |fan_in: f64| Init::Gaussian((2.0 / fan_in).sqrt());
@@ -400,7 +400,7 @@ pub fn alexnet_mini(classes: usize) -> Network {
             linear("fc7", 256, w(256.0), zero),
             relu("relu7"),
             dropout("drop7", false),
-            linear("fc8", classes, Init::Gaussian(0.01), zero),
+            linear("fc8", classes, Init::Gaussian(1.0 / 16.0), zero),
         ],
         loss: Loss::Softmax,
     }

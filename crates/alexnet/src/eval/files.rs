@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 
 /// Pictures that are decoded together: 50 MB of squares of 256 pixels.
 const CHUNK: usize = 256;
@@ -19,6 +19,12 @@ const CHUNK: usize = 256;
 const MAX_DEPTH: usize = 32;
 /// Files in a folder that have these extensions are taken for pictures without a look inside.
 const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jpe", "png", "gif", "bmp", "webp", "tif", "tiff"];
+
+/// Receives a file with its output, or with the reason why it cannot be read.
+pub type EachFile<'a> = dyn FnMut(&Path, std::result::Result<&[f32], &str>) -> Result<()> + 'a;
+
+/// The pixels of a stored square, or why there are none.
+type Square = std::result::Result<Vec<u8>, String>;
 
 /// The pictures that paths stand for: files as given; of folders, everything in them that is a picture by name or
 /// content, sorted, names that begin with a dot left out.
@@ -101,7 +107,7 @@ pub fn outputs(
     files: &[PathBuf],
     preprocess: &Arc<Preprocess>,
     threads: usize,
-    each: &mut dyn FnMut(&Path, std::result::Result<&[f32], &str>) -> Result<()>,
+    each: &mut EachFile,
 ) -> Result<()> {
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel(1);
@@ -131,8 +137,7 @@ pub fn outputs(
 /// The files as a pack in memory, all of one nameless class.
 fn decode(files: &[PathBuf], preprocess: &Preprocess, threads: usize) -> Result<Pack> {
     let options = preprocess.pack_options();
-    let squares: Vec<Mutex<Option<std::result::Result<Vec<u8>, String>>>> =
-        files.iter().map(|_| Mutex::new(None)).collect();
+    let squares: Vec<OnceLock<Square>> = files.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..threads.clamp(1, files.len()) {
@@ -141,7 +146,8 @@ fn decode(files: &[PathBuf], preprocess: &Preprocess, threads: usize) -> Result<
                 while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < files.len()) {
                     let square = decode_file(&files[i], options.exif)
                         .map(|picture| squarer.square(&picture, options.side, options.fit));
-                    *squares[i].lock().expect("no thread panics with it") = Some(square);
+                    // Every index is given out once.
+                    let _ = squares[i].set(square);
                 }
             });
         }
@@ -150,7 +156,7 @@ fn decode(files: &[PathBuf], preprocess: &Preprocess, threads: usize) -> Result<
         path: file.display().to_string(),
         label: 0,
         split: None,
-        pixels: square.into_inner().ok().flatten().unwrap_or_else(|| Err("it was not decoded".into())),
+        pixels: square.into_inner().unwrap_or_else(|| Err("it was not decoded".into())),
     });
     Pack::from_pictures(vec![String::new()], &options, pictures)
 }

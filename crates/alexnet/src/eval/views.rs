@@ -21,6 +21,9 @@ pub fn of_number(n: usize) -> Result<&'static [View]> {
     }
 }
 
+/// Receives a picture's index with its mean output; `None` if it could not be decoded.
+pub type EachPicture<'a> = dyn FnMut(u32, Option<&[f32]>) -> Result<()> + 'a;
+
 /// Runs the views of each picture through an executor for inference, and hands each picture's mean output to `each`
 /// in the order of `pictures`; `None` for a picture that could not be decoded. `threads` fill the batches.
 ///
@@ -33,7 +36,7 @@ pub fn mean_outputs(
     preprocess: &Arc<Preprocess>,
     views: &[View],
     threads: usize,
-    each: &mut dyn FnMut(u32, Option<&[f32]>) -> Result<()>,
+    each: &mut EachPicture,
 ) -> Result<()> {
     let config = LoaderConfig {
         pack: Arc::clone(pack),

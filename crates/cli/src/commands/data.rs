@@ -131,11 +131,7 @@ fn refuse_inside(out: &Path, root: &Path) -> alexnet::Result<()> {
 
 /// Counts classes and pictures, and the colours' statistics.
 fn stats(args: DataStats) -> Outcome {
-    let mut progress = Progress::new("packing");
-    let pack = plan::pictures(&args.path, &PackOptions::default(), &mut |done, total| {
-        progress.update(done, total, "");
-    })?;
-    progress.finish();
+    let (pack, skipped) = plan::pictures(&args.path, &PackOptions::default())?;
     let every: Vec<u32> = (0..pack.len() as u32).collect();
     let stats = Stats::compute(&pack, &every, crate::machine::cores())?;
     let sizes = pack.class_sizes();
@@ -145,6 +141,7 @@ fn stats(args: DataStats) -> Outcome {
         let object = json!({
             "pictures": pack.len(),
             "unreadable": pack.unreadable().len(),
+            "skipped": skipped.len(),
             "classes": classes,
             "side": pack.side(),
             "mean_rgb": stats.channel_mean,
@@ -159,6 +156,9 @@ fn stats(args: DataStats) -> Outcome {
     rows.extend(pack.classes().iter().zip(&sizes).map(|(name, n)| vec![name.clone(), n.to_string()]));
     print_line(&table(&rows, &[false, true]))?;
     print_line(&format!("\n{}", plan::data_words(&pack)))?;
+    for line in plan::unused_words(&pack, &skipped) {
+        print_line(&line)?;
+    }
     let [r, g, b] = stats.channel_mean;
     let [dr, dg, db] = stats.channel_std;
     print_line(&format!(

@@ -22,15 +22,14 @@ pub fn run(args: &Eval) -> Outcome {
     let views = views::of_number(args.views).map_err(|e| Error::Config(format!("--views: {e}")))?;
     let compute = plan::Compute::of(&args.compute)?;
     let model = plan::open_model(&args.model)?;
-    let mut progress = Progress::new("packing");
-    let pack = plan::pictures(&args.data, &model.preprocess.pack_options(), &mut |done, total| {
-        progress.update(done, total, "");
-    })?;
-    progress.finish();
+    let (pack, skipped) = plan::pictures(&args.data, &model.preprocess.pack_options())?;
     let (pictures, part) = plan::held_out(&model, &pack)?;
     let classes = plural(model.classes.len(), "class", "classes");
     words.line(&format!("model     {} for {classes}, {}", model.net.name, model.path.display()))?;
     words.line(&format!("data      {}", plan::data_words(&pack)))?;
+    for line in plan::unused_words(&pack, &skipped) {
+        words.line(&line)?;
+    }
     words.line(&format!("measured  {part}; {}", plural(views.len(), "view", "views")))?;
 
     let mut executor = model.executor(compute.options(BATCH, Mode::Infer { last: None }), None)?;

@@ -55,8 +55,8 @@ fn go_on(args: &Train, folder: Option<&Path>) -> Outcome {
     let net = plan_train::network_of(&run, &config.recipe);
     let material = plan_train::material(data, &config.recipe, &net, config.seed, None, Some(config.split))?;
     // A run that was killed before its first checkpoint begins again.
-    let has_checkpoints = plan_train::has_checkpoints(&run);
-    Session { args, compute, material, config, changes, run }.train(has_checkpoints)
+    let resume = !run.store().is_empty();
+    Session { args, compute, material, config, changes, run }.train(resume)
 }
 
 /// Everything that a run needs.
@@ -103,8 +103,8 @@ impl Session<'_> {
         }
         words.line(&start_words(resume, copied.as_ref(), seed))?;
         words.line(&format!("data      {}", plan::data_words(&pack)))?;
-        for bad in pack.unreadable().iter().take(3) {
-            words.line(&format!("  unreadable {}: {}", bad.path, bad.reason))?;
+        for line in plan::unused_words(&pack, &self.material.skipped) {
+            words.line(&line)?;
         }
         words.line(&format!(
             "split     {}",

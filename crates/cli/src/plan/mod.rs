@@ -3,8 +3,10 @@
 pub mod train;
 
 use crate::args;
+use crate::progress::Progress;
 use crate::terminal::{complain, plural};
-use alexnet::data::{Pack, PackOptions, SplitRule, split};
+use alexnet::data::source::Skipped;
+use alexnet::data::{Pack, PackOptions, SplitRule, list_folder, split};
 use alexnet::eval::model::Model;
 use alexnet::exec::{self, Device, Mode, Precision};
 use alexnet::{Error, Network, Result, zoo};
@@ -50,10 +52,14 @@ pub fn read_text(path: &Path, what: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The pictures of a folder, packed or found packed, or of a pack file.
-pub fn pictures(path: &Path, options: &PackOptions, progress: &mut dyn FnMut(usize, usize)) -> Result<Pack> {
+/// The pictures of a folder, packed or found packed, or of a pack file; and what else is in the folder.
+pub fn pictures(path: &Path, options: &PackOptions) -> Result<(Pack, Vec<Skipped>)> {
     if !path.is_file() {
-        return Pack::for_folder(path, options, None, progress);
+        let listing = list_folder(path)?;
+        let mut progress = Progress::new("packing");
+        let pack =
+            Pack::for_listing(&listing, options, None, &mut |done, all| progress.update(done, all, ""))?;
+        return Ok((pack, listing.skipped));
     }
     let pack = Pack::open(path)?;
     if pack.options() != options {
@@ -70,7 +76,20 @@ pub fn pictures(path: &Path, options: &PackOptions, progress: &mut dyn FnMut(usi
             options.exif
         )));
     }
-    Ok(pack)
+    Ok((pack, vec![]))
+}
+
+/// Lines that name the first few pictures and other things that are not used.
+pub fn unused_words(pack: &Pack, skipped: &[Skipped]) -> Vec<String> {
+    const NAMED: usize = 3;
+    let unreadable = pack.unreadable().iter().map(|u| format!("  unreadable {}: {}", u.path, u.reason));
+    let others = skipped.iter().map(|s| format!("  skipped {}: {}", s.path.display(), s.reason));
+    let mut lines: Vec<String> = unreadable.take(NAMED).chain(others.take(NAMED)).collect();
+    let more = pack.unreadable().len().saturating_sub(NAMED) + skipped.len().saturating_sub(NAMED);
+    if more > 0 {
+        lines.push(format!("  and {more} more; `alexnet data check` names them all"));
+    }
+    lines
 }
 
 /// A line about a set of pictures: classes, pictures, the smallest and the largest class, unreadable ones.

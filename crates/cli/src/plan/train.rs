@@ -2,10 +2,10 @@
 
 use super::{Compute, at_least_one, names_file, network, pictures};
 use crate::args;
-use crate::progress::Progress;
 use crate::terminal::plural;
 use alexnet::data::generator::{self, drawn_pack};
 use alexnet::data::pack::MAX_UNREADABLE;
+use alexnet::data::source::Skipped;
 use alexnet::data::{Pack, Partition, check_unreadable, split};
 use alexnet::interchange::imagenet;
 use alexnet::train::recipe::{self, Recipe};
@@ -62,36 +62,21 @@ pub fn request(args: &args::Train) -> Result<Request> {
             _ => FOR_A_FOLDER.into(),
         },
     };
-    let mut recipe = recipe::load(&named)?;
+    let original = recipe::load(&named)?;
+    let mut recipe = original.clone();
     if let Some(from) = &args.from {
-        if recipe.from.as_ref() != Some(from) {
-            changes.push(format!("starts from {from}"));
-        }
         recipe.from = Some(from.clone());
     }
-    if let Some(net) = &args.net
-        && *net != recipe.net
-    {
-        let theirs = network(&recipe.net, None)?;
-        let ours = network(net, None)?;
-        changes.push(format!("net {net} in place of {}", recipe.net));
-        let side = recipe.preprocess.side;
-        if ours.input.h != theirs.input.h && (ours.input.h > side || 2 * ours.input.h < side) {
-            recipe.preprocess.side = (ours.input.h as f64 * SIDE_OVER_INPUT).round() as usize;
-            changes.push(format!(
-                "pictures are stored at {} pixels in place of {side}, for an input of {}",
-                recipe.preprocess.side, ours.input.h
-            ));
-        }
+    if let Some(net) = &args.net {
+        fit_side(&mut recipe, &network(net, None)?)?;
         recipe.net = net.clone();
     }
+    flags(args, &mut recipe)?;
+    recipe.bring_preprocessing();
+    changes.extend(recipe.differences(&original));
     if names_file(&recipe.net) {
         // The run is resumed from other folders too.
         recipe.net = absolute(Path::new(&recipe.net));
-    }
-    flags(args, &mut recipe, &mut changes)?;
-    if recipe.bring_preprocessing() {
-        changes.push("pictures are prepared as for ImageNet's convolutions".into());
     }
     if let Some(n) = args.train_per_class {
         at_least_one("--train-per-class", n)?;
@@ -112,21 +97,23 @@ pub fn request(args: &args::Train) -> Result<Request> {
     })
 }
 
+/// Stores pictures at a size that suits `net`, if it is far from that of the recipe's own network.
+fn fit_side(recipe: &mut Recipe, net: &Network) -> Result<()> {
+    let (input, side) = (net.input.h, recipe.preprocess.side);
+    if input != network(&recipe.net, None)?.input.h && (input > side || 2 * input < side) {
+        recipe.preprocess.side = (input as f64 * SIDE_OVER_INPUT).round() as usize;
+    }
+    Ok(())
+}
+
 /// Takes in the flags that may also change a run that goes on.
-fn flags(args: &args::Train, recipe: &mut Recipe, changes: &mut Vec<String>) -> Result<()> {
+fn flags(args: &args::Train, recipe: &mut Recipe) -> Result<()> {
     if let Some(epochs) = args.epochs {
-        changes.push(format!("epochs {epochs} in place of {}", recipe.epochs));
         recipe.epochs = u64::from(epochs);
         recipe.warmup_epochs = recipe.warmup_epochs.min(recipe.epochs as f64);
     }
-    if let Some(batch) = args.batch {
-        changes.push(format!("batch {batch} in place of {}", recipe.batch));
-        recipe.batch = batch;
-    }
-    if let Some(lr) = args.lr {
-        changes.push(format!("lr {lr} in place of {}", recipe.lr));
-        recipe.lr = lr;
-    }
+    recipe.batch = args.batch.unwrap_or(recipe.batch);
+    recipe.lr = args.lr.unwrap_or(recipe.lr);
     recipe.check().map_err(|e| Error::Config(format!("recipe {}: {e}", recipe.name)))
 }
 
@@ -156,8 +143,9 @@ pub fn resumed(args: &args::Train, folder: Option<&Path>) -> Result<(RunDirector
     };
     let run = RunDirectory::open(&path)?;
     let mut config = run.read_config()?;
-    let mut changes = Vec::new();
-    flags(args, &mut config.recipe, &mut changes)?;
+    let original = config.recipe.clone();
+    flags(args, &mut config.recipe)?;
+    let changes = config.recipe.differences(&original);
     if let Some(data) = &args.data {
         config.data = Some(absolute(data));
     }
@@ -178,6 +166,8 @@ pub fn network_of(run: &RunDirectory, recipe: &Recipe) -> String {
 pub struct Material {
     /// All pictures.
     pub pack: Pack,
+    /// What else is in the folder, and why it is not used.
+    pub skipped: Vec<Skipped>,
     /// How they are split.
     pub split: SplitConfig,
     /// The two sides.
@@ -201,14 +191,12 @@ pub fn material(
 ) -> Result<Material> {
     // A wrong network is found before an hour of packing.
     let net = recipe.apply(network(net, None)?)?;
-    let pack = match data {
+    let (pack, skipped) = match data {
         None => {
-            drawn_pack(seed, generator::TRAIN_PER_CLASS, generator::VAL_PER_CLASS, recipe.preprocess.side)?
+            let (train, val) = (generator::TRAIN_PER_CLASS, generator::VAL_PER_CLASS);
+            (drawn_pack(seed, train, val, recipe.preprocess.side)?, vec![])
         }
-        Some(path) => {
-            let mut progress = Progress::new("packing");
-            pictures(path, &recipe.pack_options(), &mut |done, total| progress.update(done, total, ""))?
-        }
+        Some(path) => pictures(path, &recipe.pack_options())?,
     };
     check_unreadable(&pack, MAX_UNREADABLE)?;
     let split_config = match (given, train_per_class) {
@@ -219,7 +207,7 @@ pub fn material(
     };
     let partition = split(&pack, &split_config.rule(seed))?;
     let net = net.with_classes(pack.classes().len());
-    Ok(Material { pack, split: split_config, partition, net })
+    Ok(Material { pack, skipped, split: split_config, partition, net })
 }
 
 /// Makes the run's folder: `--out`, or the next free one in `runs/`, named after the data.
@@ -288,12 +276,6 @@ pub fn split_words(split: SplitConfig, partition: &Partition) -> String {
     )
 }
 
-/// Whether the run's folder has any checkpoint file, valid or not.
-pub fn has_checkpoints(run: &RunDirectory) -> bool {
-    let entries = std::fs::read_dir(run.path().join("checkpoints"));
-    entries.is_ok_and(|e| e.flatten().any(|e| e.path().extension().is_some_and(|x| x == "safetensors")))
-}
-
 /// `--precision`, `--device` and `--threads` of a run.
 ///
 /// # Errors
@@ -335,7 +317,7 @@ mod tests {
         let r =
             asked("alexnet train x --epochs 3 --batch 16 --lr 0.5 --seed 7 --train-per-class 30").unwrap();
         assert_eq!((r.recipe.epochs, r.recipe.batch, r.recipe.lr, r.seed), (3, 16, 0.5, 7));
-        assert_eq!((r.changes.len(), r.train_per_class), (3, Some(30)));
+        assert_eq!((r.changes.len(), r.train_per_class), (3, Some(30)), "{:?}", r.changes);
         assert!(
             asked("alexnet train --train-per-class 30")
                 .unwrap_err()
