@@ -1,8 +1,9 @@
 //! Batches of numbers from stored pictures, made beside the computing. What is in a batch depends on the seed, the
 //! epoch and the samples, never on the number of threads or on what was loaded before.
 
-use super::augment::{Augment, Key, Painter, Prepared, Scratch, View};
+use super::augment::{Augment, Key, View};
 use super::pack::Pack;
+use super::paint::{Painter, Prepared, Scratch};
 use super::preprocess::Preprocess;
 use crate::error::{Error, Result};
 use crate::exec::contract::{Batch, InputLayout};

@@ -1,5 +1,5 @@
 //! From a folder of pictures to batches of numbers: [`source`] lists a folder, [`pack`] decodes and resizes every
-//! picture once into a memory-mapped file, [`split`] says which pictures teach and which test, [`loader`] crops,
+//! picture once into a memory-mapped file, [`mod@split`] says which pictures teach and which test, [`loader`] crops,
 //! mirrors, colours and centres them in the layout that the first layer reads. [`generator`] draws pictures where
 //! there are none.
 //!
@@ -14,6 +14,7 @@ pub mod loader;
 mod map;
 pub mod pack;
 mod pack_build;
+pub mod paint;
 pub mod preprocess;
 pub mod resize;
 pub mod source;

@@ -1,0 +1,364 @@
+//! Views of stored pictures as numbers, written straight into the layout that the first layer reads: crop, mirror,
+//! colour, mean and scale in one pass over the pixels.
+
+use super::augment::{Augment, Draw, Key, Region, View};
+use super::preprocess::Preprocess;
+use crate::exec::contract::InputLayout;
+
+/// Writes views of stored pictures as numbers for a network.
+#[derive(Clone, Debug)]
+pub struct Painter {
+    side: usize,
+    crop: usize,
+    factor: [f32; 3],
+    offset: [f32; 3],
+    /// Times the factor, (crop, crop, 3); empty with channel means.
+    mean: Vec<f32>,
+    augment: Augment,
+}
+
+/// A view, drawn and ready to be written row by row.
+#[derive(Clone, Debug)]
+pub struct Prepared<'a> {
+    pixels: &'a [u8],
+    draw: Draw,
+    factor: [f32; 3],
+    offset: [f32; 3],
+    /// What the mean picture is multiplied by: 1, or 1/(1 + c) under colour noise.
+    mean_factor: f32,
+    /// For each column of a resampled view: the offsets of its two source pixels in a row, and the second's share.
+    columns: Vec<(u32, u32, f32)>,
+}
+
+/// Rows under construction; one a thread.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    bytes: Vec<u8>,
+    blend: Vec<f32>,
+    line: Vec<f32>,
+}
+
+impl Painter {
+    /// For one preparation and one set of variations.
+    pub fn new(preprocess: &Preprocess, augment: &Augment) -> Self {
+        let (factor, offset) = preprocess.affine();
+        let mean = preprocess.central_mean();
+        Painter {
+            side: preprocess.side,
+            crop: preprocess.crop,
+            factor,
+            offset,
+            mean,
+            augment: augment.clone(),
+        }
+    }
+
+    /// Draws what is to be drawn for a view of `pixels`, (side, side, 3).
+    pub fn prepare<'a>(&self, pixels: &'a [u8], view: View, key: Key) -> Prepared<'a> {
+        assert_eq!(pixels.len(), self.side * self.side * 3, "a stored square of side {}", self.side);
+        let draw = self.augment.draw(view, key, self.side, self.crop);
+        let noisy = view == View::Train && self.augment.colour.is_some() && self.augment.colour_noise != 0.0;
+        let damp = if noisy { 1.0 / (1.0 + self.augment.colour_noise) } else { 1.0 };
+        let factor = self.factor.map(|f| f * damp);
+        let offset = std::array::from_fn(|c| self.offset[c] * damp + draw.colour[c] * factor[c]);
+        let Region { left, width, .. } = draw.region;
+        let columns = if self.is_plain(&draw.region) {
+            Vec::new()
+        } else {
+            let column = |x: usize| {
+                let (x0, x1, share) = between(x, width, self.crop);
+                (((left + x0) * 3) as u32, ((left + x1) * 3) as u32, share)
+            };
+            (0..self.crop).map(column).collect()
+        };
+        Prepared { pixels, draw, factor, offset, mean_factor: damp, columns }
+    }
+
+    /// No resampling: the part has the crop's size.
+    fn is_plain(&self, region: &Region) -> bool {
+        region.width == self.crop && region.height == self.crop
+    }
+
+    /// Writes row `y` of the view as picture `n` of a block into that block's row, (columns, block, fold·C).
+    pub fn write_row(
+        &self,
+        view: &Prepared,
+        y: usize,
+        n: usize,
+        layout: &InputLayout,
+        row: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let len = self.crop * 3;
+        scratch.line.resize(len, 0.0);
+        let region = view.draw.region;
+        if self.is_plain(&region) {
+            let start = ((region.top + y) * self.side + region.left) * 3;
+            let source = &view.pixels[start..start + len];
+            if view.draw.mirrored {
+                scratch.bytes.resize(len, 0);
+                for (to, from) in scratch.bytes.chunks_exact_mut(3).zip(source.rchunks_exact(3)) {
+                    to.copy_from_slice(from);
+                }
+                affine_bytes(&scratch.bytes, view.factor, view.offset, &mut scratch.line);
+            } else {
+                affine_bytes(source, view.factor, view.offset, &mut scratch.line);
+            }
+        } else {
+            self.resample(view, y, scratch);
+        }
+        if !self.mean.is_empty() {
+            let mean = &self.mean[y * len..(y + 1) * len];
+            for (v, m) in scratch.line.iter_mut().zip(mean) {
+                *v -= view.mean_factor * m;
+            }
+        }
+        scatter(&scratch.line, n, layout, row);
+    }
+
+    /// Row `y` of a resampled part: two rows blended, then two columns of the blend for each pixel.
+    fn resample(&self, view: &Prepared, y: usize, scratch: &mut Scratch) {
+        let region = view.draw.region;
+        let (y0, y1, share) = between(y, region.height, self.crop);
+        let stride = self.side * 3;
+        let row = |y: usize| &view.pixels[(region.top + y) * stride..][..stride];
+        scratch.blend.clear();
+        scratch.blend.extend(
+            row(y0).iter().zip(row(y1)).map(|(&a, &b)| f32::from(a) * (1.0 - share) + f32::from(b) * share),
+        );
+        let blend = &scratch.blend;
+        for (x, to) in scratch.line.chunks_exact_mut(3).enumerate() {
+            let x = if view.draw.mirrored { self.crop - 1 - x } else { x };
+            let (x0, x1, share) = view.columns[x];
+            let (a, b) = (&blend[x0 as usize..x0 as usize + 3], &blend[x1 as usize..x1 as usize + 3]);
+            for c in 0..3 {
+                let v = a[c] * (1.0 - share) + b[c] * share;
+                to[c] = v * view.factor[c] + view.offset[c];
+            }
+        }
+    }
+}
+
+/// The two source positions around the centre of target `i` when `from` positions become `to`, and the second's
+/// share.
+fn between(i: usize, from: usize, to: usize) -> (usize, usize, f32) {
+    let at = ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).clamp(0.0, (from - 1) as f64);
+    let first = at.floor() as usize;
+    (first, (first + 1).min(from - 1), (at - first as f64) as f32)
+}
+
+/// line = factor · pixels + offset, three channels side by side.
+fn affine_bytes(pixels: &[u8], factor: [f32; 3], offset: [f32; 3], line: &mut [f32]) {
+    // 48 values are a whole number of pixels and of vectors of any width up to 16.
+    const RUN: usize = 48;
+    let factors: [f32; RUN] = std::array::from_fn(|i| factor[i % 3]);
+    let offsets: [f32; RUN] = std::array::from_fn(|i| offset[i % 3]);
+    let whole = pixels.len() / RUN * RUN;
+    for (to, from) in line[..whole].chunks_exact_mut(RUN).zip(pixels[..whole].chunks_exact(RUN)) {
+        for i in 0..RUN {
+            to[i] = f32::from(from[i]) * factors[i] + offsets[i];
+        }
+    }
+    for (i, (to, &from)) in line[whole..].iter_mut().zip(&pixels[whole..]).enumerate() {
+        *to = f32::from(from) * factors[i] + offsets[i];
+    }
+}
+
+/// Spreads a row of pixels, (W, C), over the block's row, (columns, block, fold·C).
+fn scatter(line: &[f32], n: usize, layout: &InputLayout, row: &mut [f32]) {
+    let c = layout.shape.c;
+    let run = layout.fold * c;
+    // Pixels up to the first whole fold, then whole folds, then the rest.
+    let first = ((layout.fold - layout.pad % layout.fold) % layout.fold * c).min(line.len());
+    if first > 0 {
+        let at = layout.offset_in_row(n, 0);
+        row[at..at + first].copy_from_slice(&line[..first]);
+    }
+    let rest = &line[first..];
+    if rest.is_empty() {
+        return;
+    }
+    let at = layout.offset_in_row(n, first / c);
+    match run {
+        3 => scatter_runs::<3>(rest, layout.block * run, &mut row[at..]),
+        6 => scatter_runs::<6>(rest, layout.block * run, &mut row[at..]),
+        12 => scatter_runs::<12>(rest, layout.block * run, &mut row[at..]),
+        24 => scatter_runs::<24>(rest, layout.block * run, &mut row[at..]),
+        _ => {
+            for (from, to) in rest.chunks(run).zip(row[at..].chunks_mut(layout.block * run)) {
+                to[..from.len()].copy_from_slice(from);
+            }
+        }
+    }
+}
+
+fn scatter_runs<const RUN: usize>(line: &[f32], step: usize, row: &mut [f32]) {
+    for (from, to) in line.chunks(RUN).zip(row.chunks_mut(step)) {
+        match (from.first_chunk::<RUN>(), to.first_chunk_mut::<RUN>()) {
+            (Some(from), Some(to)) => *to = *from,
+            _ => to[..from.len()].copy_from_slice(from),
+        }
+    }
+}
+
+/// Writes one view as picture `n` of a block, (H, columns, block, fold·C). Padding is left as it is.
+pub fn write_view(
+    painter: &Painter,
+    view: &Prepared,
+    n: usize,
+    layout: &InputLayout,
+    block: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    for (y, row) in block.chunks_exact_mut(layout.row_len()).enumerate().take(painter.crop) {
+        painter.write_row(view, y, n, layout, row, scratch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::augment::ColourAxes;
+    use crate::data::preprocess::Mean;
+    use crate::net::Shape;
+    use crate::rng::{Purpose, Stream};
+
+    const SIDE: usize = 20;
+    const CROP: usize = 14;
+
+    fn stored(seed: u64) -> Vec<u8> {
+        let mut random = Stream::new(seed, Purpose::Synthetic, 0, 0);
+        (0..SIDE * SIDE * 3).map(|_| random.below(256) as u8).collect()
+    }
+
+    fn plain() -> Preprocess {
+        Preprocess { side: SIDE, crop: CROP, ..Preprocess::torchvision() }
+    }
+
+    fn key(picture: u32) -> Key {
+        Key { seed: 5, epoch: 2, picture, position: u64::from(picture) }
+    }
+
+    /// One view in plain (H, W, C).
+    fn paint(preprocess: &Preprocess, augment: &Augment, pixels: &[u8], view: View, key: Key) -> Vec<f32> {
+        let painter = Painter::new(preprocess, augment);
+        let layout = InputLayout::nhwc(1, Shape { c: 3, h: CROP, w: CROP });
+        let mut block = vec![0.0; layout.len()];
+        let view = painter.prepare(pixels, view, key);
+        write_view(&painter, &view, 0, &layout, &mut block, &mut Scratch::default());
+        block
+    }
+
+    /// (pixel · scale − mean) / std from first principles.
+    fn expected(pixels: &[u8], draw: &Draw, y: usize, x: usize, c: usize) -> f32 {
+        let x = if draw.mirrored { CROP - 1 - x } else { x };
+        let p = f32::from(pixels[((draw.region.top + y) * SIDE + draw.region.left + x) * 3 + c]);
+        let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+        (p / 255.0 - mean[c]) / std[c]
+    }
+
+    #[test]
+    fn every_layout_receives_the_same_picture() {
+        let (pre, augment) = (plain(), Augment::default());
+        let painter = Painter::new(&pre, &augment);
+        let shape = Shape { c: 3, h: CROP, w: CROP };
+        for block in [1, 3] {
+            for (fold, pad) in [(1, 0), (1, 2), (2, 1), (4, 0), (4, 2), (4, 5), (5, 3), (8, 1)] {
+                let columns = (CROP + pad).div_ceil(fold) + 1;
+                let layout = InputLayout { batch: block, shape, block, fold, pad, columns };
+                let mut buffer = vec![f32::NAN; layout.len()];
+                let mut touched = vec![false; layout.len()];
+                for n in 0..block {
+                    let pixels = stored(n as u64);
+                    let view = painter.prepare(&pixels, View::Train, key(n as u32));
+                    write_view(&painter, &view, n, &layout, &mut buffer, &mut Scratch::default());
+                    for (y, x, c) in (0..CROP * CROP * 3).map(|i| (i / 3 / CROP, i / 3 % CROP, i % 3)) {
+                        let at = layout.offset(n, c, y, x);
+                        let want = expected(&pixels, &view.draw, y, x, c);
+                        assert!(
+                            (buffer[at] - want).abs() < 1e-5,
+                            "fold {fold} pad {pad}: {} {want}",
+                            buffer[at]
+                        );
+                        touched[at] = true;
+                    }
+                }
+                // Nothing else was written.
+                assert!(buffer.iter().zip(&touched).all(|(v, t)| *t || v.is_nan()), "fold {fold} pad {pad}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_mean_picture_is_subtracted_at_the_centre() {
+        let pixels = stored(1);
+        let mean = stored(2).iter().map(|&p| f32::from(p)).collect();
+        let pre = Preprocess::paper(SIDE, CROP, mean);
+        let Mean::Picture(mean) = &pre.mean else { unreachable!() };
+        let augment = Augment::default();
+        let draw = augment.draw(View::Fixed(9), key(0), SIDE, CROP);
+        let got = paint(&pre, &augment, &pixels, View::Fixed(9), key(0));
+        for (i, v) in got.iter().enumerate() {
+            let (y, x, c) = (i / 3 / CROP, i / 3 % CROP, i % 3);
+            let p = pixels[((draw.region.top + y) * SIDE + draw.region.left + CROP - 1 - x) * 3 + c];
+            assert_eq!(*v, f32::from(p) - mean[((3 + y) * SIDE + 3 + x) * 3 + c]);
+        }
+    }
+
+    #[test]
+    fn colour_noise_is_the_formula() {
+        let pixels = stored(1);
+        let mean = vec![100.0; SIDE * SIDE * 3];
+        let pre = Preprocess::paper(SIDE, CROP, mean);
+        let quiet = Augment { random_crop: false, mirror: false, ..Default::default() };
+        let noisy = Augment { colour: Some(ColourAxes::imagenet()), colour_noise: 0.1, ..quiet.clone() };
+        let draw = noisy.draw(View::Train, key(3), SIDE, CROP);
+        let (a, b) = (
+            paint(&pre, &quiet, &pixels, View::Train, key(3)),
+            paint(&pre, &noisy, &pixels, View::Train, key(3)),
+        );
+        for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+            assert!((b - (a + draw.colour[i % 3]) / 1.1).abs() < 1e-3);
+        }
+        // No noise where there is no training.
+        assert_eq!(
+            paint(&pre, &quiet, &pixels, View::Centre, key(3)),
+            paint(&pre, &noisy, &pixels, View::Centre, key(3))
+        );
+        // Its covariance is c²·Σ σ² p pᵀ: on the first axis 12.2 grey levels.
+        let first = ColourAxes::imagenet().axes[0];
+        let along = |i| {
+            let d = noisy.draw(View::Train, key(i), SIDE, CROP);
+            (0..3).map(|c| d.colour[c] * first[c]).sum::<f32>()
+        };
+        let n = 4000;
+        let deviation = ((0..n).map(along).map(|v| v * v).sum::<f32>() / n as f32).sqrt();
+        assert!((deviation - 12.178).abs() < 5.0 * 12.178 / (2.0 * n as f32).sqrt(), "{deviation}");
+    }
+
+    #[test]
+    fn a_resampled_part_is_bilinear() {
+        // A plane is reproduced exactly by bilinear interpolation, away from the part's border.
+        let plane: Vec<u8> =
+            (0..SIDE * SIDE).flat_map(|i| [(i % SIDE) as u8 * 10, (i / SIDE) as u8 * 10, 7]).collect();
+        let pre = Preprocess { scale: 1.0, mean: Mean::Channels([0.0; 3]), std: [1.0; 3], ..plain() };
+        let augment = Augment { area: Some([0.3, 0.5]), ..Default::default() };
+        for picture in 0..50 {
+            let Draw { region: r, mirrored, .. } = augment.draw(View::Train, key(picture), SIDE, CROP);
+            let share = (r.width * r.height) as f64 / (SIDE * SIDE) as f64;
+            assert!((0.25..0.56).contains(&share), "{r:?}");
+            assert!(r.left + r.width <= SIDE && r.top + r.height <= SIDE);
+            let got = paint(&pre, &augment, &plane, View::Train, key(picture));
+            for (i, p) in got.chunks_exact(3).enumerate() {
+                let at = |i: usize, start: usize, n: usize| {
+                    let inside = ((i as f64 + 0.5) * n as f64 / CROP as f64 - 0.5).clamp(0.0, n as f64 - 1.0);
+                    (start as f64 + inside) as f32 * 10.0
+                };
+                let x = if mirrored { CROP - 1 - i % CROP } else { i % CROP };
+                assert!((p[0] - at(x, r.left, r.width)).abs() < 1e-3);
+                assert!((p[1] - at(i / CROP, r.top, r.height)).abs() < 1e-3);
+                assert!((p[2] - 7.0).abs() < 1e-4);
+            }
+        }
+    }
+}
