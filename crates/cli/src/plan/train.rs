@@ -10,6 +10,7 @@ use alexnet::data::{Pack, Partition, check_unreadable, split};
 use alexnet::interchange::imagenet;
 use alexnet::train::recipe::{self, Recipe};
 use alexnet::train::run_directory::{RunConfig, RunDirectory, SplitConfig};
+use alexnet::train::start::IMAGENET;
 use alexnet::{Error, Network, Result};
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,7 @@ pub fn request(args: &args::Train) -> Result<Request> {
         recipe.net = net.clone();
     }
     flags(args, &mut recipe)?;
+    refuse_imagenet(&recipe)?;
     recipe.bring_preprocessing();
     changes.extend(recipe.differences(&original));
     if names_file(&recipe.net) {
@@ -95,6 +97,21 @@ pub fn request(args: &args::Train) -> Result<Request> {
         train_per_class: args.train_per_class,
         precision: args.compute.precision.clone().unwrap_or_else(|| "auto".into()),
     })
+}
+
+/// ImageNet's convolutions for a network that they do not fit are refused before an hour of packing.
+fn refuse_imagenet(recipe: &Recipe) -> Result<()> {
+    if recipe.from.as_deref() != Some(IMAGENET) {
+        return Ok(());
+    }
+    match imagenet::refusal(&network(&recipe.net, None)?)? {
+        None => Ok(()),
+        Some(why) => Err(Error::Config(format!(
+            "--from imagenet belongs to net torchvision and does not fit net {0}: {why}; use --net torchvision, or \
+             another recipe, such as --recipe {FROM_NOTHING}, without --from",
+            recipe.net
+        ))),
+    }
 }
 
 /// Stores pictures at a size that suits `net`, if it is far from that of the recipe's own network.
@@ -310,6 +327,13 @@ mod tests {
         let other = asked("alexnet train pictures --net caffenet").unwrap();
         assert_eq!((other.recipe.name.as_str(), other.recipe.net.as_str()), ("scratch-small", "caffenet"));
         assert!(other.changes[0].contains("do not fit caffenet"), "{:?}", other.changes);
+    }
+
+    #[test]
+    fn convolutions_of_another_network_are_refused_at_once() {
+        let error = asked("alexnet train pictures --net caffenet --from imagenet").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("does not fit net caffenet: its conv1"), "{error}");
     }
 
     #[test]
