@@ -109,6 +109,15 @@ fn predictions(place: &Place, model: &str) {
     assert_eq!((records.len(), &records[0][2], &records[1][2]), (2, "red", ""));
     assert!(records[1][4].contains("HTML") || records[1][4].contains("picture"), "{:?}", records[1]);
 
+    for format in ["table", "csv", "jsonl"] {
+        let mut command = alexnet();
+        command.args(["predict", model, &set, "--format", format]).stdout(std::process::Stdio::piped());
+        let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{format}");
+    }
+
     let none = run(&["predict", model, &note]);
     assert_eq!(none.code, 3, "{}", none.stderr);
     let missing = run(&["predict", model, &place.text("set/red/00l.jpg")]);
@@ -170,7 +179,7 @@ fn what_cannot_be_run_is_refused() {
             2,
             vec!["is a run already", "--resume"],
         ),
-        (vec!["train", &set, "--recipe", &place.recipe, "--out", &set], 2, vec!["not empty"]),
+        (vec!["train", &set, "--recipe", &place.recipe, "--out", &set], 2, vec!["data folder", "--out"]),
         (
             vec!["train", &set, "--net", &net, "--from", "imagenet", "--out", &out],
             2,
@@ -193,6 +202,12 @@ fn what_cannot_be_run_is_refused() {
         assert!(run.stderr.starts_with("error: "), "{words:?}: {}", run.stderr);
         assert!(expected.iter().all(|part| run.stderr.contains(part)), "{words:?}: {}", run.stderr);
     }
+
+    // The default place for results would be in the data folder.
+    let inside = finish(alexnet().current_dir(&set).args(["train", ".", "--recipe", &place.recipe]));
+    assert_eq!(inside.code, 2, "{}", inside.stderr);
+    assert!(inside.stderr.contains("data folder"), "{}", inside.stderr);
+    assert!(!place.path("set/runs").exists());
 
     // Other classes than the model's.
     std::fs::rename(place.path("set/red"), place.path("set/rot")).unwrap();

@@ -1,8 +1,8 @@
 //! What `alexnet train …` means: recipe and flags made one, pictures, split, network, weights.
 
-use super::{Compute, at_least_one, names_file, network, pictures};
+use super::{Compute, at_least_one, names_file, network, pictures, refuse_inside};
 use crate::args;
-use crate::terminal::plural;
+use crate::terminal::{count, plural};
 use alexnet::data::generator::{self, drawn_pack};
 use alexnet::data::pack::MAX_UNREADABLE;
 use alexnet::data::source::Skipped;
@@ -248,6 +248,10 @@ pub fn run_folder(out: Option<&Path>, data: Option<&Path>) -> Result<RunDirector
 /// # Errors
 /// [`Error::Config`] if so, or if the data would be written to.
 pub fn check_out(out: Option<&Path>, data: Option<&Path>) -> Result<()> {
+    if let Some(data) = data.filter(|data| data.is_dir()) {
+        refuse_inside(out.unwrap_or(Path::new(RUNS)), data)
+            .map_err(|e| Error::Config(format!("results: {e}, with --out")))?;
+    }
     let Some(out) = out else { return Ok(()) };
     if RunDirectory::is_run(out) {
         return Err(Error::Config(format!(
@@ -260,14 +264,6 @@ pub fn check_out(out: Option<&Path>, data: Option<&Path>) -> Result<()> {
     }
     if out.is_file() {
         return Err(Error::Config(format!("--out {} is a file; name a folder", out.display())));
-    }
-    if let Some(data) = data
-        && Path::new(&absolute(out)).starts_with(absolute(data))
-    {
-        return Err(Error::Config(format!(
-            "--out {} lies in the data folder, which is never written to; choose another",
-            out.display()
-        )));
     }
     Ok(())
 }
@@ -289,7 +285,7 @@ pub fn split_words(split: SplitConfig, partition: &Partition) -> String {
     format!(
         "{} to learn from, {} to validate with ({how})",
         plural(partition.train.len(), "picture", "pictures"),
-        partition.val.len()
+        count(partition.val.len())
     )
 }
 
