@@ -3,7 +3,7 @@
 use crate::machine;
 use crate::plan::Compute;
 use crate::progress::Progress;
-use crate::terminal::{Words, bytes, complain, count, duration, percent};
+use crate::terminal::{Words, bytes, complain, count, duration, percent, plural};
 use alexnet::exec::Executor;
 use alexnet::train::checkpoint::EpochMetrics;
 use alexnet::train::observer::{EpochTiming, Observer, Started, StepInfo};
@@ -77,9 +77,9 @@ impl Observer for Screen {
             step => format!(", of which {} are done", count(step as usize)),
         };
         self.line(&format!(
-            "steps     {} ({} epochs of {}){from}; a checkpoint takes {}",
+            "steps     {} ({} of {}){from}; a checkpoint takes {}",
             count(steps as usize),
-            started.epochs,
+            plural(started.epochs as usize, "epoch", "epochs"),
             started.steps_per_epoch,
             bytes(started.checkpoint_bytes)
         ));

@@ -109,6 +109,15 @@ fn predictions(place: &Place, model: &str) {
     assert_eq!((records.len(), &records[0][2], &records[1][2]), (2, "red", ""));
     assert!(records[1][4].contains("HTML") || records[1][4].contains("picture"), "{:?}", records[1]);
 
+    for format in ["table", "csv", "jsonl"] {
+        let mut command = alexnet();
+        command.args(["predict", model, &set, "--format", format]).stdout(std::process::Stdio::piped());
+        let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{format}");
+    }
+
     let none = run(&["predict", model, &note]);
     assert_eq!(none.code, 3, "{}", none.stderr);
     let missing = run(&["predict", model, &place.text("set/red/00l.jpg")]);
@@ -170,7 +179,7 @@ fn what_cannot_be_run_is_refused() {
             2,
             vec!["is a run already", "--resume"],
         ),
-        (vec!["train", &set, "--recipe", &place.recipe, "--out", &set], 2, vec!["not empty"]),
+        (vec!["train", &set, "--recipe", &place.recipe, "--out", &set], 2, vec!["data folder", "--out"]),
         (
             vec!["train", &set, "--net", &net, "--from", "imagenet", "--out", &out],
             2,
@@ -193,6 +202,12 @@ fn what_cannot_be_run_is_refused() {
         assert!(run.stderr.starts_with("error: "), "{words:?}: {}", run.stderr);
         assert!(expected.iter().all(|part| run.stderr.contains(part)), "{words:?}: {}", run.stderr);
     }
+
+    // The default place for results would be in the data folder.
+    let inside = finish(alexnet().current_dir(&set).args(["train", ".", "--recipe", &place.recipe]));
+    assert_eq!(inside.code, 2, "{}", inside.stderr);
+    assert!(inside.stderr.contains("data folder"), "{}", inside.stderr);
+    assert!(!place.path("set/runs").exists());
 
     // Other classes than the model's.
     std::fs::rename(place.path("set/red"), place.path("set/rot")).unwrap();
@@ -218,11 +233,11 @@ fn signal(child: &std::process::Child, name: &str) {
     assert!(sent.success());
 }
 
-/// Waits until the run has begun to train.
+/// Waits until the run has written its first checkpoint, at the end of its first epoch.
 fn wait_for_steps(run: &Path) {
     let start = Instant::now();
     let log = run.join("log.txt");
-    while !std::fs::read_to_string(&log).is_ok_and(|text| text.contains("epoch 1:")) {
+    while !std::fs::read_to_string(&log).is_ok_and(|text| text.contains("epoch 2:")) {
         assert!(start.elapsed() < Duration::from_secs(60), "the run does not begin");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -234,7 +249,7 @@ fn wait_for_steps(run: &Path) {
 #[test]
 fn a_stopped_run_goes_on_to_the_same_bytes() {
     let place = Place::new();
-    let epochs = "300";
+    let epochs = "60";
     assert_eq!(place.train("whole", &["--epochs", epochs]).code, 0);
     for (out, name, code) in [("term", "TERM", Some(75)), ("int", "INT", Some(75)), ("kill", "KILL", None)] {
         let mut command = alexnet();

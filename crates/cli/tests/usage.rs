@@ -99,7 +99,7 @@ fn the_networks_and_their_totals() {
     assert!(table.lines().find(|l| l.starts_with("conv1")).unwrap().contains("11×11 / 4 / 0+3"), "{table}");
     let json: serde_json::Value = serde_json::from_str(&run(&["nets", "caffenet", "--json"]).stdout).unwrap();
     assert_eq!(json["parameters"], 60_965_224);
-    assert_eq!(json["layers"].as_array().unwrap().len(), 23);
+    assert_eq!(json["layers"].as_array().unwrap().len(), 22);
 }
 
 #[test]

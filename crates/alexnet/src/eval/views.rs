@@ -104,3 +104,97 @@ pub fn tally(
     })?;
     Ok(tally)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::pack::NewPicture;
+    use crate::data::{Mean, PackOptions};
+    use crate::exec::reference::Reference;
+    use crate::net::Network;
+    use crate::train::init;
+
+    const SIDE: usize = 12;
+
+    fn pack() -> Arc<Pack> {
+        let options = PackOptions { side: SIDE, ..PackOptions::default() };
+        let picture = |i: u32| NewPicture {
+            path: format!("{i}.png"),
+            label: i % 2,
+            split: None,
+            pixels: match i {
+                2 => Err("cut short".into()),
+                _ => Ok((0..SIDE * SIDE * 3).map(|p| (p as u32 * (7 + i) % 251) as u8).collect()),
+            },
+        };
+        Arc::new(Pack::from_pictures(vec!["a".into(), "b".into()], &options, (0..5).map(picture)).unwrap())
+    }
+
+    fn preprocess() -> Arc<Preprocess> {
+        let mean = Mean::Channels([0.5; 3]);
+        let Preprocess { fit, exif, .. } = Preprocess::torchvision();
+        Arc::new(Preprocess { side: SIDE, fit, exif, crop: 8, scale: 1.0 / 255.0, mean, std: [0.25; 3] })
+    }
+
+    fn executor(batch: usize) -> Reference<f32> {
+        let net = Network::from_toml(
+            "name = 'n'\ninput = [3, 8, 8]\nlayer = [\n{ name = 'conv1', type = 'conv', filters = 4, kernel = 3 },\n\
+             { name = 'relu1', type = 'relu' },\n{ name = 'fc2', type = 'linear', outputs = 2 }]",
+            "test",
+        )
+        .unwrap();
+        let mut executor = Reference::new(&net, batch, None).unwrap();
+        executor.set_params(&init::fresh(&net, 1).unwrap());
+        executor
+    }
+
+    fn outputs(batch: usize, views: &[View]) -> Vec<Option<Vec<f32>>> {
+        let mut found = Vec::new();
+        let order = [4, 2, 0, 1];
+        mean_outputs(
+            &mut executor(batch),
+            &pack(),
+            &order,
+            &preprocess(),
+            views,
+            1,
+            &mut |picture, output| {
+                assert_eq!(picture, order[found.len()]);
+                found.push(output.map(<[f32]>::to_vec));
+                Ok(())
+            },
+        )
+        .unwrap();
+        found
+    }
+
+    #[test]
+    fn ten_views_are_the_mean_of_each() {
+        // Batches of seven: a picture's views lie in two batches.
+        let ten = outputs(7, &View::TEN);
+        assert_eq!(ten.len(), 4);
+        assert_eq!(ten[1], None);
+        let each: Vec<_> = View::TEN.iter().map(|&view| outputs(3, &[view])).collect();
+        for (i, mean) in ten.iter().enumerate().filter(|&(i, _)| i != 1) {
+            for class in 0..2 {
+                let expected: f32 =
+                    each.iter().map(|view| view[i].as_ref().unwrap()[class]).sum::<f32>() / 10.0;
+                assert!((mean.as_ref().unwrap()[class] - expected).abs() < 1e-6);
+            }
+        }
+        assert_ne!(each[0][0], each[5][0], "mirrored views differ");
+    }
+
+    #[test]
+    fn unreadable_pictures_do_not_count() {
+        let (mut executor, all) = (executor(4), [0, 1, 2, 3, 4]);
+        let mut told = 0;
+        let counted =
+            tally(&mut executor, &pack(), &all, &preprocess(), &[View::Centre], 1, &mut |done, _| {
+                told = done
+            })
+            .unwrap();
+        assert_eq!((counted.pictures(), told), (4, 5));
+        assert!(of_number(7).is_err());
+    }
+}

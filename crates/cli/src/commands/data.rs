@@ -96,7 +96,7 @@ fn pack(args: DataPack) -> Outcome {
         None => Pack::for_folder(&args.path, &options, None, &mut tell)?,
         Some(out) => {
             let listing = list_folder(&args.path)?;
-            refuse_inside(out, &args.path)?;
+            plan::refuse_inside(out, &args.path)?;
             Pack::build(&listing, &options, out, &mut tell)?
         }
     };
@@ -111,22 +111,6 @@ fn pack(args: DataPack) -> Outcome {
     print_line(&format!("{side}×{side} pixels, fingerprint {fingerprint}"))?;
     print_line(&format!("{} ({})", file.display(), bytes(size)))?;
     Ok(())
-}
-
-/// The data folder is only ever read.
-fn refuse_inside(out: &Path, root: &Path) -> alexnet::Result<()> {
-    let folder = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    match (folder.canonicalize(), root.canonicalize()) {
-        (Ok(folder), Ok(root)) if folder.starts_with(&root) => Err(alexnet::Error::Config(format!(
-            "{} lies in the data folder {}, which is never written to; name another place",
-            out.display(),
-            root.display()
-        ))),
-        _ => Ok(()),
-    }
 }
 
 /// Counts classes and pictures, and the colours' statistics.

@@ -76,8 +76,7 @@ impl Printer<'_> {
     }
 
     fn row(&mut self, fields: &[&str]) {
-        let written =
-            self.csv.write_record(fields).map_err(std::io::Error::from).and_then(|()| self.csv.flush());
+        let written = self.csv.write_record(fields).map_err(io_error).and_then(|()| self.csv.flush());
         self.note(written);
     }
 
@@ -122,6 +121,14 @@ impl Printer<'_> {
                 self.note(written);
             }
         }
+    }
+}
+
+/// The error of writing itself: its kind tells a reader that went away from a disk that is full.
+fn io_error(error: csv::Error) -> std::io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => std::io::Error::other(format!("{other:?}")),
     }
 }
 

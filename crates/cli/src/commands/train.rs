@@ -6,7 +6,7 @@ use crate::machine;
 use crate::plan::{self, train as plan_train};
 use crate::screen::Screen;
 use crate::stop;
-use crate::terminal::{Words, bytes, count, percent, print_line};
+use crate::terminal::{Words, bytes, count, percent, plural, print_line};
 use alexnet::Result;
 use alexnet::exec::{self, Mode};
 use alexnet::interchange::Copied;
@@ -207,8 +207,13 @@ fn network_words(net: &alexnet::Network) -> Result<String> {
 fn recipe_words(recipe: &Recipe) -> String {
     let source = if recipe.source.is_empty() { String::new() } else { format!(" ({})", recipe.source) };
     format!(
-        "recipe    {}{source}: {} epochs, batch {}, lr {}, momentum {}, weight decay {}",
-        recipe.name, recipe.epochs, recipe.batch, recipe.lr, recipe.momentum, recipe.weight_decay
+        "recipe    {}{source}: {}, batch {}, lr {}, momentum {}, weight decay {}",
+        recipe.name,
+        plural(recipe.epochs as usize, "epoch", "epochs"),
+        recipe.batch,
+        recipe.lr,
+        recipe.momentum,
+        recipe.weight_decay
     )
 }
 

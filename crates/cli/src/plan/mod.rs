@@ -153,6 +153,20 @@ pub fn open_model(path: &Path) -> Result<Model> {
     Ok(model)
 }
 
+/// Refuses to write into the data folder, links followed: it is only ever read.
+pub fn refuse_inside(out: &Path, data: &Path) -> Result<()> {
+    let out_absolute = std::path::absolute(out).unwrap_or_else(|_| out.to_path_buf());
+    let existing = out_absolute.ancestors().find_map(|folder| folder.canonicalize().ok());
+    match (existing, data.canonicalize()) {
+        (Some(existing), Ok(data)) if existing.starts_with(&data) => Err(Error::Config(format!(
+            "{} lies in the data folder {}, which is never written to; name another place",
+            out.display(),
+            data.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses early what would only fail after all the work: a file in a folder that does not exist, or a folder.
 pub fn can_create(out: &Path) -> Result<()> {
     let folder = match out.parent() {

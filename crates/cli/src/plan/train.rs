@@ -1,8 +1,8 @@
 //! What `alexnet train …` means: recipe and flags made one, pictures, split, network, weights.
 
-use super::{Compute, at_least_one, names_file, network, pictures};
+use super::{Compute, at_least_one, names_file, network, pictures, refuse_inside};
 use crate::args;
-use crate::terminal::plural;
+use crate::terminal::{count, plural};
 use alexnet::data::generator::{self, drawn_pack};
 use alexnet::data::pack::MAX_UNREADABLE;
 use alexnet::data::source::Skipped;
@@ -10,6 +10,7 @@ use alexnet::data::{Pack, Partition, check_unreadable, split};
 use alexnet::interchange::imagenet;
 use alexnet::train::recipe::{self, Recipe};
 use alexnet::train::run_directory::{RunConfig, RunDirectory, SplitConfig};
+use alexnet::train::start::IMAGENET;
 use alexnet::{Error, Network, Result};
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,7 @@ pub fn request(args: &args::Train) -> Result<Request> {
         recipe.net = net.clone();
     }
     flags(args, &mut recipe)?;
+    refuse_imagenet(&recipe)?;
     recipe.bring_preprocessing();
     changes.extend(recipe.differences(&original));
     if names_file(&recipe.net) {
@@ -95,6 +97,21 @@ pub fn request(args: &args::Train) -> Result<Request> {
         train_per_class: args.train_per_class,
         precision: args.compute.precision.clone().unwrap_or_else(|| "auto".into()),
     })
+}
+
+/// ImageNet's convolutions for a network that they do not fit are refused before an hour of packing.
+fn refuse_imagenet(recipe: &Recipe) -> Result<()> {
+    if recipe.from.as_deref() != Some(IMAGENET) {
+        return Ok(());
+    }
+    match imagenet::refusal(&network(&recipe.net, None)?)? {
+        None => Ok(()),
+        Some(why) => Err(Error::Config(format!(
+            "--from imagenet belongs to net torchvision and does not fit net {0}: {why}; use --net torchvision, or \
+             another recipe, such as --recipe {FROM_NOTHING}, without --from",
+            recipe.net
+        ))),
+    }
 }
 
 /// Stores pictures at a size that suits `net`, if it is far from that of the recipe's own network.
@@ -231,6 +248,10 @@ pub fn run_folder(out: Option<&Path>, data: Option<&Path>) -> Result<RunDirector
 /// # Errors
 /// [`Error::Config`] if so, or if the data would be written to.
 pub fn check_out(out: Option<&Path>, data: Option<&Path>) -> Result<()> {
+    if let Some(data) = data.filter(|data| data.is_dir()) {
+        refuse_inside(out.unwrap_or(Path::new(RUNS)), data)
+            .map_err(|e| Error::Config(format!("results: {e}, with --out")))?;
+    }
     let Some(out) = out else { return Ok(()) };
     if RunDirectory::is_run(out) {
         return Err(Error::Config(format!(
@@ -243,14 +264,6 @@ pub fn check_out(out: Option<&Path>, data: Option<&Path>) -> Result<()> {
     }
     if out.is_file() {
         return Err(Error::Config(format!("--out {} is a file; name a folder", out.display())));
-    }
-    if let Some(data) = data
-        && Path::new(&absolute(out)).starts_with(absolute(data))
-    {
-        return Err(Error::Config(format!(
-            "--out {} lies in the data folder, which is never written to; choose another",
-            out.display()
-        )));
     }
     Ok(())
 }
@@ -272,7 +285,7 @@ pub fn split_words(split: SplitConfig, partition: &Partition) -> String {
     format!(
         "{} to learn from, {} to validate with ({how})",
         plural(partition.train.len(), "picture", "pictures"),
-        partition.val.len()
+        count(partition.val.len())
     )
 }
 
@@ -310,6 +323,13 @@ mod tests {
         let other = asked("alexnet train pictures --net caffenet").unwrap();
         assert_eq!((other.recipe.name.as_str(), other.recipe.net.as_str()), ("scratch-small", "caffenet"));
         assert!(other.changes[0].contains("do not fit caffenet"), "{:?}", other.changes);
+    }
+
+    #[test]
+    fn convolutions_of_another_network_are_refused_at_once() {
+        let error = asked("alexnet train pictures --net caffenet --from imagenet").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("does not fit net caffenet: its conv1"), "{error}");
     }
 
     #[test]
