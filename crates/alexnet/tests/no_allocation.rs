@@ -1,0 +1,61 @@
+//! A step allocates nothing: everything is planned beforehand.
+
+use alexnet::exec::contract::{Batch, Params, Rate, StepSettings};
+use alexnet::exec::{self, Mode, Options};
+use alexnet::train::init;
+use alexnet::zoo;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The system's allocator, counting.
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: passes every call on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[test]
+fn a_step_and_a_forward_pass_allocate_nothing() {
+    for name in ["alexnet-mini", "alexnet-2012-code", "torchvision", "caffenet"] {
+        let mut net = zoo::by_name(name, 10).unwrap();
+        if name != "alexnet-mini" {
+            net = net.with_width(1, 16).unwrap();
+        }
+        for mode in [Mode::Train { frozen_below: 0 }, Mode::Infer { last: None }] {
+            let options = Options { batch: 34, mode, threads: 2, ..Options::default() };
+            let mut executor = exec::compile(&net, &options).unwrap();
+            executor.set_params(&init::fresh(&net, 0).unwrap());
+            let input = vec![0.5; executor.input_layout().len()];
+            let (labels, weights) = (vec![1; 34], vec![1.0; 34]);
+            let rates = vec![Rate { lr: 0.001, decay: 5e-4 }; Params::zeros(&net).unwrap().0.len()];
+            let mut output = vec![0.0; 34 * 10];
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            for step in 0..2 {
+                let batch = Batch { input: &input, count: 34, labels: &labels, weights: &weights };
+                if matches!(mode, Mode::Train { .. }) {
+                    let settings = StepSettings { step, seed: 0, momentum: 0.9, rates: &rates };
+                    executor.train_step(batch, &settings);
+                } else {
+                    executor.infer(batch, &mut output);
+                }
+            }
+            let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+            assert_eq!(allocations, 0, "{name} {mode:?}");
+        }
+    }
+}
