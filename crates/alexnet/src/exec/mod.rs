@@ -1,4 +1,4 @@
-//! How a network is run. [`contract`] says what every executor does; [`reference`] computes the ops one by one and
+//! How a network is run. [`contract`] says what every executor does; [`mod@reference`] computes the ops one by one and
 //! is the specification; [`plan`] decides what is fused; [`cpu`] is the fast executor.
 
 pub mod contract;
