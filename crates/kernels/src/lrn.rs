@@ -30,13 +30,13 @@ pub struct Lrn {
 
 /// y = x·d^−β at `positions` positions of `channels` maps each.
 pub fn forward(ctx: &mut Context, lrn: &Lrn, x: &[f32], y: &mut [f32]) {
-    assert!(x.len() == y.len() && x.len() % lrn.channels == 0, "maps");
+    assert!(x.len() == y.len() && x.len().is_multiple_of(lrn.channels), "maps");
     run(ctx, lrn, x, None, y, false);
 }
 
 /// dx from x and dy. With `relu`, dx is zero where x is not positive: x came out of a ReLU.
 pub fn backward(ctx: &mut Context, lrn: &Lrn, x: &[f32], dy: &[f32], relu: bool, dx: &mut [f32]) {
-    assert!(x.len() == dx.len() && dy.len() == x.len() && x.len() % lrn.channels == 0, "maps");
+    assert!(x.len() == dx.len() && dy.len() == x.len() && x.len().is_multiple_of(lrn.channels), "maps");
     run(ctx, lrn, x, Some(dy), dx, relu);
 }
 
@@ -52,7 +52,7 @@ fn row(lrn: &Lrn) -> usize {
 }
 
 fn run(ctx: &mut Context, lrn: &Lrn, x: &[f32], dy: Option<&[f32]>, out: &mut [f32], relu: bool) {
-    assert!(lrn.size >= 1 && lrn.size <= MARGIN && lrn.channels % lrn.towers == 0, "normalization");
+    assert!(lrn.size >= 1 && lrn.size <= MARGIN && lrn.channels.is_multiple_of(lrn.towers), "normalization");
     let positions = x.len() / lrn.channels;
     ctx.run(&Normalize { lrn: *lrn, positions, x, dy, out: Ptr::from_mut(out), relu });
 }

@@ -37,7 +37,7 @@ pub fn panels(isa: Isa, channels: usize) -> Vec<Panel> {
 #[inline(always)]
 pub(crate) fn tiles(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = rows.div_ceil(most);
-    let (base, longer) = if count == 0 { (0, 0) } else { (rows / count, rows % count) };
+    let (base, longer) = (rows.checked_div(count).unwrap_or(0), rows.checked_rem(count).unwrap_or(0));
     (0..count).map(move |i| (i * base + i.min(longer), base + usize::from(i < longer)))
 }
 

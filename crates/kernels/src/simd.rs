@@ -14,7 +14,7 @@ pub trait Simd: Copy {
     type V: Copy;
     /// Elements in a vector.
     const LANES: usize;
-    /// Vectors in the widest panel of [`crate::tile`].
+    /// Vectors in the widest tile.
     const PANEL: usize;
     /// Most rows of a tile that is 1, 2, 3, 4 vectors wide: as many accumulators as fit beside the operands.
     const ROWS: [usize; 4];

@@ -50,7 +50,7 @@ pub fn backward(
 impl SpatialLrn {
     fn blocks(&self, x: &[f32], y: &[f32]) -> usize {
         let one = self.height * self.width * self.depth;
-        assert!(x.len() == y.len() && one > 0 && x.len() % one == 0 && self.size > 0, "maps");
+        assert!(x.len() == y.len() && one > 0 && x.len().is_multiple_of(one) && self.size > 0, "maps");
         x.len() / one
     }
 

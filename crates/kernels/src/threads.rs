@@ -154,7 +154,7 @@ fn work(shared: &Shared, thread: usize) {
                 let slot = shared.job.lock().unwrap_or_else(|e| e.into_inner());
                 let idle = |_: &mut Option<JobPointer>| {
                     let round = shared.round.load(Ordering::Acquire);
-                    (round % 2 == 0 || round == seen) && !shared.quit.load(Ordering::Acquire)
+                    (round.is_multiple_of(2) || round == seen) && !shared.quit.load(Ordering::Acquire)
                 };
                 drop(shared.wake.wait_while(slot, idle).unwrap_or_else(|e| e.into_inner()));
                 spins = 0;

@@ -69,6 +69,7 @@ pub(crate) unsafe fn dot<S: Simd>(
     macro_rules! pick {
         ($($kv:literal: $($nr:literal)*;)*) => {
             match (vectors, out.rows) {
+                // SAFETY: passed on from the caller.
                 $($(($kv, $nr) if $kv <= S::PANEL && $nr <= S::ROWS[$kv - 1] => unsafe {
                     dot_tile::<S, $kv, $nr>(runs, x, x_stride, w, start, out, finish)
                 },)*)*
@@ -131,6 +132,7 @@ pub(crate) unsafe fn outer<S: Simd>(
     macro_rules! pick {
         ($($kv:literal: $($nr:literal)*;)*) => {
             match (vectors, out.rows) {
+                // SAFETY: passed on from the caller.
                 $($(($kv, $nr) if $kv <= S::PANEL && $nr <= S::ROWS[$kv - 1] => unsafe {
                     outer_tile::<S, $kv, $nr>(runs, x, x_stride, w, start, out)
                 },)*)*

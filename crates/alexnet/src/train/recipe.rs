@@ -4,7 +4,7 @@
 use super::schedule::Schedule;
 use crate::data::{Exif, Fit};
 use crate::error::{Error, Result};
-use crate::net::{Network, Op};
+use crate::net::{Layer, Network, Op};
 use crate::toml_error::{at, explain, unknown};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,6 +57,10 @@ pub struct Recipe {
     /// The rate of every dropout layer, in place of the network's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
+    /// Widths of the hidden fully connected layers, in place of the network's own: a layer without a width is left
+    /// out, with the activation and dropout that follow it. Few pictures want a small head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<Vec<usize>>,
     /// The result that the source reports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<Expected>,
@@ -479,10 +483,10 @@ impl Recipe {
         within("validation.fraction", self.validation.fraction, 0.001, 0.9)
     }
 
-    /// The network as this recipe trains it: with its dropout rate.
+    /// The network as this recipe trains it: with its dropout rate and its hidden layers.
     ///
     /// # Errors
-    /// [`Error::Config`] if `[layers]` names a layer that the network does not have, or one without parameters.
+    /// [`Error::Config`] if `hidden` has more widths than the network has hidden layers; if `[layers]` names a layer that the network does not have, or one without parameters.
     pub fn apply(&self, mut net: Network) -> Result<Network> {
         if let Some(rate) = self.dropout {
             for layer in &mut net.layers {
@@ -490,6 +494,9 @@ impl Recipe {
                     dropout.rate = rate;
                 }
             }
+        }
+        if let Some(widths) = &self.hidden {
+            net = self.with_hidden(net, widths)?;
         }
         for name in self.layers.keys() {
             let why = |e: Error| Error::Config(format!("recipe {}, [layers.{name}]: {e}", self.name));
@@ -499,6 +506,33 @@ impl Recipe {
                 return Err(why(Error::Config(format!("{name} ({kind}) has no parameters"))));
             }
         }
+        Ok(net)
+    }
+}
+
+impl Recipe {
+    /// `net` with these hidden fully connected layers; itself if it has them already.
+    fn with_hidden(&self, mut net: Network, widths: &[usize]) -> Result<Network> {
+        let linear = |layer: &Layer| matches!(layer.op, Op::Linear(_));
+        let hidden = net.layers.iter().filter(|l| linear(l)).count().saturating_sub(1);
+        if widths.len() > hidden || widths.contains(&0) {
+            return Err(Error::Config(format!(
+                "recipe {}: hidden = {widths:?}, but network {} has {hidden} hidden fully connected layers, each at \
+                 least 1 wide",
+                self.name, net.name
+            )));
+        }
+        // Counts linear layers as they go by; a layer belongs to the last one before it.
+        let mut seen = 0;
+        net.layers.retain_mut(|layer| {
+            if let Op::Linear(l) = &mut layer.op {
+                seen += 1;
+                if let Some(&width) = widths.get(seen - 1).filter(|_| seen <= hidden) {
+                    l.outputs = width;
+                }
+            }
+            seen <= widths.len() || seen > hidden
+        });
         Ok(net)
     }
 }

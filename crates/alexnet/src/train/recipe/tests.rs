@@ -57,6 +57,35 @@ fn unknown_recipes_and_layers_get_a_hint() {
 }
 
 #[test]
+fn hidden_widths_replace_the_network_s() {
+    let names = |net: &Network| net.layers.iter().map(|l| l.name.clone()).collect::<Vec<_>>().join(" ");
+    let mut recipe = load("finetune").unwrap();
+    recipe.layers.clear();
+    let torchvision = || zoo::torchvision(7);
+    for (widths, tail) in [
+        (vec![], "pool5 drop6 fc8"),
+        (vec![2048], "pool5 drop6 fc6 relu6 drop7 fc8"),
+        (vec![300, 200], "pool5 drop6 fc6 relu6 drop7 fc7 relu7 fc8"),
+    ] {
+        recipe.hidden = Some(widths.clone());
+        let net = recipe.apply(torchvision()).unwrap();
+        assert!(names(&net).ends_with(tail), "{}", names(&net));
+        let outputs: Vec<usize> =
+            net.trace().unwrap().iter().filter(|t| t.params() > 0).map(|t| t.biases()).collect();
+        assert_eq!(outputs[5..], [&widths[..], &[7]].concat());
+        // A run that is resumed applies its recipe to the network that it already changed.
+        assert_eq!(recipe.apply(net.clone()).unwrap(), net);
+    }
+    recipe.hidden = Some(vec![512]);
+    let net = recipe.apply(zoo::alexnet_2012(7)).unwrap();
+    assert!(names(&net).ends_with("pool5 fc6 relu6 drop6 fc8"), "{}", names(&net));
+    for wrong in [vec![1, 2, 3], vec![0]] {
+        recipe.hidden = Some(wrong);
+        assert!(recipe.apply(torchvision()).unwrap_err().to_string().contains("2 hidden"));
+    }
+}
+
+#[test]
 fn the_dropout_rate_replaces_the_network_s() {
     let mut recipe = load("finetune").unwrap();
     recipe.dropout = Some(0.25);
