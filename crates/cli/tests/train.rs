@@ -277,6 +277,54 @@ fn a_stopped_run_goes_on_to_the_same_bytes() {
     }
 }
 
+/// Twenty times killed at a random moment (while starting, in a step, in the middle of a save) and resumed: the end is
+/// that of a run that was never disturbed, byte for byte.
+#[cfg(unix)]
+#[test]
+fn twenty_kills_change_nothing() {
+    let place = Place::new();
+    let epochs = "150";
+    let begun = Instant::now();
+    assert_eq!(place.train("whole", &["--epochs", epochs]).code, 0);
+    let whole = begun.elapsed();
+    let spawn = |args: &[&str]| {
+        let mut command = alexnet();
+        command.args(args).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command.spawn().unwrap()
+    };
+    let mut child = spawn(&[
+        "train",
+        &place.text("set"),
+        "--recipe",
+        &place.recipe,
+        "--epochs",
+        epochs,
+        "--out",
+        &place.text("kill"),
+    ]);
+    wait_for_steps(&place.path("kill"));
+    // A fixed sequence of waits, up to an eighth of the whole run each.
+    let mut random = 2012u64;
+    for _ in 0..20 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        std::thread::sleep(whole.mul_f64((random >> 40) as f64 / (1u64 << 24) as f64 / 8.0));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        child = spawn(&["train", "--resume", &place.text("kill")]);
+    }
+    child.wait().unwrap();
+    let resumed = run(&["train", "--resume", &place.text("kill")]);
+    assert_eq!(resumed.code, 0, "{}", resumed.stderr);
+    let last = |run: &str| {
+        let folder = std::fs::read_dir(place.path(run).join("checkpoints")).unwrap();
+        let file = folder.flatten().map(|e| e.path()).max().unwrap();
+        std::fs::read(file).unwrap()
+    };
+    assert!(last("kill") == last("whole"), "the last checkpoints differ");
+    let metrics = |run: &str| std::fs::read(place.path(run).join("metrics.jsonl")).unwrap();
+    assert!(metrics("kill") == metrics("whole"), "the metrics differ");
+}
+
 /// Files above 4 KiB cannot be written: the run ends with an error that names the file, not with a signal.
 #[cfg(target_os = "linux")]
 #[test]
