@@ -5,8 +5,7 @@
 //! applies the update, so that no weight gradient is ever stored.
 
 use crate::arena::Buffer;
-use crate::conv::copy_rows;
-use crate::panel::{Panel, panels, tiles};
+use crate::panel::{Panel, copy_rows, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::sgd::{Mover, Update};
 use crate::simd::Simd;

@@ -2,6 +2,7 @@
 //! them in order.
 
 use crate::isa::Isa;
+use crate::simd::Simd;
 
 /// A run of output channels that a tile computes together: `vectors` full vectors wide in packed weights, of which
 /// `valid` channels exist.
@@ -39,6 +40,33 @@ pub(crate) fn tiles(rows: usize, most: usize) -> impl Iterator<Item = (usize, us
     let count = rows.div_ceil(most);
     let (base, longer) = (rows.checked_div(count).unwrap_or(0), rows.checked_rem(count).unwrap_or(0));
     (0..count).map(move |i| (i * base + i.min(longer), base + usize::from(i < longer)))
+}
+
+/// Copies a panel's columns of `rows` rows at `stride` to consecutive panel-wide rows, zero where no channel is.
+#[inline(always)]
+pub(crate) unsafe fn copy_rows<S: Simd>(
+    from: *const f32,
+    stride: usize,
+    panel: Panel,
+    to: *mut f32,
+    rows: usize,
+) {
+    let width = panel.vectors * S::LANES;
+    // SAFETY: the caller's promise that rows and columns are within both arrays.
+    unsafe {
+        for n in 0..rows {
+            let (from, to) = (from.add(n * stride), to.add(n * width));
+            for v in 0..panel.vectors {
+                let done = v * S::LANES;
+                let value = if panel.valid >= done + S::LANES {
+                    S::load(from.add(done))
+                } else {
+                    S::load_first(from.wrapping_add(done), panel.valid.saturating_sub(done))
+                };
+                S::store(to.add(done), value);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

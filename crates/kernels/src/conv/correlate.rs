@@ -1,0 +1,208 @@
+//! Forward and input gradient: one loop over differently packed weights. Its order, outside in:
+//!
+//! ```text
+//! unit: one block, one output row (threads)
+//!   group, panel of output channels (up to 64)
+//!     chunk of the reduction whose weights fit in half of L1 (24 KiB)
+//!       position in the row
+//!         tile of pictures (6-8): dot() over the chunk's taps and channels
+//! ```
+//!
+//! so that a chunk of weights is read from L2 once a row and from L1 for every position of it.
+
+use super::{CHUNK_TAPS, Geometry, Packed};
+use crate::panel::tiles;
+use crate::parallel::{Context, Kernel, Ptr};
+use crate::simd::Simd;
+use crate::tile::{self, Finish, Output, Run, Start};
+
+/// What [`forward`] does with its sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// y = sum + bias
+    Bias,
+    /// y = max(sum + bias, 0)
+    BiasRelu,
+}
+
+/// y = x ∗ w + b for the first `count` pictures.
+///
+/// Shapes: x (blocks, H, W, block, C), bias (K), y (blocks, P, Q, block, K).
+pub fn forward(
+    ctx: &mut Context,
+    g: &Geometry,
+    count: usize,
+    x: &[f32],
+    w: &Packed,
+    bias: &[f32],
+    epilogue: Epilogue,
+    y: &mut [f32],
+) {
+    let blocks = count.div_ceil(g.block);
+    assert!(x.len() >= g.input_len(blocks) && y.len() >= g.output_len(blocks), "maps");
+    assert_eq!(bias.len(), g.k, "biases");
+    assert_eq!(w.lanes, ctx.isa().lanes(), "packed for another instruction set");
+    assert_eq!(
+        w.steps * w.panels.len() * g.groups,
+        g.taps() * g.c / g.groups * w.offsets.len(),
+        "packed weights"
+    );
+    let finish = match epilogue {
+        Epilogue::Bias => Finish::Store,
+        Epilogue::BiasRelu => Finish::Relu,
+    };
+    // A panel reads whole vectors of bias: a copy with room at the end.
+    let kernel = Correlate {
+        g: *g,
+        backward: false,
+        count,
+        x: x.as_ptr() as usize,
+        w,
+        bias: Some(bias),
+        finish: Masked(finish),
+        y: Ptr::from_mut(y),
+    };
+    ctx.run(&kernel);
+}
+
+/// dx = dy ∗ wᵀ for the first `count` pictures. With `relu`, the input as the forward pass read it after a ReLU, dx is
+/// zero where that is zero.
+///
+/// Shapes: dy (blocks, P, Q, block, K), dx and relu (blocks, H, W, block, C).
+pub fn backward_input(
+    ctx: &mut Context,
+    g: &Geometry,
+    count: usize,
+    dy: &[f32],
+    w: &Packed,
+    relu: Option<&[f32]>,
+    dx: &mut [f32],
+) {
+    let blocks = count.div_ceil(g.block);
+    assert!(dx.len() >= g.input_len(blocks) && dy.len() >= g.output_len(blocks), "maps");
+    assert!(relu.is_none_or(|x| x.len() >= g.input_len(blocks)), "activation");
+    assert_eq!(w.lanes, ctx.isa().lanes(), "packed for another instruction set");
+    assert_eq!(w.steps, g.taps() * g.k / g.groups, "packed weights");
+    let finish = relu.map_or(Finish::Store, |x| Finish::Mask(x.as_ptr()));
+    let kernel = Correlate {
+        g: *g,
+        backward: true,
+        count,
+        x: dy.as_ptr() as usize,
+        w,
+        bias: None,
+        finish: Masked(finish),
+        y: Ptr::from_mut(dx),
+    };
+    ctx.run(&kernel);
+}
+
+/// `Finish` may hold a pointer into an input, which threads only read.
+struct Masked(Finish);
+// SAFETY: see above.
+unsafe impl Sync for Masked {}
+
+/// Forward, or backward with input and output exchanged.
+struct Correlate<'a> {
+    g: Geometry,
+    backward: bool,
+    count: usize,
+    /// Address of the map that is read.
+    x: usize,
+    w: &'a Packed,
+    bias: Option<&'a [f32]>,
+    finish: Masked,
+    y: Ptr,
+}
+
+impl Kernel for Correlate<'_> {
+    fn units(&self) -> usize {
+        self.count.div_ceil(self.g.block) * if self.backward { self.g.rows.input } else { self.g.rows.output }
+    }
+
+    /// The widest panel's bias.
+    fn scratch_len(&self) -> usize {
+        64
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
+        let g = &self.g;
+        let (rows, columns) = (g.rows, g.columns);
+        // What is read (in_) and written (out_): extents and channels.
+        let ((in_h, in_w, in_c), (out_h, out_w, out_c)) = if self.backward {
+            ((rows.output, columns.output, g.k), (rows.input, columns.input, g.c))
+        } else {
+            ((rows.input, columns.input, g.c), (rows.output, columns.output, g.k))
+        };
+        let (block, out_row) = (unit / out_h, unit % out_h);
+        let pictures = (self.count - block * g.block).min(g.block);
+        let x = self.x as *const f32;
+        for group in 0..g.groups {
+            for (i, panel) in self.w.panels.iter().enumerate() {
+                let width = panel.vectors * S::LANES;
+                // SAFETY: the offsets are those of `Packed::new`, and the forward and backward constructors checked
+                // the extents of x, y, bias and mask against the geometry.
+                unsafe {
+                    let w = self.w.data.as_ptr().add(self.w.offsets[group * self.w.panels.len() + i]);
+                    let channel = group * (out_c / g.groups) + panel.first;
+                    let first_start = match self.bias {
+                        Some(bias) => {
+                            std::ptr::write_bytes(scratch, 0, width);
+                            std::ptr::copy_nonoverlapping(bias.as_ptr().add(channel), scratch, panel.valid);
+                            Start::Row(scratch)
+                        }
+                        None => Start::Zero,
+                    };
+                    for (ci, chunk) in self.w.chunks.iter().enumerate() {
+                        let start = if ci == 0 { first_start } else { Start::Output };
+                        let last = ci + 1 == self.w.chunks.len();
+                        for out_column in 0..out_w {
+                            let mut runs = [Run::default(); CHUNK_TAPS];
+                            let mut taps = 0;
+                            for piece in &chunk.pieces {
+                                let at = if self.backward {
+                                    rows.backward(out_row, piece.r).zip(columns.backward(out_column, piece.s))
+                                } else {
+                                    rows.forward(out_row, piece.r).zip(columns.forward(out_column, piece.s))
+                                };
+                                if let Some((h, v)) = at {
+                                    let x = ((block * in_h + h) * in_w + v) * g.block * in_c
+                                        + group * (in_c / g.groups)
+                                        + piece.first;
+                                    runs[taps] = Run { x, w: piece.step * width, len: piece.len };
+                                    taps += 1;
+                                }
+                            }
+                            if taps == 0 && ci != 0 && !last {
+                                continue;
+                            }
+                            let at =
+                                ((block * out_h + out_row) * out_w + out_column) * g.block * out_c + channel;
+                            for (first, n) in tiles(pictures, S::ROWS[panel.vectors - 1]) {
+                                let y = at + first * out_c;
+                                let finish = match self.finish.0 {
+                                    _ if !last => Finish::Store,
+                                    Finish::Mask(mask) => Finish::Mask(mask.add(y)),
+                                    other => other,
+                                };
+                                let out =
+                                    Output { y: self.y.at(y), stride: out_c, rows: n, valid: panel.valid };
+                                tile::dot::<S>(
+                                    panel.vectors,
+                                    &runs[..taps],
+                                    x.add(first * in_c),
+                                    in_c,
+                                    w,
+                                    start,
+                                    out,
+                                    finish,
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

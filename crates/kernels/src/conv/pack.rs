@@ -1,0 +1,177 @@
+//! Weights in the order in which the convolution's inner loop reads them.
+
+use super::{CHUNK_BYTES, CHUNK_TAPS, Geometry};
+use crate::arena::Buffer;
+use crate::isa::Isa;
+use crate::panel::{Panel, panels, tiles};
+use crate::parallel::{Context, Kernel, Ptr};
+use crate::simd::Simd;
+
+/// A chunk of the reduction: pieces of taps.
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    pub pieces: Vec<Piece>,
+}
+
+/// Channels `first..first + len` of tap (r, s); `step` is where its weights start, in steps of the reduction.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    pub r: usize,
+    pub s: usize,
+    pub first: usize,
+    pub len: usize,
+    pub step: usize,
+}
+
+/// Cuts the reduction over `kernel` taps of `channels` each into chunks of at most `most` steps.
+fn chunks(rows: usize, columns: usize, channels: usize, most: usize) -> Vec<Chunk> {
+    let mut chunks = vec![];
+    let (mut pieces, mut steps) = (vec![], 0);
+    for r in 0..rows {
+        for s in 0..columns {
+            for (first, len) in tiles(channels, most) {
+                if steps + len > most || pieces.len() == CHUNK_TAPS {
+                    chunks.push(Chunk { pieces: std::mem::take(&mut pieces) });
+                    steps = 0;
+                }
+                pieces.push(Piece { r, s, first, len, step: (r * columns + s) * channels + first });
+                steps += len;
+            }
+        }
+    }
+    chunks.push(Chunk { pieces });
+    chunks
+}
+
+/// Weights packed for [`super::forward`] or [`super::backward_input`]: panel by panel, within a panel tap by tap, within a tap channel
+/// by channel, one panel-wide row of weights each; columns that no channel has are zero.
+#[derive(Debug)]
+pub struct Packed {
+    pub(super) panels: Vec<Panel>,
+    /// Offset of each panel of each group.
+    pub(super) offsets: Vec<usize>,
+    pub(super) chunks: Vec<Chunk>,
+    /// Steps of the reduction: taps × channels read.
+    pub(super) steps: usize,
+    pub(super) lanes: usize,
+    pub(super) data: Buffer,
+}
+
+impl Packed {
+    fn new(isa: Isa, groups: usize, reads: usize, writes: usize, rows: usize, columns: usize) -> Self {
+        let lanes = isa.lanes();
+        let panels = panels(isa, writes / groups);
+        let widest = panels.iter().map(|p| p.vectors * lanes).max().unwrap_or(lanes);
+        let steps = rows * columns * (reads / groups);
+        let mut offsets = vec![];
+        let mut len = 0;
+        for _ in 0..groups {
+            for p in &panels {
+                offsets.push(len);
+                len += p.vectors * lanes * steps;
+            }
+        }
+        let most = (CHUNK_BYTES / size_of::<f32>() / widest).max(1);
+        let chunks = chunks(rows, columns, reads / groups, most);
+        Packed { panels, offsets, chunks, steps, lanes, data: Buffer::zeros(len) }
+    }
+
+    /// Room for the weights of [`super::forward`].
+    pub fn for_forward(isa: Isa, g: &Geometry) -> Self {
+        Packed::new(isa, g.groups, g.c, g.k, g.rows.kernel, g.columns.kernel)
+    }
+
+    /// Room for the weights of [`super::backward_input`].
+    pub fn for_backward(isa: Isa, g: &Geometry) -> Self {
+        Packed::new(isa, g.groups, g.k, g.c, g.rows.kernel, g.columns.kernel)
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<f32>()
+    }
+}
+
+/// Where element (k, c, r, s) of a packed or canonical filter bank lies: the canonical bank is (K, C/G, R, S) of a
+/// kernel whose columns may be folded into channels (see [`Fold`]).
+#[derive(Clone, Copy, Debug)]
+pub struct Fold {
+    /// Columns of the canonical kernel.
+    pub kernel: usize,
+    /// Columns of input folded into the channels; 1 without folding.
+    pub fold: usize,
+}
+
+impl Fold {
+    /// Canonical (channel, column) of folded (channel, column), if the canonical kernel has it.
+    #[inline(always)]
+    pub(super) fn canonical(&self, channels: usize, c: usize, s: usize) -> Option<(usize, usize)> {
+        let column = s * self.fold + c / channels;
+        (column < self.kernel).then_some((c % channels, column))
+    }
+}
+
+/// Packs canonical weights `w` (K, C/G, R, S) for [`super::forward`].
+pub fn pack_forward(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed) {
+    pack(ctx, g, fold, w, packed, false);
+}
+
+/// Packs canonical weights `w` (K, C/G, R, S) for [`super::backward_input`]. The kernel must not be folded.
+pub fn pack_backward(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Packed) {
+    pack(ctx, g, Fold { kernel: g.columns.kernel, fold: 1 }, w, packed, true);
+}
+
+fn pack(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed, backward: bool) {
+    let canonical_channels = g.c / g.groups / fold.fold;
+    assert_eq!(w.len(), g.k * canonical_channels * g.rows.kernel * fold.kernel, "weights");
+    let reads = if backward { g.k } else { g.c } / g.groups;
+    assert_eq!(packed.lanes, ctx.isa().lanes(), "packed for another instruction set");
+    assert_eq!(packed.steps, g.taps() * reads, "packed for another geometry");
+    let data = Ptr::from_mut(&mut packed.data);
+    ctx.run(&Pack { g: *g, fold, w, backward, packed, data });
+}
+
+struct Pack<'a> {
+    g: Geometry,
+    fold: Fold,
+    w: &'a [f32],
+    backward: bool,
+    packed: &'a Packed,
+    /// The packed weights.
+    data: Ptr,
+}
+
+impl Kernel for Pack<'_> {
+    /// A tap of a panel of a group.
+    fn units(&self) -> usize {
+        self.packed.offsets.len() * self.g.taps()
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let Pack { g, fold, w, .. } = self;
+        let (i, tap) = (unit / g.taps(), unit % g.taps());
+        let (r, s) = (tap / g.columns.kernel, tap % g.columns.kernel);
+        let panels = &self.packed.panels;
+        let (group, panel) = (i / panels.len(), panels[i % panels.len()]);
+        let width = panel.vectors * S::LANES;
+        let (kg, cg) = (g.k / g.groups, g.c / g.groups);
+        let reads = if self.backward { kg } else { cg };
+        let channels = cg / fold.fold;
+        for read in 0..reads {
+            let row = self.packed.offsets[i] + (tap * reads + read) * width;
+            for lane in 0..panel.valid {
+                let write = panel.first + lane;
+                let (k, c) = if self.backward { (read, write) } else { (write, read) };
+                let value = match fold.canonical(channels, c, s) {
+                    Some((c, s)) => {
+                        w[(((group * kg + k) * channels + c) * g.rows.kernel + r) * fold.kernel + s]
+                    }
+                    None => 0.0,
+                };
+                // SAFETY: the row is within the panel, whose room `Packed::new` added up; this unit owns it.
+                unsafe { *self.data.at(row + lane) = value };
+            }
+        }
+    }
+}
