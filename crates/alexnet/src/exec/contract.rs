@@ -183,6 +183,9 @@ pub trait Executor: Send {
     /// Name of the instruction set or device that computes, for example `AVX-512 f32`.
     fn kernel_name(&self) -> String;
 
+    /// The arithmetic of products: `f32` or `bf16` (`f64` in the reference).
+    fn precision(&self) -> &'static str;
+
     /// Bytes that the plan holds: weights, momentum, activations, gradients.
     fn planned_bytes(&self) -> usize;
 

@@ -90,6 +90,10 @@ impl Executor for Faulty {
         self.inner.describe()
     }
 
+    fn precision(&self) -> &'static str {
+        self.inner.precision()
+    }
+
     fn kernel_name(&self) -> String {
         self.inner.kernel_name()
     }

@@ -93,7 +93,7 @@ fn report(
             "net": args.net,
             "mode": if train { "train" } else { "infer" },
             "batch": args.batch,
-            "precision": args.compute.precision.as_deref().unwrap_or("auto"),
+            "precision": executor.precision(),
             "kernel": executor.kernel_name(),
             "threads": compute.threads,
             "steps": times_ms.len(),

@@ -284,7 +284,11 @@ impl Executor for Cpu {
     }
 
     fn kernel_name(&self) -> String {
-        format!("{} f32", self.ctx.isa().name())
+        format!("{} {}", self.ctx.isa().name(), self.precision())
+    }
+
+    fn precision(&self) -> &'static str {
+        "f32"
     }
 
     fn planned_bytes(&self) -> usize {

@@ -67,6 +67,10 @@ impl<T: Real> Executor for Reference<T> {
         format!("reference {}", T::NAME)
     }
 
+    fn precision(&self) -> &'static str {
+        T::NAME
+    }
+
     fn planned_bytes(&self) -> usize {
         let tensors =
             [&self.params, &self.momentum, &self.param_gradients, &self.activations, &self.gradients];
