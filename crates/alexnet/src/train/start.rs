@@ -34,7 +34,8 @@ pub fn weights(recipe: &Recipe, net: &Network, seed: u64) -> Result<(Params, Opt
 }
 
 impl Recipe {
-    /// Takes over the preprocessing that ImageNet's convolutions were trained with, if the recipe starts from them.
+    /// Takes over the scale, mean and deviation that ImageNet's convolutions were trained with, if the recipe starts from
+    /// them; how a picture becomes a square stays the recipe's choice.
     /// True if that changed the recipe.
     pub fn bring_preprocessing(&mut self) -> bool {
         if self.from.as_deref() != Some(IMAGENET) {
@@ -46,7 +47,7 @@ impl Recipe {
         let exact = |x: [f32; 3]| x.map(|v| v.to_string().parse().unwrap_or(f64::from(v)));
         let brought = Preprocessing {
             side: theirs.side,
-            fit: theirs.fit,
+            fit: self.preprocess.fit,
             exif: self.preprocess.exif,
             divisor: 255.0,
             mean: MeanSpec::Fixed(exact(mean)),
@@ -142,7 +143,10 @@ mod tests {
         let mut recipe = load("finetune").unwrap();
         assert!(!recipe.bring_preprocessing(), "the built-in recipe has it written out");
         recipe.preprocess = Preprocessing::default();
+        recipe.preprocess.fit = crate::data::Fit::Warp;
         assert!(recipe.bring_preprocessing());
+        assert_eq!(recipe.preprocess.fit, crate::data::Fit::Warp);
+        recipe.preprocess.fit = crate::data::Fit::CentralSquare;
         assert_eq!(recipe.preprocess, load("finetune").unwrap().preprocess);
         let net = small_net(3);
         let pack = noise_pack(4, 2, 256);

@@ -110,11 +110,11 @@ fn differences_are_named_key_by_key() {
     changed.layers.insert("fc8".into(), LayerRates { lr: 3.0, bias_lr: None, decay: 1.0, changes: vec![] });
     let lines = changed.differences(&original);
     for expected in [
-        "epochs = 5, not 20",
+        "epochs = 5, not 10",
         "no from, which was \"imagenet\"",
         "warmup_epochs = 0.5, not 0.0",
         "layers.fc8.lr = 3.0",
-        "no layers.conv5.lr, which was 0.0",
+        "no layers.conv5.lr, which was 0.2",
     ] {
         assert!(lines.iter().any(|l| l == expected), "{expected}: {lines:?}");
     }
