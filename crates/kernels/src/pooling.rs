@@ -187,7 +187,7 @@ struct Backward<'a> {
 
 /// Windows along one axis that contain position `i`: (window, place of i in it).
 #[inline(always)]
-fn windows_of(axis: Axis, i: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(crate) fn windows_of(axis: Axis, i: usize) -> impl Iterator<Item = (usize, usize)> {
     let first = (i + 1).saturating_sub(axis.kernel).div_ceil(axis.stride);
     (first..axis.output)
         .map(move |o| (o, i.wrapping_sub(o * axis.stride)))

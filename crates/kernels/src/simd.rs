@@ -46,6 +46,63 @@ pub trait Simd: Copy {
         Self::load(lanes.as_ptr())
     }
 
+    /// `LANES` pairs of bf16, widened: the even elements and the odd ones.
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const u32) -> (Self::V, Self::V) {
+        let (mut even, mut odd) = ([0.0f32; 16], [0.0f32; 16]);
+        for i in 0..Self::LANES {
+            let pair = *p.add(i);
+            even[i] = f32::from_bits(pair << 16);
+            odd[i] = f32::from_bits(pair & 0xffff_0000);
+        }
+        (Self::load(even.as_ptr()), Self::load(odd.as_ptr()))
+    }
+
+    /// Rounds to `LANES` pairs of bf16 (see [`crate::bf16::round`]).
+    #[inline(always)]
+    unsafe fn store_pairs(p: *mut u32, even: Self::V, odd: Self::V) {
+        let (mut e, mut o) = ([0.0f32; 16], [0.0f32; 16]);
+        Self::store(e.as_mut_ptr(), even);
+        Self::store(o.as_mut_ptr(), odd);
+        for i in 0..Self::LANES {
+            *p.add(i) = crate::bf16::pair(e[i], o[i]);
+        }
+    }
+
+    /// 32 pairs of channels to two rows of 16 pairs of pictures: the even channel's and the odd one's.
+    #[inline(always)]
+    unsafe fn unzip(p: *const u32, even: *mut u32, odd: *mut u32) {
+        for i in 0..16 {
+            let (a, b) = (*p.add(2 * i), *p.add(2 * i + 1));
+            *even.add(i) = a & 0xffff | b << 16;
+            *odd.add(i) = a >> 16 | b & 0xffff_0000;
+        }
+    }
+
+    /// Transposes 16 rows of 16 pairs, `from` with this stride, `to` consecutive. They do not overlap.
+    #[inline(always)]
+    unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
+        for i in 0..16 {
+            for j in 0..16 {
+                *to.add(j * 16 + i) = *from.add(i * stride + j);
+            }
+        }
+    }
+
+    /// The sum of all lanes, in order.
+    #[inline(always)]
+    unsafe fn sum(a: Self::V) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        Self::store(lanes.as_mut_ptr(), a);
+        lanes[..Self::LANES].iter().sum()
+    }
+
+    /// 1/√a to f32's precision or nearly so.
+    #[inline(always)]
+    unsafe fn rsqrt(a: Self::V) -> Self::V {
+        Self::div(Self::splat(1.0), Self::sqrt(a))
+    }
+
     /// Stores the first `n` lanes.
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {
@@ -114,6 +171,77 @@ impl Simd for Avx512 {
         _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, _mm512_setzero_ps()), b)
     }
     #[inline(always)]
+    unsafe fn load_pairs(p: *const u32) -> (Self::V, Self::V) {
+        use std::arch::x86_64::*;
+        let pairs = _mm512_loadu_si512(p.cast());
+        let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000u32 as i32));
+        (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(odd))
+    }
+    #[inline(always)]
+    unsafe fn store_pairs(p: *mut u32, even: Self::V, odd: Self::V) {
+        use std::arch::x86_64::*;
+        let even = _mm512_srli_epi32::<16>(rounded(_mm512_castps_si512(even)));
+        let odd = rounded(_mm512_castps_si512(odd));
+        // (odd & high) | even
+        let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
+        _mm512_storeu_si512(p.cast(), _mm512_ternarylogic_epi32::<0xea>(odd, high, even));
+    }
+    #[inline(always)]
+    unsafe fn unzip(p: *const u32, even: *mut u32, odd: *mut u32) {
+        use std::arch::x86_64::*;
+        for half in 0..2 {
+            let pairs = _mm512_loadu_si512(p.add(half * 16).cast());
+            let low = _mm512_cvtepi32_epi16(pairs);
+            let high = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(pairs));
+            _mm256_storeu_si256(even.add(half * 8).cast(), low);
+            _mm256_storeu_si256(odd.add(half * 8).cast(), high);
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
+        use std::arch::x86_64::*;
+        let mut rows = [_mm512_setzero_si512(); 16];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = _mm512_loadu_si512(from.add(i * stride).cast());
+        }
+        // Within each quarter of 4 lanes: 4×4 blocks of four rows are transposed ...
+        let mut quads = [_mm512_setzero_si512(); 16];
+        for i in 0..4 {
+            let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
+            let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            quads[4 * i] = _mm512_unpacklo_epi64(ab_low, cd_low);
+            quads[4 * i + 1] = _mm512_unpackhi_epi64(ab_low, cd_low);
+            quads[4 * i + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+            quads[4 * i + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
+        }
+        // ... and then the quarters themselves.
+        for j in 0..4 {
+            let [a, b, c, d] = [quads[j], quads[4 + j], quads[8 + j], quads[12 + j]];
+            let (ab_even, ab_odd) =
+                (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+            let (cd_even, cd_odd) =
+                (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+            let out = [
+                _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even),
+                _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd),
+                _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even),
+                _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd),
+            ];
+            for (quarter, row) in out.into_iter().enumerate() {
+                _mm512_storeu_si512(to.add((4 * quarter + j) * 16).cast(), row);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn rsqrt(a: Self::V) -> Self::V {
+        use std::arch::x86_64::*;
+        // The estimate has 14 bits; one step of Newton's doubles them: r·(3 − a·r²)/2.
+        let r = _mm512_rsqrt14_ps(a);
+        let half = _mm512_mul_ps(r, _mm512_set1_ps(0.5));
+        _mm512_mul_ps(half, _mm512_fnmadd_ps(_mm512_mul_ps(a, r), r, _mm512_set1_ps(3.0)))
+    }
+    #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self::V {
         std::arch::x86_64::_mm512_maskz_loadu_ps(((1u32 << n) - 1) as u16, p)
     }
@@ -121,6 +249,15 @@ impl Simd for Avx512 {
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {
         std::arch::x86_64::_mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as u16, v)
     }
+}
+
+/// The bits of f32, rounded to bf16 in their high halves.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn rounded(bits: std::arch::x86_64::__m512i) -> std::arch::x86_64::__m512i {
+    use std::arch::x86_64::*;
+    let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)))
 }
 
 /// 256-bit vectors with fused multiply-add: 16 registers.

@@ -35,13 +35,13 @@ pub struct Axis {
 impl Axis {
     /// The input position that output `o` reads through tap `t`, if it is within the map.
     #[inline(always)]
-    fn forward(&self, o: usize, t: usize) -> Option<usize> {
+    pub(crate) fn forward(&self, o: usize, t: usize) -> Option<usize> {
         (o * self.stride + t).checked_sub(self.pad).filter(|&i| i < self.input)
     }
 
     /// The output position that reads input `i` through tap `t`, if there is one.
     #[inline(always)]
-    fn backward(&self, i: usize, t: usize) -> Option<usize> {
+    pub(crate) fn backward(&self, i: usize, t: usize) -> Option<usize> {
         let reach = (i + self.pad).checked_sub(t)?;
         Some(reach / self.stride).filter(|&o| reach % self.stride == 0 && o < self.output)
     }

@@ -1,0 +1,227 @@
+//! Products on AMX tiles. The intrinsics are not stable yet, so the tile instructions stand in `asm!`. Tile registers
+//! cannot be carried from one block of assembly to the next: a whole product, its loops and its eight tiles, is one
+//! block.
+
+#![cfg(target_arch = "x86_64")]
+
+use super::engine::{C_STRIDE, Matrix, MatrixKernel, Product, Right, Run};
+use crate::simd::Avx512;
+use std::arch::asm;
+use std::sync::OnceLock;
+
+/// Whether the processor has AMX tiles with bf16 and the system lets this process use them. Asks the system once, for the
+/// whole process; threads that start later inherit the permission.
+pub(super) fn request() -> bool {
+    static GRANTED: OnceLock<bool> = OnceLock::new();
+    *GRANTED.get_or_init(|| processor_has_it() && system_grants_it())
+}
+
+fn processor_has_it() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+    const OSXSAVE: u32 = 1 << 27;
+    const AMX_BF16: u32 = 1 << 22;
+    const AMX_TILE: u32 = 1 << 24;
+    /// XCR0: tile configuration and tile data.
+    const TILE_STATE: u64 = 3 << 17;
+    #[target_feature(enable = "xsave")]
+    unsafe fn xcr0() -> u64 {
+        // SAFETY: the caller found OSXSAVE.
+        unsafe { _xgetbv(0) }
+    }
+    let leaves = __cpuid(0).eax;
+    if leaves < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
+        return false;
+    }
+    let features = __cpuid_count(7, 0).edx;
+    // SAFETY: OSXSAVE says that XGETBV can be executed.
+    features & AMX_BF16 != 0 && features & AMX_TILE != 0 && unsafe { xcr0() } & TILE_STATE == TILE_STATE
+}
+
+/// Linux gives a process the tile registers, 8 KiB a thread, only when it asks.
+#[cfg(target_os = "linux")]
+fn system_grants_it() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: the call changes nothing but this process's permission.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn system_grants_it() -> bool {
+    false
+}
+
+/// What LDTILECFG reads: palette 1, and for every tile 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+static TILES: TileConfig = TileConfig {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Runs a unit with the tiles configured, and leaves them released, so that the system has nothing to save.
+///
+/// # Safety
+/// AMX may be used, and the processor has AVX-512; otherwise as [`MatrixKernel::unit`].
+#[target_feature(enable = "avx512f,avx2,fma")]
+pub(super) unsafe fn run<K: MatrixKernel>(kernel: &K, unit: usize, scratch: *mut f32) {
+    // SAFETY: passed on from the caller; the configuration is 64 valid bytes. A unit that panics leaves the tiles
+    // configured, which the next one repeats.
+    unsafe {
+        asm!("ldtilecfg [{}]", in(reg) &raw const TILES, options(nostack, preserves_flags));
+        kernel.unit::<Amx>(unit, scratch);
+        asm!("tilerelease", options(nostack, nomem, preserves_flags));
+    }
+}
+
+/// AMX tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Amx;
+
+/// The whole product in one block of assembly. tmm0-3 are C, tmm4-5 the left operand's tiles, tmm6-7 the right's. `$b1`
+/// is the distance of the right operand's second tile in bytes; lists in brackets are left out where a product is one
+/// tile high or wide.
+macro_rules! product {
+    (
+        $shape:ident, $runs:ident, $a:ident, $b:ident, $c:ident, $add:ident, row = $b_row:literal,
+        load [$($load:expr),*], zero [$($zero:expr),*], step [$($step:expr),*], store [$($store:expr),*]
+    ) => {
+        asm!(
+            "test {add:e}, {add:e}",
+            "jz 2f",
+            $($load,)*
+            "jmp 3f",
+            "2:",
+            $($zero,)*
+            // A run: its left and right operands and its number of steps.
+            "3:",
+            concat!("mov {add:e}, ", $b_row),
+            "mov {ap}, [{run}]",
+            "mov {bp}, [{run} + 8]",
+            "mov {left}, [{run} + 16]",
+            "lea {ap}, [{a} + {ap}*4]",
+            "lea {bp}, [{b} + {bp}*4]",
+            "add {run}, 24",
+            "4:",
+            $($step,)*
+            "add {ap}, {a_step}",
+            "add {bp}, {b_step}",
+            "dec {left}",
+            "jnz 4b",
+            "cmp {run}, {end}",
+            "jne 3b",
+            "mov {left:e}, 128",
+            $($store,)*
+            run = inout(reg) $runs.as_ptr() => _,
+            end = in(reg) $runs.as_ptr().add($runs.len()),
+            a = in(reg) $a,
+            b = in(reg) $b,
+            c = in(reg) $c,
+            a_step = in(reg) $shape.a_step * 4,
+            b_step = in(reg) $shape.b_step * 4,
+            // Whether to add; then the distance of the right operand's rows.
+            add = inout(reg) usize::from($add) => _,
+            ap = out(reg) _,
+            bp = out(reg) _,
+            left = out(reg) _,
+            a_row = in(reg) 64usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
+/// The four products that a right operand's form has: `$second` is the distance of its second tile.
+macro_rules! products {
+    ($shape:ident, $runs:ident, $a:ident, $b:ident, $c:ident, $add:ident, $row:literal, $second:literal) => {
+        match ($shape.rows, $shape.columns) {
+            (2, 2) => product!(
+                $shape, $runs, $a, $b, $c, $add, row = $row,
+                load ["mov {left:e}, 128", "tileloadd tmm0, [{c} + {left}*1]",
+                    "tileloadd tmm1, [{c} + {left}*1 + 64]", "tileloadd tmm2, [{c} + {left}*1 + 2048]",
+                    "tileloadd tmm3, [{c} + {left}*1 + 2112]"],
+                zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+                step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {add}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    concat!("tileloadd tmm7, [{bp} + {add}*1 + ", $second, "]"),
+                    "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm5, [{ap} + {a_row}*1 + 1024]",
+                    "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
+                store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1",
+                    "tilestored [{c} + {left}*1 + 2048], tmm2", "tilestored [{c} + {left}*1 + 2112], tmm3"]
+            ),
+            (1, 2) => product!(
+                $shape, $runs, $a, $b, $c, $add, row = $row,
+                load ["mov {left:e}, 128", "tileloadd tmm0, [{c} + {left}*1]",
+                    "tileloadd tmm1, [{c} + {left}*1 + 64]"],
+                zero ["tilezero tmm0", "tilezero tmm1"],
+                step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {add}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    concat!("tileloadd tmm7, [{bp} + {add}*1 + ", $second, "]"),
+                    "tdpbf16ps tmm1, tmm4, tmm7"],
+                store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1"]
+            ),
+            (2, _) => product!(
+                $shape, $runs, $a, $b, $c, $add, row = $row,
+                load ["mov {left:e}, 128", "tileloadd tmm0, [{c} + {left}*1]",
+                    "tileloadd tmm2, [{c} + {left}*1 + 2048]"],
+                zero ["tilezero tmm0", "tilezero tmm2"],
+                step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {add}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm5, [{ap} + {a_row}*1 + 1024]",
+                    "tdpbf16ps tmm2, tmm5, tmm6"],
+                store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 2048], tmm2"]
+            ),
+            _ => product!(
+                $shape, $runs, $a, $b, $c, $add, row = $row,
+                load ["mov {left:e}, 128", "tileloadd tmm0, [{c} + {left}*1]"],
+                zero ["tilezero tmm0"],
+                step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {add}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6"],
+                store ["tilestored [{c} + {left}*1], tmm0"]
+            ),
+        }
+    };
+}
+
+impl Matrix for Amx {
+    type S = Avx512;
+
+    // Not inlined: two blocks of assembly for every shape are large, and a call costs nothing beside a product.
+    #[inline(never)]
+    unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+        const { assert!(C_STRIDE == 32, "rows of C are 128 bytes apart, its lower tiles 2,048 bytes") };
+        debug_assert!(runs.iter().all(|run| run.steps > 0));
+        if runs.is_empty() {
+            if !add {
+                // SAFETY: the caller's promise.
+                unsafe { zero(shape, c) };
+            }
+            return;
+        }
+        // SAFETY: the caller's promise: operands are in their memory, and `run` has configured the tiles.
+        unsafe {
+            match shape.right {
+                Right::Rows => products!(shape, runs, a, b, c, add, 128, "64"),
+                Right::Tiles => products!(shape, runs, a, b, c, add, 64, "1024"),
+            }
+        }
+    }
+}
+
+/// The sum of no runs.
+unsafe fn zero(shape: Product, c: *mut f32) {
+    for row in 0..shape.rows * 16 {
+        // SAFETY: the caller's promise that C has these rows and columns.
+        unsafe { std::ptr::write_bytes(c.add(row * C_STRIDE), 0, shape.columns * 16) };
+    }
+}

@@ -1,0 +1,258 @@
+//! The forward pass and the input gradient: one loop over packed weights.
+//!
+//! ```text
+//! for chunk of panels            (weights of a chunk stay in L2)
+//!   for block, for rows          (a unit: source rows under the window stay in L2)
+//!     for panel                  32 target channels
+//!       for column               one position: 32 × 32 sums over all runs of the window, in registers
+//!         epilogue               bias, ReLU or mask; rounded to pairs
+//! ```
+
+use super::pack::rows_of;
+use super::{Geometry, Packed, Panel};
+use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::{EDGE, PICTURES, TAIL, pairs};
+use crate::conv::Axis;
+use crate::parallel::{Context, Ptr};
+use crate::simd::Simd;
+
+/// Weights of a chunk of panels, bytes: together with the source rows they should stay in an L2 of 1 to 2 MiB.
+const CHUNK_BYTES: usize = 512 << 10;
+/// Units of a chunk: enough that the last ones to finish do not leave the others waiting for long.
+const CHUNK_UNITS: usize = 16;
+/// Most runs of a product: rows of a window times splits.
+const MOST_RUNS: usize = 64;
+
+/// What follows the sum of a forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// + bias
+    Bias,
+    /// max(· + bias, 0)
+    BiasRelu,
+}
+
+/// y = x ∗ w + b, perhaps through a ReLU, for the first `count` pictures; whole blocks are written.
+///
+/// Shapes: x and y as the geometry's layouts say, with [`TAIL`] after the last block; bias (K).
+pub fn forward(
+    ctx: &mut Context,
+    engine: Engine,
+    g: &Geometry,
+    count: usize,
+    x: &[f32],
+    packed: &Packed,
+    bias: &[f32],
+    epilogue: Epilogue,
+    y: &mut [f32],
+) {
+    assert_eq!(bias.len(), g.output.channels, "bias");
+    let finish = Finish::Bias { bias, relu: epilogue == Epilogue::BiasRelu };
+    correlate(ctx, engine, g.groups, &g.rows, true, count, x, packed, finish, y);
+}
+
+/// dx from dy. With `relu`, dx is zero where that (x, as it came out of a ReLU) is not positive.
+pub fn backward_input(
+    ctx: &mut Context,
+    engine: Engine,
+    g: &Geometry,
+    count: usize,
+    dy: &[f32],
+    packed: &Packed,
+    relu: Option<&[f32]>,
+    dx: &mut [f32],
+) {
+    let finish = match relu {
+        Some(x) => {
+            assert!(x.len() >= count.div_ceil(PICTURES) * g.input.block_len(), "activation");
+            Finish::Mask(pairs(x))
+        }
+        None => Finish::Store,
+    };
+    correlate(ctx, engine, g.groups, &g.rows, false, count, dy, packed, finish, dx);
+}
+
+#[derive(Clone, Copy)]
+enum Finish<'a> {
+    Bias { bias: &'a [f32], relu: bool },
+    Mask(&'a [u32]),
+    Store,
+}
+
+fn correlate(
+    ctx: &mut Context,
+    engine: Engine,
+    groups: usize,
+    rows: &Axis,
+    forward: bool,
+    count: usize,
+    source: &[f32],
+    packed: &Packed,
+    finish: Finish,
+    target: &mut [f32],
+) {
+    let blocks = count.div_ceil(PICTURES);
+    assert!(source.len() >= blocks * packed.source.block_len() + TAIL, "the map that is read");
+    assert!(target.len() >= blocks * packed.target.block_len(), "the map that is written");
+    assert!(packed.group_splits * rows.kernel <= MOST_RUNS, "a window of at most {MOST_RUNS} rows");
+    // At least one panel a chunk.
+    let mut chunks = vec![0];
+    for (i, panel) in packed.panels.iter().enumerate() {
+        let first = chunks[chunks.len() - 1];
+        // A chunk does not reach across groups, which read different splits.
+        let group = |split: usize| split * groups / packed.target.splits;
+        let apart = group(panel.split) != group(packed.panels[first].split);
+        if apart || (packed.starts[i + 1] - packed.starts[first]) * size_of::<u32>() > CHUNK_BYTES && i > first {
+            chunks.push(i);
+        }
+    }
+    chunks.push(packed.panels.len());
+    let unit_rows = (blocks * packed.target.height).div_ceil(CHUNK_UNITS).min(packed.target.height);
+    run(
+        ctx,
+        engine,
+        &Correlate {
+            groups,
+            rows: *rows,
+            forward,
+            blocks,
+            narrow: count <= EDGE,
+            source: pairs(source),
+            packed,
+            weights: pairs(&packed.data),
+            finish,
+            target: Ptr::from_mut(target),
+            chunks: &chunks,
+            unit_rows,
+        },
+    );
+}
+
+struct Correlate<'a> {
+    groups: usize,
+    rows: Axis,
+    forward: bool,
+    blocks: usize,
+    /// Only the first 16 pictures of the only block are there.
+    narrow: bool,
+    source: &'a [u32],
+    packed: &'a Packed,
+    weights: &'a [u32],
+    finish: Finish<'a>,
+    target: Ptr,
+    /// First panels of the chunks, and the number of panels.
+    chunks: &'a [usize],
+    /// Rows of a unit.
+    unit_rows: usize,
+}
+
+impl Correlate<'_> {
+    /// Units of one block.
+    fn block_units(&self) -> usize {
+        self.packed.target.height.div_ceil(self.unit_rows)
+    }
+}
+
+impl MatrixKernel for Correlate<'_> {
+    fn units(&self) -> usize {
+        (self.chunks.len() - 1) * self.blocks * self.block_units()
+    }
+
+    fn scratch_len(&self) -> usize {
+        C_LEN
+    }
+
+    #[inline(always)]
+    unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
+        let (p, target) = (self.packed, self.packed.target);
+        let (chunk, rest) = (unit / (self.blocks * self.block_units()), unit % (self.blocks * self.block_units()));
+        let (block, first_row) = (rest / self.block_units(), rest % self.block_units() * self.unit_rows);
+        let source = block * p.source.block_len();
+        let columns = if self.narrow { 1 } else { 2 };
+        for row in first_row..(first_row + self.unit_rows).min(target.height) {
+            for index in self.chunks[chunk]..self.chunks[chunk + 1] {
+                let panel = p.panels[index];
+                let first_split = panel.split * self.groups / target.splits * p.group_splits;
+                // For each row of the window in each split: where its weights begin, and its map row.
+                let mut window = [(0, 0); MOST_RUNS];
+                let mut used = 0;
+                for split in 0..p.group_splits {
+                    for (r, h) in rows_of(&self.rows, row, self.forward) {
+                        let weights = p.row_start(index, split, self.rows.kernel, r);
+                        window[used] = (weights, source + p.source.at(first_split + split, h, 0));
+                        used += 1;
+                    }
+                }
+                let shape = Product {
+                    rows: panel.tiles,
+                    columns,
+                    right: Right::Rows,
+                    a_step: panel.tiles * EDGE * EDGE,
+                    b_step: EDGE * PICTURES,
+                };
+                for (w, column) in p.walk.columns.iter().enumerate() {
+                    let mut runs = [Run::default(); MOST_RUNS];
+                    let mut count = 0;
+                    if let Some(column) = column {
+                        let (first_step, steps) = p.runs[column.taps];
+                        for &(weights, map) in &window[..used] {
+                            let a = weights + first_step * shape.a_step;
+                            runs[count] = Run { a, b: map + column.source * p.source.position_len(), steps };
+                            count += 1;
+                        }
+                    }
+                    // SAFETY: `correlate` checked the maps; runs lie within them and, where the last step of a run
+                    // reaches beyond, within the map's tail; this unit owns the panel's pairs at these rows.
+                    unsafe {
+                        M::product(shape, &runs[..count], self.weights.as_ptr(), self.source.as_ptr(), scratch, false);
+                        self.store::<M::S>(block, &panel, row, w, scratch);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Correlate<'_> {
+    /// Rounds the sums of a position to pairs, after what follows them.
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, block: usize, panel: &Panel, row: usize, column: usize, sums: *const f32) {
+        let map = self.packed.target;
+        let at = block * map.block_len() + map.at(panel.split, row, column) + panel.first / 2 * PICTURES;
+        let channel = panel.split * map.split_channels() + panel.first;
+        let lanes = if self.narrow { EDGE } else { PICTURES };
+        // SAFETY: the caller's promise; the mask has the map's layout.
+        unsafe {
+            for m in (0..panel.valid).step_by(2) {
+                let odd_exists = m + 1 < panel.valid;
+                let to = self.target.at(at + m / 2 * PICTURES).cast::<u32>();
+                for n in (0..lanes).step_by(S::LANES) {
+                    let mut even = S::load(sums.add(m * C_STRIDE + n));
+                    let mut odd =
+                        if odd_exists { S::load(sums.add((m + 1) * C_STRIDE + n)) } else { S::zero() };
+                    match self.finish {
+                        Finish::Bias { bias, relu } => {
+                            even = S::add(even, S::splat(bias[channel + m]));
+                            if odd_exists {
+                                odd = S::add(odd, S::splat(bias[channel + m + 1]));
+                            }
+                            if relu {
+                                // In this order a NaN passes through.
+                                even = S::max(S::zero(), even);
+                                odd = S::max(S::zero(), odd);
+                            }
+                        }
+                        Finish::Mask(x) => {
+                            let (x_even, x_odd) = S::load_pairs(x.as_ptr().add(at + m / 2 * PICTURES + n));
+                            even = S::where_positive(x_even, even);
+                            odd = S::where_positive(x_odd, odd);
+                        }
+                        Finish::Store => {}
+                    }
+                    S::store_pairs(to.add(n), even, odd);
+                }
+            }
+        }
+    }
+}
+

@@ -1,0 +1,206 @@
+//! Weights as left operands: for every panel of target channels, source split, row of the window and run of taps, the
+//! steps' tiles one after the other.
+
+use super::{Geometry, Panel, Walk, panels};
+use crate::arena::Buffer;
+use crate::bf16::{EDGE, MapLayout, pair, pairs_mut};
+use crate::conv::Axis;
+use crate::parallel::{Context, Kernel, Ptr};
+use crate::simd::Simd;
+
+/// Pairs of a tile.
+const TILE: usize = EDGE * EDGE;
+
+/// How a strided first convolution is made one of stride 1: `fold` × `fold` pixels are the channels of one position, in
+/// the order (row, column, channel). 1 leaves it as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fold {
+    /// R = S of the kernel itself.
+    pub kernel: usize,
+    /// Pixels folded along each axis.
+    pub fold: usize,
+}
+
+/// Packed weights of one direction.
+#[derive(Debug)]
+pub struct Packed {
+    pub(super) walk: Walk,
+    pub(super) panels: Vec<Panel>,
+    /// Where each panel's weights begin, in pairs; one more at the end.
+    pub(super) starts: Vec<usize>,
+    /// Where each run of taps begins within a (panel, split, row), in steps, and its length.
+    pub(super) runs: Vec<(usize, usize)>,
+    /// Steps of a (panel, split, row).
+    pub(super) row_steps: usize,
+    /// The map that is read.
+    pub(super) source: MapLayout,
+    /// The map that is written.
+    pub(super) target: MapLayout,
+    /// Splits of the source that each group reads.
+    pub(super) group_splits: usize,
+    pub(super) data: Buffer,
+}
+
+impl Packed {
+    /// Room for [`pack_forward`].
+    pub fn for_forward(g: &Geometry) -> Packed {
+        g.check();
+        Packed::new(g, Walk::forward(&g.columns), g.input, g.output)
+    }
+
+    /// Room for [`pack_backward`].
+    pub fn for_backward(g: &Geometry) -> Packed {
+        g.check();
+        Packed::new(g, Walk::backward(&g.columns), g.output, g.input)
+    }
+
+    fn new(g: &Geometry, walk: Walk, source: MapLayout, target: MapLayout) -> Packed {
+        let pairs = source.split_pairs();
+        // Where channels fill whole steps, a part of a run is a part of its tiles: every run lies within its sequence,
+        // which is packed once. Else each is packed for itself.
+        let shared = pairs.is_multiple_of(EDGE);
+        let mut row_steps = 0;
+        let mut sequence_starts = Vec::new();
+        for sequence in &walk.sequences {
+            sequence_starts.push(row_steps);
+            row_steps += if shared { sequence.len() * pairs / EDGE } else { 0 };
+        }
+        let runs = walk
+            .taps
+            .iter()
+            .map(|taps| {
+                let steps = (taps.count * pairs).div_ceil(EDGE);
+                if shared {
+                    (sequence_starts[taps.sequence] + taps.first * pairs / EDGE, steps)
+                } else {
+                    row_steps += steps;
+                    (row_steps - steps, steps)
+                }
+            })
+            .collect();
+        let group_splits = source.splits / g.groups;
+        let panels = panels(&target);
+        let mut starts = vec![0];
+        for panel in &panels {
+            let len = group_splits * g.rows.kernel * row_steps * panel.tiles * TILE;
+            starts.push(starts[starts.len() - 1] + len);
+        }
+        let data = Buffer::zeros(starts[starts.len() - 1]);
+        Packed { walk, panels, starts, runs, row_steps, source, target, group_splits, data }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<u32>()
+    }
+
+    /// Where the weights of (panel, split of the group, row of the window) begin, in pairs.
+    #[inline(always)]
+    pub(super) fn row_start(&self, panel: usize, split: usize, rows: usize, r: usize) -> usize {
+        self.starts[panel] + (split * rows + r) * self.row_steps * self.panels[panel].tiles * TILE
+    }
+}
+
+/// Packs w (K, C/G, R, S) for [`super::forward`].
+pub fn pack_forward(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed) {
+    pack(ctx, g, fold, w, packed, true);
+}
+
+/// Packs w (K, C/G, R, S) for [`super::backward_input`].
+pub fn pack_backward(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Packed) {
+    pack(ctx, g, Fold { kernel: g.rows.kernel, fold: 1 }, w, packed, false);
+}
+
+fn pack(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed, forward: bool) {
+    let channels = g.input.channels / g.groups / (fold.fold * fold.fold);
+    assert_eq!(w.len(), g.output.channels * channels * fold.kernel * fold.kernel, "weights");
+    let mut data = std::mem::replace(&mut packed.data, Buffer::zeros(0));
+    let kernel = Pack { g: *g, fold, channels, w, packed, forward, data: Ptr::from_mut(&mut data) };
+    ctx.run(&kernel);
+    packed.data = data;
+}
+
+struct Pack<'a> {
+    g: Geometry,
+    fold: Fold,
+    /// C/G of the weights.
+    channels: usize,
+    w: &'a [f32],
+    packed: &'a Packed,
+    forward: bool,
+    data: Ptr,
+}
+
+impl Pack<'_> {
+    /// Where the weight that joins a target channel with a source channel through a tap lies; channels count within their
+    /// group.
+    #[inline(always)]
+    fn offset(&self, group: usize, target: usize, source: usize, r: usize, s: usize) -> Option<usize> {
+        let (k, c) = if self.forward { (target, source) } else { (source, target) };
+        let Fold { kernel, fold } = self.fold;
+        let (c, part) = (c % self.channels, c / self.channels);
+        let (r, s) = (r * fold + part / fold, s * fold + part % fold);
+        let k = group * (self.g.output.channels / self.g.groups) + k;
+        (r < kernel && s < kernel).then_some(((k * self.channels + c) * kernel + r) * kernel + s)
+    }
+}
+
+impl Kernel for Pack<'_> {
+    /// Panels.
+    fn units(&self) -> usize {
+        self.packed.panels.len()
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let p = self.packed;
+        let panel = p.panels[unit];
+        let rows = self.g.rows.kernel;
+        let group = panel.split * self.g.groups / p.target.splits;
+        let group_target = panel.split % (p.target.splits / self.g.groups) * p.target.split_channels() + panel.first;
+        let (pairs, source_channels) = (p.source.split_pairs(), p.source.split_channels());
+        let start = p.starts[unit];
+        let len = p.starts[unit + 1] - start;
+        // SAFETY: panels' parts of the data are disjoint and within it.
+        let to = unsafe { std::slice::from_raw_parts_mut(self.data.at(start), len) };
+        let to = pairs_mut(to);
+        for split in 0..p.group_splits {
+            for r in 0..rows {
+                let row = p.row_start(unit, split, rows, r) - start;
+                for (taps, &(first_step, steps)) in p.walk.taps.iter().zip(&p.runs) {
+                    let sequence = &p.walk.sequences[taps.sequence][taps.first..taps.first + taps.count];
+                    let run = &mut to[row + first_step * panel.tiles * TILE..][..steps * panel.tiles * TILE];
+                    for (depth, column) in (0..steps * EDGE).zip(0..) {
+                        let at = depth / EDGE * panel.tiles * TILE + depth % EDGE;
+                        let Some(&s) = sequence.get(column / pairs) else {
+                            for m in 0..panel.tiles * EDGE {
+                                run[at + m * EDGE] = 0;
+                            }
+                            continue;
+                        };
+                        let channel = column % pairs * 2;
+                        for m in 0..panel.tiles * EDGE {
+                            let weight = |c: usize| {
+                                if m >= panel.valid || c >= source_channels {
+                                    return 0.0;
+                                }
+                                let source = split * source_channels + c;
+                                let offset = self.offset(group, group_target + m, source, r, s);
+                                offset.map_or(0.0, |offset| self.w[offset])
+                            };
+                            run[at + m * EDGE] = pair(weight(channel), weight(channel + 1));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The kernel's rows along an axis: forward and backward share the packing by rows of the window.
+pub(super) fn rows_of(axis: &Axis, target: usize, forward: bool) -> impl Iterator<Item = (usize, usize)> + '_ {
+    (0..axis.kernel).filter_map(move |r| {
+        let source = if forward { axis.forward(target, r) } else { axis.backward(target, r) };
+        Some((r, source?))
+    })
+}

@@ -1,0 +1,296 @@
+//! Changes of layout: into and out of bf16 maps, and the forms that the weight gradient's operands have.
+
+use super::engine::{Engine, Matrix, MatrixKernel, run};
+use super::{EDGE, MapLayout, PICTURES, pair, pairs, pairs_mut, widen};
+use crate::parallel::{Context, Kernel, Ptr};
+use crate::simd::Simd;
+
+/// Pairs of a tile.
+const TILE: usize = EDGE * EDGE;
+
+/// x with pictures paired, as the right operand of sums over pictures: (blocks, splits, H, W, tiles of 16 channels,
+/// 16 pairs of pictures, 16 channels).
+///
+/// Shapes: x as `map` says; returns with `to` filled for `blocks` blocks.
+pub fn pair_pictures(ctx: &mut Context, engine: Engine, map: &MapLayout, blocks: usize, x: &[f32], to: &mut [f32]) {
+    assert!(x.len() >= blocks * map.block_len() && to.len() >= paired_len(map, blocks), "maps");
+    run(ctx, engine, &PairPictures { map: *map, blocks, x: pairs(x), to: Ptr::from_mut(to) });
+}
+
+/// Elements that [`pair_pictures`] fills.
+pub fn paired_len(map: &MapLayout, blocks: usize) -> usize {
+    blocks * map.splits * map.height * map.width * paired_position_len(map)
+}
+
+/// Pairs of one position of one split.
+pub(super) fn paired_position_len(map: &MapLayout) -> usize {
+    map.split_channels().div_ceil(EDGE) * TILE
+}
+
+struct PairPictures<'a> {
+    map: MapLayout,
+    blocks: usize,
+    x: &'a [u32],
+    to: Ptr,
+}
+
+impl PairPictures<'_> {
+    /// Positions of a unit: a row of the map, or a piece of a long one.
+    fn positions(&self) -> usize {
+        self.map.width
+    }
+}
+
+impl MatrixKernel for PairPictures<'_> {
+    fn units(&self) -> usize {
+        self.blocks * self.map.splits * self.map.height
+    }
+
+    #[inline(always)]
+    unsafe fn unit<M: Matrix>(&self, unit: usize, _scratch: *mut f32) {
+        let (from_len, to_len) = (self.map.position_len(), paired_position_len(&self.map));
+        for w in 0..self.positions() {
+            let position = unit * self.map.width + w;
+            // SAFETY: a unit's positions are its own row of both maps.
+            unsafe {
+                let from = self.x.as_ptr().add(position * from_len);
+                let to = self.to.at(position * to_len).cast::<u32>();
+                pair_position::<M::S>(from, self.map.split_pairs(), to);
+            }
+        }
+    }
+}
+
+/// One position: `pairs` rows of 32 pairs of channels to tiles of 16 channels by 16 pairs of pictures.
+#[inline(always)]
+pub(super) unsafe fn pair_position<S: Simd>(from: *const u32, pairs: usize, to: *mut u32) {
+    let mut rows = [0u32; TILE];
+    // SAFETY: the caller's promise; a tile of rows is filled before it is transposed.
+    unsafe {
+        for tile in 0..pairs.div_ceil(EDGE / 2) {
+            let first = tile * (EDGE / 2);
+            let count = (pairs - first).min(EDGE / 2);
+            unzip_pairs::<S>(from.add(first * PICTURES), count, rows.as_mut_ptr());
+            rows[2 * count * EDGE..].fill(0);
+            S::transpose(rows.as_ptr(), EDGE, to.add(tile * TILE));
+        }
+    }
+}
+
+/// `pairs` rows of 32 pairs of channels to twice as many rows of 16 pairs of pictures.
+#[inline(always)]
+pub(super) unsafe fn unzip_pairs<S: Simd>(from: *const u32, pairs: usize, to: *mut u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for p in 0..pairs {
+            let to = to.add(2 * p * EDGE);
+            S::unzip(from.add(p * PICTURES), to, to.add(EDGE));
+        }
+    }
+}
+
+/// A row (N, F) of f32 for every picture to a flat map (blocks, 1, 1, pairs of F): what a loss hands back, for example.
+pub fn from_rows(ctx: &mut Context, features: usize, count: usize, rows: &[f32], to: &mut [f32]) {
+    let map = flat(features);
+    let to = pairs_mut(to);
+    ctx.for_each_chunk(&mut to[..count.div_ceil(PICTURES) * map.block_len()], PICTURES, |unit, to| {
+        let (block, p) = (unit / map.split_pairs(), unit % map.split_pairs());
+        for (n, to) in to.iter_mut().enumerate() {
+            let picture = block * PICTURES + n;
+            let value = |f: usize| {
+                if picture < count && f < features { rows[picture * features + f] } else { 0.0 }
+            };
+            *to = pair(value(2 * p), value(2 * p + 1));
+        }
+    });
+}
+
+/// The layout of (N, F) rows: maps of one position.
+pub fn flat(features: usize) -> MapLayout {
+    MapLayout { channels: features, splits: 1, height: 1, width: 1 }
+}
+
+/// A map's values in canonical order, (count, C, H, W).
+pub fn to_canonical(map: &MapLayout, count: usize, x: &[f32], to: &mut [f32]) {
+    let (x, picture) = (pairs(x), map.channels * map.height * map.width);
+    for n in 0..count {
+        for c in 0..map.channels {
+            for h in 0..map.height {
+                for w in 0..map.width {
+                    let (at, high) = map.offset(n % PICTURES, c, h, w);
+                    let bits = x[n / PICTURES * map.block_len() + at];
+                    to[n * picture + (c * map.height + h) * map.width + w] =
+                        widen(if high { bits >> 16 } else { bits } as u16);
+                }
+            }
+        }
+    }
+}
+
+/// A map to flat rows in canonical order (C, H, W), still as pairs: neighbours in a row become the halves of a pair.
+pub fn flatten(ctx: &mut Context, map: &MapLayout, blocks: usize, x: &[f32], to: &mut [f32]) {
+    let flat = flat(map.channels * map.height * map.width);
+    let (x, to) = (pairs(x), pairs_mut(to));
+    ctx.for_each_chunk(&mut to[..blocks * flat.block_len()], PICTURES, |unit, to| {
+        let (block, p) = (unit / flat.split_pairs(), unit % flat.split_pairs());
+        let halves = [2 * p, 2 * p + 1].map(|e| (e < flat.channels).then(|| canonical(map, e)));
+        let of = |half: Option<(usize, bool)>, n: usize| {
+            half.map_or(0, |(at, high)| {
+                let bits = x[block * map.block_len() + at + n];
+                if high { bits >> 16 } else { bits & 0xffff }
+            })
+        };
+        for (n, to) in to.iter_mut().enumerate() {
+            *to = of(halves[0], n) | of(halves[1], n) << 16;
+        }
+    });
+}
+
+/// [`flatten`] backwards. With `relu`, zero where that (the map before, as it came out of a ReLU) is not positive.
+pub fn unflatten(
+    ctx: &mut Context,
+    map: &MapLayout,
+    blocks: usize,
+    dy: &[f32],
+    relu: Option<&[f32]>,
+    dx: &mut [f32],
+) {
+    let flat = flat(map.channels * map.height * map.width);
+    let (dy, dx, relu) = (pairs(dy), pairs_mut(dx), relu.map(pairs));
+    ctx.for_each_chunk(&mut dx[..blocks * map.block_len()], PICTURES, |unit, dx| {
+        let per_position = map.split_pairs();
+        let (p, position) = (unit % per_position, unit / per_position);
+        let (w, h) = (position % map.width, position / map.width % map.height);
+        let (split, block) = (
+            position / (map.width * map.height) % map.splits,
+            position / (map.width * map.height * map.splits),
+        );
+        for (n, to) in dx.iter_mut().enumerate() {
+            let of = |half: usize| {
+                let c = 2 * p + half;
+                if c >= map.split_channels() {
+                    return 0;
+                }
+                let e = ((split * map.split_channels() + c) * map.height + h) * map.width + w;
+                let bits = dy[block * flat.block_len() + e / 2 * PICTURES + n];
+                if e % 2 == 1 { bits >> 16 } else { bits & 0xffff }
+            };
+            let mut both = of(0) | of(1) << 16;
+            if let Some(x) = relu {
+                both &= positive(x[unit * PICTURES + n]);
+            }
+            *to = both;
+        }
+    });
+}
+
+/// All ones in each half that is positive.
+#[inline(always)]
+pub(crate) fn positive(pair: u32) -> u32 {
+    let half = |bits: u32| if widen(bits as u16) > 0.0 { 0xffff } else { 0 };
+    half(pair) | half(pair >> 16) << 16
+}
+
+/// Where picture 0's element `e`, in canonical order, lies within its block.
+fn canonical(map: &MapLayout, e: usize) -> (usize, bool) {
+    let (c, h, w) = (e / (map.height * map.width), e / map.width % map.height, e % map.width);
+    map.offset(0, c, h, w)
+}
+
+/// A map as f32, (blocks, splits, H, W, 2·pairs, 32 pictures): for stages that have no kernel for pairs.
+pub fn widen_map(ctx: &mut Context, x: &[f32], to: &mut [f32]) {
+    let x = pairs(x);
+    ctx.for_each_chunk(to, 2 * PICTURES, |unit, to| {
+        let (even, odd) = to.split_at_mut(PICTURES);
+        for ((pair, even), odd) in x[unit * PICTURES..].iter().zip(even).zip(odd) {
+            *even = widen(*pair as u16);
+            *odd = widen((pair >> 16) as u16);
+        }
+    });
+}
+
+/// [`widen_map`] backwards.
+pub fn round_map(ctx: &mut Context, x: &[f32], to: &mut [f32]) {
+    ctx.for_each_chunk(pairs_mut(to), PICTURES, |unit, to| {
+        let (even, odd) = x[unit * 2 * PICTURES..(unit + 1) * 2 * PICTURES].split_at(PICTURES);
+        for ((to, even), odd) in to.iter_mut().zip(even).zip(odd) {
+            *to = pair(*even, *odd);
+        }
+    });
+}
+
+/// Pictures as the loader writes them, (blocks, H, W, 32 pictures, C) in f32, to a map whose positions hold
+/// `fold` × `fold` pixels in the order (row, column, channel); `pad` zero pixels precede the first row and column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// C
+    pub channels: usize,
+    /// H
+    pub height: usize,
+    /// W
+    pub width: usize,
+    /// Pixels folded along each axis.
+    pub fold: usize,
+    /// Zero pixels before the first.
+    pub pad: usize,
+    /// The map, of fold²·C channels.
+    pub map: MapLayout,
+}
+
+/// Fills the map of `blocks` blocks from pixels.
+pub fn enter(ctx: &mut Context, entry: &Entry, blocks: usize, pixels: &[f32], to: &mut [f32]) {
+    let Entry { channels, height, width, fold, map, .. } = *entry;
+    assert_eq!((map.channels, map.splits), (fold * fold * channels, 1), "the map holds folded pixels");
+    assert!(pixels.len() >= blocks * height * width * PICTURES * channels, "pixels");
+    assert!(to.len() >= blocks * map.block_len(), "the map");
+    ctx.run(&Enter { entry: *entry, blocks, pixels, to: Ptr::from_mut(to) });
+}
+
+struct Enter<'a> {
+    entry: Entry,
+    blocks: usize,
+    pixels: &'a [f32],
+    to: Ptr,
+}
+
+impl Kernel for Enter<'_> {
+    /// Rows of the map.
+    fn units(&self) -> usize {
+        self.blocks * self.entry.map.height
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let Entry { channels, height, width, fold, pad, map } = self.entry;
+        let row_len = width * PICTURES * channels;
+        let (block, h) = (unit / map.height, unit % map.height);
+        for w in 0..map.width {
+            // Where a folded channel's pixel lies for picture 0.
+            let from = |c: usize| {
+                let (y, x) = (h * fold + c / channels / fold, w * fold + c / channels % fold);
+                let (y, x) = (y.checked_sub(pad)?, x.checked_sub(pad)?);
+                let inside = c < map.channels && y < height && x < width;
+                inside.then_some((block * height + y) * row_len + x * PICTURES * channels + c % channels)
+            };
+            for p in 0..map.split_pairs() {
+                let halves = [from(2 * p), from(2 * p + 1)].map(|at| {
+                    let mut values = [0.0f32; PICTURES];
+                    if let Some(at) = at {
+                        for (n, value) in values.iter_mut().enumerate() {
+                            *value = self.pixels[at + n * channels];
+                        }
+                    }
+                    values
+                });
+                // SAFETY: this unit owns its row of the map, whose length was checked.
+                unsafe {
+                    let to = self.to.at((unit * map.width + w) * map.position_len() + p * PICTURES).cast::<u32>();
+                    for n in (0..PICTURES).step_by(S::LANES) {
+                        let [even, odd] = [0, 1].map(|half| S::load(halves[half].as_ptr().add(n)));
+                        S::store_pairs(to.add(n), even, odd);
+                    }
+                }
+            }
+        }
+    }
+}

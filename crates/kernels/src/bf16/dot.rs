@@ -1,0 +1,190 @@
+//! Products without tiles: AVX-512's dot product of pairs, and f32 arithmetic on widened pairs.
+
+use super::EDGE;
+use super::engine::{C_STRIDE, Matrix, MatrixKernel, Product, Right, Run};
+use crate::simd::Simd;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use std::marker::PhantomData;
+
+/// Where row `row` of column tile `tile` of a right operand begins.
+#[inline(always)]
+fn right_row(right: Right, row: usize, tile: usize) -> usize {
+    match right {
+        Right::Rows => row * 2 * EDGE + tile * EDGE,
+        Right::Tiles => tile * EDGE * EDGE + row * EDGE,
+    }
+}
+
+/// `vdpbf16ps`: 16 dot products of pairs, added to f32.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Dot;
+
+/// Runs a unit with the instructions that [`Dot`] needs.
+///
+/// # Safety
+/// The processor has them; otherwise as [`MatrixKernel::unit`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
+pub(super) unsafe fn run<K: MatrixKernel>(kernel: &K, unit: usize, scratch: *mut f32) {
+    // SAFETY: passed on from the caller.
+    unsafe { kernel.unit::<Dot>(unit, scratch) }
+}
+
+/// Rows of C that are summed together: with two column vectors 24 accumulators, which with the two vectors of the right
+/// operand and one of the left leave five of the 32 registers.
+#[cfg(target_arch = "x86_64")]
+const ROWS: [usize; 3] = [12, 12, 8];
+
+#[cfg(target_arch = "x86_64")]
+impl Matrix for Dot {
+    type S = Avx512;
+
+    #[inline(always)]
+    unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (shape.columns, shape.rows) {
+                (1, _) => {
+                    for tile in 0..shape.rows {
+                        let first = tile * EDGE;
+                        dot_rows::<16, 1>(shape, runs, a, b, c, first, add);
+                    }
+                }
+                (_, 1) => {
+                    dot_rows::<8, 2>(shape, runs, a, b, c, 0, add);
+                    dot_rows::<8, 2>(shape, runs, a, b, c, 8, add);
+                }
+                _ => {
+                    dot_rows::<{ ROWS[0] }, 2>(shape, runs, a, b, c, 0, add);
+                    dot_rows::<{ ROWS[1] }, 2>(shape, runs, a, b, c, ROWS[0], add);
+                    dot_rows::<{ ROWS[2] }, 2>(shape, runs, a, b, c, ROWS[0] + ROWS[1], add);
+                }
+            }
+        }
+    }
+}
+
+/// `R` rows of C from `first` on, `V` vectors wide.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn dot_rows<const R: usize, const V: usize>(
+    shape: Product,
+    runs: &[Run],
+    a: *const u32,
+    b: *const u32,
+    c: *mut f32,
+    first: usize,
+    add: bool,
+) {
+    use std::arch::x86_64::{
+        __m512bh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+    };
+    // SAFETY: the caller's promise; bits are only reinterpreted.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); V]; R];
+        if add {
+            for r in 0..R {
+                for v in 0..V {
+                    sums[r][v] = _mm512_loadu_ps(c.add((first + r) * C_STRIDE + v * EDGE));
+                }
+            }
+        }
+        for run in runs {
+            let (mut left, mut right) = (a.add(run.a + first * EDGE), b.add(run.b));
+            for _ in 0..run.steps {
+                for depth in 0..EDGE {
+                    let mut columns = [std::mem::transmute::<_, __m512bh>(_mm512_setzero_ps()); V];
+                    for v in 0..V {
+                        let row = right.add(right_row(shape.right, depth, v));
+                        columns[v] = std::mem::transmute::<_, __m512bh>(_mm512_loadu_ps(row.cast()));
+                    }
+                    for r in 0..R {
+                        let bits = left.add(r * EDGE + depth).cast::<i32>().read();
+                        let row = std::mem::transmute::<_, __m512bh>(_mm512_set1_epi32(bits));
+                        for v in 0..V {
+                            sums[r][v] = _mm512_dpbf16_ps(sums[r][v], row, columns[v]);
+                        }
+                    }
+                }
+                left = left.wrapping_add(shape.a_step);
+                right = right.wrapping_add(shape.b_step);
+            }
+        }
+        for r in 0..R {
+            for v in 0..V {
+                _mm512_storeu_ps(c.add((first + r) * C_STRIDE + v * EDGE), sums[r][v]);
+            }
+        }
+    }
+}
+
+/// Operands widened to f32 and multiplied as such: runs everywhere, and says what the others should yield.
+#[derive(Clone, Copy)]
+pub(crate) struct Widen<S>(PhantomData<S>);
+
+/// Runs a unit of [`Widen`] on AVX-512.
+///
+/// # Safety
+/// The processor has it; otherwise as [`MatrixKernel::unit`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+pub(super) unsafe fn widen_avx512<K: MatrixKernel>(kernel: &K, unit: usize, scratch: *mut f32) {
+    // SAFETY: passed on from the caller.
+    unsafe { kernel.unit::<Widen<Avx512>>(unit, scratch) }
+}
+
+/// Runs a unit of [`Widen`] on AVX2.
+///
+/// # Safety
+/// The processor has it; otherwise as [`MatrixKernel::unit`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn widen_avx2<K: MatrixKernel>(kernel: &K, unit: usize, scratch: *mut f32) {
+    // SAFETY: passed on from the caller.
+    unsafe { kernel.unit::<Widen<Avx2>>(unit, scratch) }
+}
+
+impl<S: Simd> Matrix for Widen<S> {
+    type S = S;
+
+    #[inline(always)]
+    unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+        /// Rows of C that are summed together.
+        const TOGETHER: usize = 4;
+        // SAFETY: the caller's promise.
+        unsafe {
+            for first in (0..shape.rows * EDGE).step_by(TOGETHER) {
+                for column in (0..shape.columns * EDGE).step_by(S::LANES) {
+                    let (tile, lane) = (column / EDGE, column % EDGE);
+                    let c = c.add(first * C_STRIDE + column);
+                    let mut sums = [S::zero(); TOGETHER];
+                    if add {
+                        for r in 0..TOGETHER {
+                            sums[r] = S::load(c.add(r * C_STRIDE));
+                        }
+                    }
+                    for run in runs {
+                        for step in 0..run.steps {
+                            let left = a.add(run.a + step * shape.a_step + first * EDGE);
+                            let right = b.add(run.b + step * shape.b_step + lane);
+                            for depth in 0..EDGE {
+                                let (even, odd) = S::load_pairs(right.add(right_row(shape.right, depth, tile)));
+                                for r in 0..TOGETHER {
+                                    let bits = *left.add(r * EDGE + depth);
+                                    let low = S::splat(f32::from_bits(bits << 16));
+                                    let high = S::splat(f32::from_bits(bits & 0xffff_0000));
+                                    sums[r] = S::fma(high, odd, S::fma(low, even, sums[r]));
+                                }
+                            }
+                        }
+                    }
+                    for r in 0..TOGETHER {
+                        S::store(c.add(r * C_STRIDE), sums[r]);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The block product that every layer is made of, C (32 × 32) += Σ A·B over runs of steps, and the engines that compute
+//! it: AMX tiles, AVX-512's bf16 dot products, or f32 arithmetic on widened operands.
+//!
+//! A step multiplies 32 rows by 32 columns over a depth of 32. The left operand is two tiles of 16 rows × 16 pairs, 1 KiB
+//! each, one after the other. The right operand is 16 rows (one a pair of the depth) of 32 columns, in one of two
+//! [`Right`] forms. That is the shape of an AMX tile; the other engines follow it.
+
+use super::dot::Widen;
+use crate::isa::{Isa, Tier};
+use crate::parallel::{Context, Kernel};
+use crate::simd::{Portable, Simd};
+
+/// What multiplies pairs of bf16. Like [`Isa`], holding one is proof that the processor has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Engine(Unit);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+    #[cfg(target_arch = "x86_64")]
+    Dot,
+    Widen(Isa),
+}
+
+impl Engine {
+    /// Every engine of this machine, best first.
+    pub fn all() -> Vec<Engine> {
+        let mut engines = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx512 = Isa::by_name("avx512").is_ok();
+            if avx512 && super::amx::request() {
+                engines.push(Engine(Unit::Amx));
+            }
+            if avx512 && is_x86_feature_detected!("avx512bf16") {
+                engines.push(Engine(Unit::Dot));
+            }
+        }
+        engines.extend(Isa::all().into_iter().map(|isa| Engine(Unit::Widen(isa))));
+        engines
+    }
+
+    /// The best engine, or the one that the environment variable `ALEXNET_ISA` names: `amx`, `avx512bf16`, or an
+    /// instruction set of f32, on which bf16 is computed by widening.
+    ///
+    /// # Errors
+    /// If `ALEXNET_ISA` names one that does not exist or that this processor lacks.
+    pub fn best() -> Result<Engine, String> {
+        match std::env::var("ALEXNET_ISA") {
+            Ok(name) if !name.is_empty() => {
+                Engine::by_name(&name).map_err(|why| format!("ALEXNET_ISA={name}: {why}"))
+            }
+            _ => Ok(Engine::all()[0]),
+        }
+    }
+
+    /// The engine of this name.
+    ///
+    /// # Errors
+    /// If there is no such engine or this processor lacks it.
+    pub fn by_name(name: &str) -> Result<Engine, String> {
+        let all = Engine::all();
+        all.iter().copied().find(|engine| engine.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = all.iter().map(|engine| engine.name()).collect();
+            format!("this processor has {}", names.join(", "))
+        })
+    }
+
+    /// AMX without asking the processor.
+    ///
+    /// # Safety
+    /// The processor has AVX-512, and either it has AMX and the system has granted its use, or something in this process
+    /// emulates the instructions when they trap.
+    pub unsafe fn assume_amx() -> Engine {
+        Engine(Unit::Amx)
+    }
+
+    /// `amx`, `avx512bf16`, or the name of the f32 instruction set that computes on widened operands.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Unit::Amx => "amx",
+            #[cfg(target_arch = "x86_64")]
+            Unit::Dot => "avx512bf16",
+            Unit::Widen(isa) => isa.name(),
+        }
+    }
+
+    /// Whether the processor multiplies bf16 itself: only then is bf16 faster than f32.
+    pub fn is_native(self) -> bool {
+        !matches!(self.0, Unit::Widen(_))
+    }
+
+    /// The f32 instruction set beside it.
+    pub fn isa(self) -> Isa {
+        match self.0 {
+            Unit::Widen(isa) => isa,
+            #[cfg(target_arch = "x86_64")]
+            _ => Isa::by_name("avx512").expect("checked when the engine was made"),
+        }
+    }
+}
+
+/// How the right operand of a product lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Right {
+    /// Rows of 32 columns, one after the other: pictures of a map.
+    Rows,
+    /// Two tiles of 16 × 16, one after the other.
+    Tiles,
+}
+
+/// Consecutive steps of a product. Offsets and steps are in pairs from the operands' starts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub a: usize,
+    pub b: usize,
+    pub steps: usize,
+}
+
+/// The shape of a product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Product {
+    /// Tiles of rows, 1 or 2.
+    pub rows: usize,
+    /// Tiles of columns, 1 or 2.
+    pub columns: usize,
+    /// Form of the right operand.
+    pub right: Right,
+    /// From a step's left operand to the next, in pairs.
+    pub a_step: usize,
+    /// From a step's right operand to the next, in pairs.
+    pub b_step: usize,
+}
+
+/// Columns of a row of C in memory.
+pub(crate) const C_STRIDE: usize = 32;
+/// Elements of C.
+pub(crate) const C_LEN: usize = 32 * C_STRIDE;
+
+/// Computes products.
+pub(crate) trait Matrix: Copy {
+    /// Vectors for everything else.
+    type S: Simd;
+
+    /// C = Σ A·B over the runs, or C += with `add`. Only the rows and columns of the shape's tiles are touched. Every run
+    /// has a step.
+    ///
+    /// # Safety
+    /// All operands are within their memory; the processor has the engine.
+    unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool);
+}
+
+/// Work cut into units like [`Kernel`], whose units multiply.
+pub(crate) trait MatrixKernel: Sync {
+    /// The number of units.
+    fn units(&self) -> usize;
+
+    /// Elements of scratch that a unit needs.
+    fn scratch_len(&self) -> usize {
+        0
+    }
+
+    /// Computes one unit.
+    ///
+    /// # Safety
+    /// As [`Kernel::unit`].
+    unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32);
+}
+
+/// A kernel with its engine.
+struct On<'a, K>(Engine, &'a K);
+
+/// Runs every unit of `kernel`.
+pub(crate) fn run<K: MatrixKernel>(ctx: &mut Context, engine: Engine, kernel: &K) {
+    assert_eq!(engine.isa(), ctx.isa(), "a context for another instruction set");
+    ctx.run(&On(engine, kernel));
+}
+
+impl<K: MatrixKernel> Kernel for On<'_, K> {
+    fn units(&self) -> usize {
+        self.1.units()
+    }
+
+    fn scratch_len(&self) -> usize {
+        self.1.scratch_len()
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
+        // SAFETY: passed on from the caller; the engine proves the instructions beyond those of S.
+        unsafe {
+            match self.0.0 {
+                #[cfg(target_arch = "x86_64")]
+                Unit::Amx => super::amx::run(self.1, unit, scratch),
+                #[cfg(target_arch = "x86_64")]
+                Unit::Dot => super::dot::run(self.1, unit, scratch),
+                // `run` made sure that S is the vectors of this instruction set; naming the type keeps each engine's
+                // code out of the others' functions.
+                Unit::Widen(isa) => match isa.tier() {
+                    #[cfg(target_arch = "x86_64")]
+                    Tier::Avx512 => super::dot::widen_avx512(self.1, unit, scratch),
+                    #[cfg(target_arch = "x86_64")]
+                    Tier::Avx2 => super::dot::widen_avx2(self.1, unit, scratch),
+                    Tier::Portable => self.1.unit::<Widen<Portable>>(unit, scratch),
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Max pooling on bf16 maps (see [`crate::pooling`]): the first maximum of a window wins, its place is recorded as a byte,
+//! and the gradient is gathered.
+
+use super::{MapLayout, PICTURES, pairs};
+use crate::conv::Axis;
+use crate::parallel::{Context, Kernel, Ptr};
+use crate::pooling::windows_of;
+use crate::simd::Simd;
+
+/// The geometry of a pooling; `Axis::pad` is zero, and windows are clipped to the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// x
+    pub input: MapLayout,
+    /// y, whose channels may be split otherwise.
+    pub output: MapLayout,
+    /// H, P, window
+    pub rows: Axis,
+    /// W, Q, window
+    pub columns: Axis,
+}
+
+impl Geometry {
+    fn check(&self, blocks: usize, x: usize, y: usize, winner: usize) {
+        assert!(x >= blocks * self.input.block_len() && y >= blocks * self.output.block_len(), "maps");
+        assert!(winner >= 2 * blocks * self.output.block_len(), "winners");
+        assert_eq!(self.input.channels, self.output.channels, "channels");
+        assert!(self.rows.kernel * self.columns.kernel <= 256, "a window is at most 16×16");
+        assert!(self.rows.pad == 0 && self.columns.pad == 0, "pooling does not pad");
+        // A pair of one map is a pair of the other.
+        let even = |map: &MapLayout| map.splits == 1 || map.split_channels().is_multiple_of(2);
+        let (x, y) = (&self.input, &self.output);
+        assert!(x.splits == y.splits || even(x) && even(y), "splits of an odd number of channels");
+    }
+
+    /// Where the pairs of channel pair `p`, counted over all splits, begin within their block.
+    #[inline(always)]
+    fn at(map: &MapLayout, p: usize, h: usize, w: usize) -> usize {
+        map.at(p / map.split_pairs(), h, w) + p % map.split_pairs() * PICTURES
+    }
+
+    /// Channel pairs over all splits.
+    fn pairs(&self) -> usize {
+        self.input.splits * self.input.split_pairs()
+    }
+}
+
+/// y = max over each window of x; `winner` receives the place of the (first) maximum, for each pair first the even
+/// channel's and then the odd one's of 32 pictures.
+pub fn max_forward(ctx: &mut Context, g: &Geometry, blocks: usize, x: &[f32], y: &mut [f32], winner: &mut [u8]) {
+    g.check(blocks, x.len(), y.len(), winner.len());
+    let winner = winner.as_mut_ptr() as usize;
+    ctx.run(&MaxForward { g: *g, blocks, x: pairs(x), y: Ptr::from_mut(y), winner });
+}
+
+struct MaxForward<'a> {
+    g: Geometry,
+    blocks: usize,
+    x: &'a [u32],
+    y: Ptr,
+    /// Address of the winners.
+    winner: usize,
+}
+
+impl Kernel for MaxForward<'_> {
+    /// Rows of y.
+    fn units(&self) -> usize {
+        self.blocks * self.g.rows.output
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let Geometry { input, output, rows, columns } = self.g;
+        let (block, p) = (unit / rows.output, unit % rows.output);
+        let h0 = p * rows.stride;
+        let h1 = (h0 + rows.kernel).min(rows.input);
+        for q in 0..columns.output {
+            let w0 = q * columns.stride;
+            let w1 = (w0 + columns.kernel).min(columns.input);
+            for pair in 0..self.g.pairs() {
+                let mut best = [[i16::MIN; PICTURES]; 2];
+                let mut place = [[0i16; PICTURES]; 2];
+                for h in h0..h1 {
+                    for w in w0..w1 {
+                        let at = block * input.block_len() + Geometry::at(&input, pair, h, w);
+                        let this = ((h - h0) * columns.kernel + (w - w0)) as i16;
+                        let x = &self.x[at..at + PICTURES];
+                        for n in 0..PICTURES {
+                            let keys = [ordered(x[n] as u16), ordered((x[n] >> 16) as u16)];
+                            for half in 0..2 {
+                                let larger = keys[half] > best[half][n];
+                                best[half][n] = if larger { keys[half] } else { best[half][n] };
+                                place[half][n] = if larger { this } else { place[half][n] };
+                            }
+                        }
+                    }
+                }
+                let out = block * output.block_len() + Geometry::at(&output, pair, p, q);
+                // SAFETY: this unit owns row p of the block in y and in the winners, whose lengths were checked.
+                unsafe {
+                    let y = self.y.at(out).cast::<u32>();
+                    let winner = (self.winner as *mut u8).add(2 * out);
+                    for n in 0..PICTURES {
+                        let halves = [0, 1].map(|half| u32::from(unordered(best[half][n])));
+                        *y.add(n) = halves[0] | halves[1] << 16;
+                        *winner.add(n) = place[0][n] as u8;
+                        *winner.add(PICTURES + n) = place[1][n] as u8;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// An integer that orders as the bf16 does: negative numbers have their magnitude's bits turned round. A positive NaN is
+/// the largest of all, so that it is not passed over; the most negative key is left to "nothing yet".
+#[inline(always)]
+fn ordered(bits: u16) -> i16 {
+    let bits = bits as i16;
+    (bits ^ ((bits >> 15) & 0x7fff)).max(i16::MIN + 1)
+}
+
+/// [`ordered`] backwards.
+#[inline(always)]
+fn unordered(key: i16) -> u16 {
+    (key ^ ((key >> 15) & 0x7fff)) as u16
+}
+
+/// dx gathered from dy: each input receives the gradients of the windows that it won. With `relu`, dx is zero where that
+/// (the input, as it came out of a ReLU) is not positive.
+pub fn max_backward(
+    ctx: &mut Context,
+    g: &Geometry,
+    blocks: usize,
+    dy: &[f32],
+    winner: &[u8],
+    relu: Option<&[f32]>,
+    dx: &mut [f32],
+) {
+    g.check(blocks, dx.len(), dy.len(), winner.len());
+    assert!(relu.is_none_or(|x| x.len() >= blocks * g.input.block_len()), "activation");
+    ctx.run(&MaxBackward {
+        g: *g,
+        blocks,
+        dy: pairs(dy),
+        winner,
+        relu: relu.map(pairs),
+        dx: Ptr::from_mut(dx),
+    });
+}
+
+struct MaxBackward<'a> {
+    g: Geometry,
+    blocks: usize,
+    dy: &'a [u32],
+    winner: &'a [u8],
+    relu: Option<&'a [u32]>,
+    dx: Ptr,
+}
+
+impl Kernel for MaxBackward<'_> {
+    /// Rows of one split of one block of x.
+    fn units(&self) -> usize {
+        self.blocks * self.g.input.splits * self.g.input.height
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let Geometry { input, output, rows, columns } = self.g;
+        let (h, split, block) =
+            (unit % input.height, unit / input.height % input.splits, unit / input.height / input.splits);
+        for w in 0..input.width {
+            for p in 0..input.split_pairs() {
+                let pair = split * input.split_pairs() + p;
+                let mut sums = [[0.0f32; PICTURES]; 2];
+                for (p, r) in windows_of(rows, h) {
+                    for (q, s) in windows_of(columns, w) {
+                        let out = block * output.block_len() + Geometry::at(&output, pair, p, q);
+                        let dy: &[u32; PICTURES] = self.dy[out..out + PICTURES].try_into().expect("32 pairs");
+                        let (even, odd) = self.winner[2 * out..2 * out + 2 * PICTURES].split_at(PICTURES);
+                        let this = (r * columns.kernel + s) as u8;
+                        for n in 0..PICTURES {
+                            let gradient = f32::from_bits(dy[n] << 16);
+                            sums[0][n] += if even[n] == this { gradient } else { 0.0 };
+                        }
+                        for n in 0..PICTURES {
+                            let gradient = f32::from_bits(dy[n] & 0xffff_0000);
+                            sums[1][n] += if odd[n] == this { gradient } else { 0.0 };
+                        }
+                    }
+                }
+                let at = block * input.block_len() + input.at(split, h, w) + p * PICTURES;
+                // SAFETY: this unit owns row h of the split of the block in dx, whose length was checked; sums hold 32
+                // pictures, whole vectors.
+                unsafe {
+                    for n in (0..PICTURES).step_by(S::LANES) {
+                        let [mut even, mut odd] = [0, 1].map(|half| S::load(sums[half].as_ptr().add(n)));
+                        if let Some(x) = self.relu {
+                            let (x_even, x_odd) = S::load_pairs(x.as_ptr().add(at + n));
+                            even = S::where_positive(x_even, even);
+                            odd = S::where_positive(x_odd, odd);
+                        }
+                        S::store_pairs(self.dx.at(at + n).cast(), even, odd);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bf16::{round, widen};
+
+    #[test]
+    fn keys_order_as_the_numbers_do() {
+        let values = [f32::NEG_INFINITY, -2.0, -1.0, -0.0, 0.0, 1e-30, 1.0, 2.0, f32::INFINITY, f32::NAN];
+        let keys: Vec<i16> = values.iter().map(|v| ordered(round(*v))).collect();
+        assert!(keys.is_sorted());
+        for v in values {
+            let back = widen(unordered(ordered(round(v))));
+            assert!(back.to_bits() >> 16 == u32::from(round(v)), "{v}");
+        }
+    }
+}

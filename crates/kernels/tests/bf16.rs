@@ -1,0 +1,541 @@
+//! The bf16 kernels against their definitions in f64 on the rounded operands, on every engine (AMX emulated where the
+//! machine lacks it), at sizes around their tiles.
+//!
+//! What is stored in bf16 is within half a unit of its last place, 2^−8 of the value, of the exact sum rounded; sums are in
+//! f32, within 1e-5·√K of the largest terms. On small integers everything is exact.
+
+#[cfg(target_arch = "x86_64")]
+mod amx_emulator;
+mod common;
+
+use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
+use alexnet_kernels::bf16::convert::{self, Entry, flat, pair_pictures, paired_len};
+use alexnet_kernels::bf16::linear::{self, Backward, Output, Rounded, Weights};
+use alexnet_kernels::bf16::{Engine, MapLayout, PICTURES, TAIL, lrn, pairs, pairs_mut, pooling, round, widen};
+use alexnet_kernels::conv::Axis;
+use alexnet_kernels::lrn::Lrn;
+use alexnet_kernels::sgd::Update;
+use alexnet_kernels::{Context, Isa};
+use common::Random;
+
+fn engines() -> Vec<Engine> {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
+    let mut engines: Vec<Engine> = Engine::all().into_iter().filter(|e| e.name() != "amx").collect();
+    #[cfg(target_arch = "x86_64")]
+    engines.extend(amx_emulator::engine());
+    engines
+}
+
+/// Canonical values (N, C, H, W) that bf16 holds, and the map that holds them; lanes without a picture hold finite noise.
+struct Map {
+    layout: MapLayout,
+    values: Vec<f64>,
+    data: Vec<f32>,
+}
+
+impl Map {
+    fn random(layout: MapLayout, count: usize, integers: bool, random: &mut Random) -> Map {
+        let len = count * layout.channels * layout.height * layout.width;
+        let values = if integers { random.integers(len) } else { random.reals(len) };
+        let values: Vec<f64> = values.into_iter().map(|v| f64::from(widen(round(v)))).collect();
+        Map { layout, data: store(&layout, count, &values, 0.0), values }
+    }
+
+    fn picture(&self) -> usize {
+        self.layout.channels * self.layout.height * self.layout.width
+    }
+
+    fn at(&self, n: usize, c: usize, h: usize, w: usize) -> f64 {
+        self.values[n * self.picture() + (c * self.layout.height + h) * self.layout.width + w]
+    }
+}
+
+fn room(layout: &MapLayout, count: usize) -> usize {
+    count.div_ceil(PICTURES) * layout.block_len() + TAIL
+}
+
+fn store(layout: &MapLayout, count: usize, values: &[f64], missing: f32) -> Vec<f32> {
+    let mut data = vec![0.0f32; room(layout, count)];
+    let words = pairs_mut(&mut data);
+    let picture = layout.channels * layout.height * layout.width;
+    for n in 0..count.next_multiple_of(PICTURES) {
+        for e in 0..picture {
+            let (c, h, w) =
+                (e / (layout.height * layout.width), e / layout.width % layout.height, e % layout.width);
+            let (at, high) = layout.offset(n % PICTURES, c, h, w);
+            let bits = round(values.get(n * picture + e).map_or(missing, |v| *v as f32));
+            words[n / PICTURES * layout.block_len() + at] |= u32::from(bits) << if high { 16 } else { 0 };
+        }
+    }
+    data
+}
+
+/// The map's values, and a check that nothing else was written: tails and empty halves are zero.
+fn load(layout: &MapLayout, count: usize, data: &[f32]) -> Vec<f32> {
+    let mut values = vec![0.0; count * layout.channels * layout.height * layout.width];
+    convert::to_canonical(layout, count, data, &mut values);
+    let blocks = count.div_ceil(PICTURES) * layout.block_len();
+    assert!(pairs(&data[blocks..]).iter().all(|p| *p == 0), "the tail was written");
+    if layout.split_channels() % 2 == 1 {
+        for at in 0..blocks {
+            if at / PICTURES % layout.split_pairs() == layout.split_pairs() - 1 {
+                assert_eq!(pairs(data)[at] >> 16, 0, "an empty half was written");
+            }
+        }
+    }
+    values
+}
+
+/// bf16 within its rounding of what f32 sums of `terms` terms of size 1 give.
+fn assert_rounded(what: &str, got: &[f32], want: &[f64], terms: usize, integers: bool) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        if integers {
+            assert_eq!(g, widen(round(w as f32)), "{what}: element {i}, exactly {w}");
+        } else {
+            let bound = w.abs() / 256.0 + 1e-5 * (terms as f64).sqrt();
+            assert!((f64::from(g) - w).abs() <= bound, "{what}: element {i} is {g}, not {w} (± {bound:e})");
+        }
+    }
+}
+
+fn rounded(values: Vec<f32>) -> Vec<f32> {
+    values.into_iter().map(|v| widen(round(v))).collect()
+}
+
+fn axis(input: usize, kernel: usize, stride: usize, pad: usize, after: usize) -> Axis {
+    Axis { input, output: (input + pad + after - kernel) / stride + 1, kernel, stride, pad }
+}
+
+fn geometry(c: [usize; 2], k: [usize; 2], groups: usize, rows: Axis, columns: Axis) -> Geometry {
+    Geometry {
+        input: MapLayout { channels: c[0], splits: c[1], height: rows.input, width: columns.input },
+        output: MapLayout { channels: k[0], splits: k[1], height: rows.output, width: columns.output },
+        groups,
+        rows,
+        columns,
+    }
+}
+
+fn check_conv(engine: Engine, threads: usize, g: &Geometry, count: usize, integers: bool, seed: u64) {
+    let what = format!("{} {g:?} {count}", engine.name());
+    let mut random = Random(seed);
+    let mut ctx = Context::new(engine.isa(), threads);
+    let x = Map::random(g.input, count, integers, &mut random);
+    let dy = Map::random(g.output, count, integers, &mut random);
+    let (cg, kg, r, s) =
+        (g.input.channels / g.groups, g.output.channels / g.groups, g.rows.kernel, g.columns.kernel);
+    let len = g.output.channels * cg * r * s;
+    let w = rounded(if integers { random.integers(len) } else { random.reals(len) });
+    let bias = if integers { random.integers(g.output.channels) } else { random.reals(g.output.channels) };
+
+    let (mut y, mut dx) = (vec![0.0f64; dy.values.len()], vec![0.0f64; x.values.len()]);
+    let (mut dw, mut db) = (vec![0.0f64; len], vec![0.0f64; bias.len()]);
+    for n in 0..count {
+        for k in 0..g.output.channels {
+            for p in 0..g.rows.output {
+                for q in 0..g.columns.output {
+                    let out = n * dy.picture() + (k * g.rows.output + p) * g.columns.output + q;
+                    y[out] += f64::from(bias[k]);
+                    db[k] += dy.values[out];
+                    for c in 0..cg {
+                        for i in 0..r {
+                            for j in 0..s {
+                                let h = (p * g.rows.stride + i).wrapping_sub(g.rows.pad);
+                                let v = (q * g.columns.stride + j).wrapping_sub(g.columns.pad);
+                                if h >= g.rows.input || v >= g.columns.input {
+                                    continue;
+                                }
+                                let channel = k / kg * cg + c;
+                                let weight = ((k * cg + c) * r + i) * s + j;
+                                let from = n * x.picture() + (channel * g.rows.input + h) * g.columns.input + v;
+                                y[out] += f64::from(w[weight]) * x.values[from];
+                                dx[from] += f64::from(w[weight]) * dy.values[out];
+                                dw[weight] += x.values[from] * dy.values[out];
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    let fold = Fold { kernel: r, fold: 1 };
+    let mut packed = Packed::for_forward(g);
+    if r == s {
+        conv::pack_forward(&mut ctx, g, fold, &w, &mut packed);
+        for relu in [false, true] {
+            let mut got = vec![0.0; room(&g.output, count)];
+            let epilogue = if relu { Epilogue::BiasRelu } else { Epilogue::Bias };
+            let all = count.next_multiple_of(PICTURES);
+            conv::forward(&mut ctx, engine, g, all, &x.data, &packed, &bias, epilogue, &mut got);
+            let want: Vec<f64> = y.iter().map(|v| if relu { v.max(0.0) } else { *v }).collect();
+            assert_rounded(&format!("y {what}"), &load(&g.output, count, &got), &want, cg * r * s, integers);
+            // A batch of up to 16 pictures may leave the other lanes alone.
+            let mut narrow = vec![0.0; room(&g.output, count)];
+            conv::forward(&mut ctx, engine, g, count, &x.data, &packed, &bias, epilogue, &mut narrow);
+            assert_eq!(load(&g.output, count, &narrow), load(&g.output, count, &got), "narrow {what}");
+        }
+    }
+
+    let all = count.next_multiple_of(PICTURES);
+    let mut packed = Packed::for_backward(g);
+    conv::pack_backward(&mut ctx, g, &w, &mut packed);
+    for masked in [false, true] {
+        let mut got = vec![0.0; room(&g.input, count)];
+        let relu = masked.then_some(&x.data[..]);
+        conv::backward_input(&mut ctx, engine, g, all, &dy.data, &packed, relu, &mut got);
+        let want: Vec<f64> =
+            dx.iter().zip(&x.values).map(|(d, x)| if masked && *x <= 0.0 { 0.0 } else { *d }).collect();
+        assert_rounded(&format!("dx {what}"), &load(&g.input, count, &got), &want, kg * r * s, integers);
+    }
+
+    let blocks = count.div_ceil(PICTURES);
+    let mut plan = WeightPlan::new(g, blocks);
+    let mut paired = vec![0.0; paired_len(&g.input, blocks)];
+    pair_pictures(&mut ctx, engine, &g.input, blocks, &x.data, &mut paired);
+    let (mut got_dw, mut got_db) = (vec![f32::NAN; len], vec![f32::NAN; bias.len()]);
+    conv::backward_weight(&mut ctx, engine, g, fold, &mut plan, count, &paired, &dy.data, &mut got_dw, &mut got_db);
+    let terms = (count * g.rows.output * g.columns.output) as f64;
+    let bound = if integers { 0.0 } else { 1e-5 * terms.sqrt() };
+    common::assert_close(&format!("dw {what}"), &got_dw, &dw, bound);
+    common::assert_close(&format!("db {what}"), &got_db, &db, bound);
+}
+
+#[test]
+fn convolutions_of_every_kind() {
+    // AlexNet's kinds: conv2's groups of 48 channels, 3×3 over all and within groups, strides, overhangs; odd numbers of
+    // channels, one channel, splits finer than the groups.
+    let cases = [
+        (geometry([96, 2], [64, 2], 2, axis(5, 5, 1, 2, 2), axis(7, 5, 1, 2, 2)), 33),
+        (geometry([64, 1], [96, 2], 1, axis(4, 3, 1, 1, 1), axis(3, 3, 1, 1, 1)), 32),
+        (geometry([64, 2], [64, 2], 1, axis(3, 3, 1, 1, 1), axis(4, 3, 1, 1, 1)), 5),
+        (geometry([32, 2], [34, 2], 2, axis(3, 3, 1, 1, 1), axis(3, 3, 1, 1, 1)), 16),
+        (geometry([3, 1], [5, 1], 1, axis(7, 3, 2, 0, 1), axis(8, 3, 2, 1, 1)), 17),
+        (geometry([7, 1], [33, 1], 1, axis(6, 4, 3, 2, 1), axis(9, 4, 3, 2, 3)), 31),
+        (geometry([1, 1], [1, 1], 1, axis(2, 2, 1, 0, 0), axis(2, 2, 1, 0, 0)), 1),
+        (geometry([48, 1], [17, 1], 1, axis(3, 1, 1, 0, 0), axis(3, 1, 1, 0, 0)), 65),
+        (geometry([12, 4], [20, 4], 2, axis(4, 3, 1, 1, 1), axis(5, 3, 1, 1, 1)), 12),
+        (geometry([15, 3], [9, 3], 3, axis(4, 3, 1, 1, 1), axis(5, 3, 1, 1, 1)), 12),
+    ];
+    for engine in engines() {
+        for (i, (g, count)) in cases.iter().enumerate() {
+            for integers in [true, false] {
+                check_conv(engine, 1 + i % 2, g, *count, integers, i as u64);
+            }
+        }
+    }
+}
+
+#[test]
+fn random_convolutions() {
+    let mut random = Random(99);
+    let mut draw = |from: usize, to: usize| from + random.below(to - from + 1);
+    let engines = engines();
+    for i in 0..40 {
+        let groups = draw(1, 2);
+        let (kernel, stride) = (draw(1, 5), draw(1, 3));
+        let axes = [0, 1].map(|_| {
+            let (pad, after) = (draw(0, kernel - 1), draw(0, kernel - 1));
+            axis(draw(kernel, 8), kernel, stride, pad, after)
+        });
+        let (c, k) = (groups * draw(1, 40), groups * draw(1, 40));
+        let g = geometry([c, groups], [k, groups], groups, axes[0], axes[1]);
+        check_conv(engines[i % engines.len()], 2, &g, draw(1, 40), i % 3 > 0, i as u64);
+    }
+}
+
+/// A strided first convolution on folded pixels equals itself on plain ones.
+#[test]
+fn folded_pixels_give_the_same_convolution() {
+    for (channels, kernel, stride, pad, after, side) in
+        [(3, 11, 4, 0, 3, 24), (3, 7, 2, 0, 1, 10), (3, 11, 4, 2, 2, 21), (1, 5, 3, 1, 2, 9), (3, 4, 4, 0, 0, 8)]
+    {
+        let plain = axis(side, kernel, stride, pad, after);
+        let size = plain.output - 1 + kernel.div_ceil(stride);
+        let folded = Axis { input: size, output: plain.output, kernel: kernel.div_ceil(stride), stride: 1, pad: 0 };
+        let (g, f) = (
+            geometry([channels, 1], [6, 1], 1, plain, plain),
+            geometry([channels * stride * stride, 1], [6, 1], 1, folded, folded),
+        );
+        let fold = Fold { kernel, fold: stride };
+        let count = 34;
+        let blocks = 2;
+        let mut random = Random(5);
+        let x = Map::random(g.input, count, true, &mut random);
+        let mut pixels = vec![0.0; blocks * PICTURES * x.picture()];
+        for n in 0..count {
+            for c in 0..channels {
+                for h in 0..side {
+                    for w in 0..side {
+                        let at = ((n / PICTURES * side + h) * side + w) * PICTURES * channels;
+                        pixels[at + n % PICTURES * channels + c] = x.at(n, c, h, w) as f32;
+                    }
+                }
+            }
+        }
+        let w = random.integers(6 * channels * kernel * kernel);
+        let bias = random.integers(6);
+        let dy = Map::random(g.output, count, true, &mut random);
+        for engine in engines() {
+            let mut ctx = Context::new(engine.isa(), 2);
+            let run = |ctx: &mut Context, g: &Geometry, fold, x: &[f32]| {
+                let mut packed = Packed::for_forward(g);
+                conv::pack_forward(ctx, g, fold, &w, &mut packed);
+                let mut y = vec![0.0; room(&g.output, count)];
+                conv::forward(ctx, engine, g, count, x, &packed, &bias, Epilogue::Bias, &mut y);
+                let mut paired = vec![0.0; paired_len(&g.input, blocks)];
+                pair_pictures(ctx, engine, &g.input, blocks, x, &mut paired);
+                let mut plan = WeightPlan::new(g, blocks);
+                let (mut dw, mut db) = (vec![0.0; w.len()], vec![0.0; 6]);
+                conv::backward_weight(ctx, engine, g, fold, &mut plan, count, &paired, &dy.data, &mut dw, &mut db);
+                (load(&g.output, count, &y), dw, db)
+            };
+            let want = run(&mut ctx, &g, Fold { kernel, fold: 1 }, &x.data);
+            let mut map = vec![0.0; room(&f.input, count)];
+            let entry = Entry { channels, height: side, width: side, fold: stride, pad, map: f.input };
+            convert::enter(&mut ctx, &entry, blocks, &pixels, &mut map);
+            assert!(run(&mut ctx, &f, fold, &map) == want, "{} {kernel} {stride} {pad}", engine.name());
+        }
+    }
+}
+
+#[test]
+fn linear_layers() {
+    for engine in engines() {
+        for (i, &(inputs, outputs, count)) in
+            [(1, 1, 1), (31, 33, 32), (128, 64, 17), (129, 10, 16), (300, 100, 70), (64, 130, 290)].iter().enumerate()
+        {
+            for integers in [true, false] {
+                let what = format!("{} {inputs} {outputs} {count}", engine.name());
+                let mut random = Random(i as u64);
+                let mut ctx = Context::new(engine.isa(), 2);
+                let (x_map, y_map) = (flat(inputs), flat(outputs));
+                let x = Map::random(x_map, count, integers, &mut random);
+                let dy = Map::random(y_map, count, integers, &mut random);
+                let draw = |len, random: &mut Random| if integers { random.integers(len) } else { random.reals(len) };
+                let w = rounded(draw(outputs * inputs, &mut random));
+                let v = draw(outputs * inputs, &mut random);
+                let bias = draw(outputs, &mut random);
+                let mut y = vec![0.0f64; count * outputs];
+                for n in 0..count {
+                    for o in 0..outputs {
+                        let sum = (0..inputs).map(|c| x.at(n, c, 0, 0) * f64::from(w[o * inputs + c])).sum::<f64>();
+                        y[n * outputs + o] = sum + f64::from(bias[o]);
+                    }
+                }
+                let mut copy = Rounded::new(outputs, inputs);
+                copy.set(&mut ctx, &w);
+                for weights in [Weights::Master(&w), Weights::Rounded(&copy)] {
+                    let mut got = vec![0.0; room(&y_map, count)];
+                    let output = Output::Map(&mut got);
+                    linear::forward(&mut ctx, engine, inputs, count, &x.data, weights, &bias, true, output);
+                    let want: Vec<f64> = y.iter().map(|v| v.max(0.0)).collect();
+                    assert_rounded(&format!("y {what}"), &load(&y_map, count, &got), &want, inputs, integers);
+                    let mut got = vec![0.0; count * outputs];
+                    let output = Output::Rows(&mut got);
+                    linear::forward(&mut ctx, engine, inputs, count, &x.data, weights, &bias, false, output);
+                    let bound = if integers { 0.0 } else { 1e-5 * (inputs as f64).sqrt() };
+                    common::assert_close(&format!("rows {what}"), &got, &y, bound);
+                }
+
+                let blocks = count.div_ceil(PICTURES);
+                let mut paired = vec![0.0; paired_len(&x_map, blocks)];
+                pair_pictures(&mut ctx, engine, &x_map, blocks, &x.data, &mut paired);
+                let mut dy_rows = vec![0.0; linear::unzipped_len(outputs, blocks)];
+                let mut db = vec![f32::NAN; outputs];
+                linear::unzip(&mut ctx, outputs, blocks, &dy.data, &mut dy_rows, &mut db);
+                let terms = if integers { 0.0 } else { 1e-5 * (count as f64).sqrt() };
+                let want_db: Vec<f64> =
+                    (0..outputs).map(|o| (0..count).map(|n| dy.at(n, o, 0, 0)).sum()).collect();
+                common::assert_close(&format!("db {what}"), &db, &want_db, terms);
+                for (wanted, masked, lr) in [(true, false, 0.5), (true, true, 0.25), (false, false, 1.0), (true, true, 0.0)]
+                {
+                    let update = Update { lr, decay: 0.5, momentum: 0.5 };
+                    let (mut got_w, mut got_v) = (w.clone(), v.clone());
+                    let mut dx = vec![0.0; room(&x_map, count)];
+                    let pass = Backward {
+                        dx: wanted.then_some(&mut dx),
+                        relu: masked.then_some(&x.data),
+                        w: &mut got_w,
+                        v: &mut got_v,
+                        update,
+                    };
+                    assert!(linear::backward(
+                        &mut ctx, engine, inputs, outputs, count, &paired, &dy.data, &dy_rows, pass
+                    ));
+                    let (mut want_w, mut want_v) = (vec![0.0; w.len()], vec![0.0; w.len()]);
+                    for o in 0..outputs {
+                        for c in 0..inputs {
+                            let at = o * inputs + c;
+                            let (w, v) = (f64::from(w[at]), f64::from(v[at]));
+                            let g: f64 = (0..count).map(|n| x.at(n, c, 0, 0) * dy.at(n, o, 0, 0)).sum();
+                            let lr = f64::from(lr);
+                            want_v[at] = if lr > 0.0 { 0.5 * v - 0.5 * lr * w - lr * g } else { v };
+                            want_w[at] = if lr > 0.0 { w + want_v[at] } else { w };
+                        }
+                    }
+                    let bound = if integers { 0.0 } else { 1e-5 * (count as f64 + 4.0).sqrt() };
+                    common::assert_close(&format!("w {what}"), &got_w, &want_w, bound);
+                    common::assert_close(&format!("v {what}"), &got_v, &want_v, bound);
+                    if wanted {
+                        let mut want = vec![0.0; count * inputs];
+                        for n in 0..count {
+                            for c in 0..inputs {
+                                let sum = (0..outputs).map(|o| dy.at(n, o, 0, 0) * f64::from(w[o * inputs + c]));
+                                let hidden = masked && x.at(n, c, 0, 0) <= 0.0;
+                                want[n * inputs + c] = if hidden { 0.0 } else { sum.sum() };
+                            }
+                        }
+                        let got = load(&x_map, count, &dx);
+                        assert_rounded(&format!("dx {what}"), &got, &want, outputs, integers);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn normalization_across_maps() {
+    for isa in Isa::all() {
+        let mut ctx = Context::new(isa, 2);
+        for (channels, splits, towers, size, beta) in
+            [(96, 2, 2, 5, 0.75f64), (96, 2, 1, 5, 0.75), (16, 1, 2, 4, 0.5), (5, 1, 1, 9, 0.75), (10, 2, 1, 3, 0.75)]
+        {
+            let map = MapLayout { channels, splits, height: 2, width: 3 };
+            let (k, alpha) = (2.0f64, 0.3f64);
+            let op = Lrn { size, k: k as f32, alpha: alpha as f32, beta: beta as f32, channels, towers };
+            let mut random = Random(channels as u64);
+            let count = 33;
+            let (x, dy) = (
+                Map::random(map, count, false, &mut random),
+                Map::random(map, count, false, &mut random),
+            );
+            let width = channels / towers;
+            let window = |c: usize| {
+                let (tower, i) = (c / width, c % width);
+                tower * width + i.saturating_sub(size / 2)..tower * width + (i + size - size / 2).min(width)
+            };
+            let (mut y, mut dx) = (vec![0.0; x.values.len()], vec![0.0; x.values.len()]);
+            for n in 0..count {
+                for h in 0..2 {
+                    for w in 0..3 {
+                        let d: Vec<f64> = (0..channels)
+                            .map(|c| k + alpha * window(c).map(|j| x.at(n, j, h, w).powi(2)).sum::<f64>())
+                            .collect();
+                        for c in 0..channels {
+                            let at = n * x.picture() + (c * 2 + h) * 3 + w;
+                            y[at] = x.values[at] * d[c].powf(-beta);
+                            dx[at] += dy.values[at] * d[c].powf(-beta);
+                            for j in window(c) {
+                                let other = n * x.picture() + (j * 2 + h) * 3 + w;
+                                dx[other] -= 2.0 * alpha * beta * x.values[other] * dy.values[at] * x.values[at]
+                                    * d[c].powf(-beta - 1.0);
+                            }
+                        }
+                    }
+                }
+            }
+            let blocks = 2;
+            let mut got = vec![0.0; room(&map, count)];
+            lrn::forward(&mut ctx, &op, &map, blocks, &x.data, &mut got);
+            assert_rounded(&format!("y {isa:?} {op:?}"), &load(&map, count, &got), &y, 4, false);
+            for relu in [false, true] {
+                let mut got = vec![0.0; room(&map, count)];
+                lrn::backward(&mut ctx, &op, &map, blocks, &x.data, &dy.data, relu, &mut got);
+                let want: Vec<f64> =
+                    dx.iter().zip(&x.values).map(|(d, x)| if relu && *x <= 0.0 { 0.0 } else { *d }).collect();
+                assert_rounded(&format!("dx {isa:?} {op:?}"), &load(&map, count, &got), &want, 16, false);
+            }
+        }
+    }
+}
+
+#[test]
+fn max_pooling_between_splits() {
+    for isa in Isa::all() {
+        let mut ctx = Context::new(isa, 2);
+        for (channels, splits, side, size, stride) in
+            [(8, [2, 1], 7, 3, 2), (12, [2, 2], 6, 3, 2), (5, [1, 1], 5, 2, 2), (4, [1, 2], 4, 2, 1)]
+        {
+            let output = (side - size as usize).div_ceil(stride) + 1;
+            let one = Axis { input: side, output, kernel: size, stride, pad: 0 };
+            let layout = |splits, side| MapLayout { channels, splits, height: side, width: side };
+            let g = pooling::Geometry {
+                input: layout(splits[0], side),
+                output: layout(splits[1], output),
+                rows: one,
+                columns: one,
+            };
+            let count = 40;
+            let mut random = Random(3);
+            // Integers, so that there are ties.
+            let x = Map::random(g.input, count, true, &mut random);
+            let dy = Map::random(g.output, count, true, &mut random);
+            let (mut y, mut dx) = (vec![0.0; dy.values.len()], vec![0.0; x.values.len()]);
+            for n in 0..count {
+                for c in 0..channels {
+                    for p in 0..output {
+                        for q in 0..output {
+                            let mut best = (f64::NEG_INFINITY, 0);
+                            for h in p * stride..(p * stride + size).min(side) {
+                                for w in q * stride..(q * stride + size).min(side) {
+                                    if x.at(n, c, h, w) > best.0 {
+                                        best = (x.at(n, c, h, w), n * x.picture() + (c * side + h) * side + w);
+                                    }
+                                }
+                            }
+                            let at = n * dy.picture() + (c * output + p) * output + q;
+                            y[at] = best.0;
+                            dx[best.1] += dy.values[at];
+                        }
+                    }
+                }
+            }
+            let mut got = vec![0.0; room(&g.output, count)];
+            let mut winner = vec![0; 4 * g.output.block_len()];
+            pooling::max_forward(&mut ctx, &g, 2, &x.data, &mut got, &mut winner);
+            assert_rounded(&format!("y {isa:?} {g:?}"), &load(&g.output, count, &got), &y, 1, true);
+            for relu in [false, true] {
+                let mut got = vec![0.0; room(&g.input, count)];
+                let mask = relu.then_some(&x.data[..]);
+                pooling::max_backward(&mut ctx, &g, 2, &dy.data, &winner, mask, &mut got);
+                let want: Vec<f64> =
+                    dx.iter().zip(&x.values).map(|(d, x)| if relu && *x <= 0.0 { 0.0 } else { *d }).collect();
+                assert_rounded(&format!("dx {isa:?} {g:?}"), &load(&g.input, count, &got), &want, 4, true);
+            }
+        }
+    }
+}
+
+#[test]
+fn changes_of_layout_lose_nothing() {
+    let mut ctx = Context::new(Isa::all()[0], 2);
+    for (channels, splits) in [(6, 2), (5, 1), (9, 3)] {
+        let map = MapLayout { channels, splits, height: 3, width: 2 };
+        let count = 35;
+        let x = Map::random(map, count, true, &mut Random(1));
+        let features = flat(x.picture());
+        let mut rows = vec![0.0; room(&features, count)];
+        convert::flatten(&mut ctx, &map, 2, &x.data, &mut rows);
+        let flattened: Vec<f64> = load(&features, count, &rows).into_iter().map(f64::from).collect();
+        assert_eq!(flattened, x.values);
+        for relu in [false, true] {
+            let mut back = vec![0.0; room(&map, count)];
+            let mask = relu.then_some(&x.data[..]);
+            convert::unflatten(&mut ctx, &map, 2, &rows, mask, &mut back);
+            let want: Vec<f32> = x.values.iter().map(|v| if relu { v.max(0.0) } else { *v } as f32).collect();
+            assert_eq!(load(&map, count, &back), want);
+        }
+        let len = 2 * map.block_len();
+        let (mut wide, mut back) = (vec![0.0; 2 * len], vec![0.0; room(&map, count)]);
+        convert::widen_map(&mut ctx, &x.data[..len], &mut wide);
+        convert::round_map(&mut ctx, &wide, &mut back[..len]);
+        assert_eq!(pairs(&back), pairs(&x.data));
+        let values: Vec<f32> = x.values.iter().map(|v| *v as f32).collect();
+        let mut from_rows = vec![0.0; room(&features, count)];
+        convert::from_rows(&mut ctx, features.channels, count, &values, &mut from_rows);
+        assert_eq!(pairs(&from_rows), pairs(&rows));
+    }
+}
