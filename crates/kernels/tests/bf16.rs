@@ -473,22 +473,24 @@ fn max_pooling_between_splits() {
             // Integers, so that there are ties.
             let x = Map::random(g.input, count, true, &mut random);
             let dy = Map::random(g.output, count, true, &mut random);
-            let (mut y, mut dx) = (vec![0.0; dy.values.len()], vec![0.0; x.values.len()]);
+            let (mut y, mut dx) = (vec![0.0; dy.values.len()], [0, 1].map(|_| vec![0.0; x.values.len()]));
             for n in 0..count {
                 for c in 0..channels {
                     for p in 0..output {
                         for q in 0..output {
                             let mut best = (f64::NEG_INFINITY, 0);
+                            let mut window = vec![];
                             for h in p * stride..(p * stride + size).min(side) {
                                 for w in q * stride..(q * stride + size).min(side) {
-                                    if x.at(n, c, h, w) > best.0 {
-                                        best = (x.at(n, c, h, w), n * x.picture() + (c * side + h) * side + w);
-                                    }
+                                    let here = (x.at(n, c, h, w), n * x.picture() + (c * side + h) * side + w);
+                                    best = if here.0 > best.0 { here } else { best };
+                                    window.push(here);
                                 }
                             }
                             let at = n * dy.picture() + (c * output + p) * output + q;
                             y[at] = best.0;
-                            dx[best.1] += dy.values[at];
+                            dx[0][best.1] += dy.values[at];
+                            window.iter().filter(|x| x.0 == best.0).for_each(|x| dx[1][x.1] += dy.values[at]);
                         }
                     }
                 }
@@ -497,10 +499,12 @@ fn max_pooling_between_splits() {
             let mut winner = vec![0; 4 * g.output.block_len()];
             pooling::max_forward(&mut ctx, &g, 2, &x.data, &mut got, &mut winner);
             assert_rounded(&format!("y {isa:?} {g:?}"), &load(&g.output, count, &got), &y, 1, true);
-            for relu in [false, true] {
+            let every = pooling::Share::EveryMaximum { x: &x.data, y: &got };
+            let shares = [(pooling::Share::Winner(&winner), &dx[0]), (every, &dx[1])];
+            for ((share, dx), relu) in shares.into_iter().flat_map(|s| [(s, false), (s, true)]) {
                 let mut got = vec![0.0; room(&g.input, count)];
                 let mask = relu.then_some(&x.data[..]);
-                pooling::max_backward(&mut ctx, &g, 2, &dy.data, &winner, mask, &mut got);
+                pooling::max_backward(&mut ctx, &g, 2, &dy.data, share, mask, &mut got);
                 let want: Vec<f64> =
                     dx.iter().zip(&x.values).map(|(d, x)| if relu && *x <= 0.0 { 0.0 } else { *d }).collect();
                 assert_rounded(&format!("dx {isa:?} {g:?}"), &load(&g.input, count, &got), &want, 4, true);

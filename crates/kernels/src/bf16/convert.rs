@@ -240,7 +240,7 @@ pub struct Entry {
 /// Fills the map of `blocks` blocks from pixels.
 pub fn enter(ctx: &mut Context, entry: &Entry, blocks: usize, pixels: &[f32], to: &mut [f32]) {
     let Entry { channels, height, width, fold, map, .. } = *entry;
-    assert_eq!((map.channels, map.splits), (fold * fold * channels, 1), "the map holds folded pixels");
+    assert_eq!(map.channels, fold * fold * channels, "the map holds folded pixels");
     assert!(pixels.len() >= blocks * height * width * PICTURES * channels, "pixels");
     assert!(to.len() >= blocks * map.block_len(), "the map");
     ctx.run(&Enter { entry: *entry, blocks, pixels, to: Ptr::from_mut(to) });
@@ -254,22 +254,27 @@ struct Enter<'a> {
 }
 
 impl Kernel for Enter<'_> {
-    /// Rows of the map.
+    /// Rows of a split of the map.
     fn units(&self) -> usize {
-        self.blocks * self.entry.map.height
+        self.blocks * self.entry.map.splits * self.entry.map.height
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
         let Entry { channels, height, width, fold, pad, map } = self.entry;
         let row_len = width * PICTURES * channels;
-        let (block, h) = (unit / map.height, unit % map.height);
+        let (h, split, block) =
+            (unit % map.height, unit / map.height % map.splits, unit / map.height / map.splits);
         for w in 0..map.width {
             // Where a folded channel's pixel lies for picture 0.
             let from = |c: usize| {
+                if c >= map.split_channels() {
+                    return None;
+                }
+                let c = split * map.split_channels() + c;
                 let (y, x) = (h * fold + c / channels / fold, w * fold + c / channels % fold);
                 let (y, x) = (y.checked_sub(pad)?, x.checked_sub(pad)?);
-                let inside = c < map.channels && y < height && x < width;
+                let inside = y < height && x < width;
                 inside.then_some((block * height + y) * row_len + x * PICTURES * channels + c % channels)
             };
             for p in 0..map.split_pairs() {

@@ -126,24 +126,42 @@ fn unordered(key: i16) -> u16 {
     (key ^ ((key >> 15) & 0x7fff)) as u16
 }
 
-/// dx gathered from dy: each input receives the gradients of the windows that it won. With `relu`, dx is zero where that
-/// (the input, as it came out of a ReLU) is not positive.
+/// Which elements of a window receive the gradient of its maximum.
+#[derive(Clone, Copy, Debug)]
+pub enum Share<'a> {
+    /// The recorded winner (Caffe, PyTorch).
+    Winner(&'a [u8]),
+    /// Every element that equals the output y, in full (cuda-convnet).
+    EveryMaximum {
+        /// The input of the forward pass.
+        x: &'a [f32],
+        /// Its output.
+        y: &'a [f32],
+    },
+}
+
+/// dx gathered from dy: each input receives the gradients of the windows whose maximum it is. With `relu`, dx is zero where
+/// that (the input, as it came out of a ReLU) is not positive.
 pub fn max_backward(
     ctx: &mut Context,
     g: &Geometry,
     blocks: usize,
     dy: &[f32],
-    winner: &[u8],
+    share: Share,
     relu: Option<&[f32]>,
     dx: &mut [f32],
 ) {
-    g.check(blocks, dx.len(), dy.len(), winner.len());
+    g.check(blocks, dx.len(), dy.len(), usize::MAX);
+    match share {
+        Share::Winner(winner) => assert!(winner.len() >= 2 * blocks * g.output.block_len(), "winners"),
+        Share::EveryMaximum { x, y } => g.check(blocks, x.len(), y.len(), usize::MAX),
+    }
     assert!(relu.is_none_or(|x| x.len() >= blocks * g.input.block_len()), "activation");
     ctx.run(&MaxBackward {
         g: *g,
         blocks,
         dy: pairs(dy),
-        winner,
+        share,
         relu: relu.map(pairs),
         dx: Ptr::from_mut(dx),
     });
@@ -153,7 +171,7 @@ struct MaxBackward<'a> {
     g: Geometry,
     blocks: usize,
     dy: &'a [u32],
-    winner: &'a [u8],
+    share: Share<'a>,
     relu: Option<&'a [u32]>,
     dx: Ptr,
 }
@@ -172,24 +190,32 @@ impl Kernel for MaxBackward<'_> {
         for w in 0..input.width {
             for p in 0..input.split_pairs() {
                 let pair = split * input.split_pairs() + p;
+                let at = block * input.block_len() + input.at(split, h, w) + p * PICTURES;
                 let mut sums = [[0.0f32; PICTURES]; 2];
                 for (p, r) in windows_of(rows, h) {
                     for (q, s) in windows_of(columns, w) {
                         let out = block * output.block_len() + Geometry::at(&output, pair, p, q);
                         let dy: &[u32; PICTURES] = self.dy[out..out + PICTURES].try_into().expect("32 pairs");
-                        let (even, odd) = self.winner[2 * out..2 * out + 2 * PICTURES].split_at(PICTURES);
-                        let this = (r * columns.kernel + s) as u8;
-                        for n in 0..PICTURES {
-                            let gradient = f32::from_bits(dy[n] << 16);
-                            sums[0][n] += if even[n] == this { gradient } else { 0.0 };
-                        }
-                        for n in 0..PICTURES {
-                            let gradient = f32::from_bits(dy[n] & 0xffff_0000);
-                            sums[1][n] += if odd[n] == this { gradient } else { 0.0 };
+                        match self.share {
+                            Share::Winner(winner) => {
+                                let (even, odd) =
+                                    winner[2 * out..2 * out + 2 * PICTURES].split_at(PICTURES);
+                                let this = (r * columns.kernel + s) as u8;
+                                add_where(&mut sums, dy, |n| even[n] == this, |n| odd[n] == this);
+                            }
+                            Share::EveryMaximum { x, y } => {
+                                let (x, y) = (&pairs(x)[at..at + PICTURES], &pairs(y)[out..out + PICTURES]);
+                                let equal = |a: u32, b: u32| f32::from_bits(a) == f32::from_bits(b);
+                                add_where(
+                                    &mut sums,
+                                    dy,
+                                    |n| equal(x[n] << 16, y[n] << 16),
+                                    |n| equal(x[n] & 0xffff_0000, y[n] & 0xffff_0000),
+                                );
+                            }
                         }
                     }
                 }
-                let at = block * input.block_len() + input.at(split, h, w) + p * PICTURES;
                 // SAFETY: this unit owns row h of the split of the block in dx, whose length was checked; sums hold 32
                 // pictures, whole vectors.
                 unsafe {
@@ -205,6 +231,22 @@ impl Kernel for MaxBackward<'_> {
                 }
             }
         }
+    }
+}
+
+/// Adds the halves of dy to the sums of the pictures that they go to.
+#[inline(always)]
+fn add_where(
+    sums: &mut [[f32; PICTURES]; 2],
+    dy: &[u32; PICTURES],
+    even: impl Fn(usize) -> bool,
+    odd: impl Fn(usize) -> bool,
+) {
+    for n in 0..PICTURES {
+        sums[0][n] += if even(n) { f32::from_bits(dy[n] << 16) } else { 0.0 };
+    }
+    for n in 0..PICTURES {
+        sums[1][n] += if odd(n) { f32::from_bits(dy[n] & 0xffff_0000) } else { 0.0 };
     }
 }
 

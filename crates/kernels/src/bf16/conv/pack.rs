@@ -158,38 +158,64 @@ impl Kernel for Pack<'_> {
         let rows = self.g.rows.kernel;
         let group = panel.split * self.g.groups / p.target.splits;
         let group_target = panel.split % (p.target.splits / self.g.groups) * p.target.split_channels() + panel.first;
-        let (pairs, source_channels) = (p.source.split_pairs(), p.source.split_channels());
         let start = p.starts[unit];
         let len = p.starts[unit + 1] - start;
         // SAFETY: panels' parts of the data are disjoint and within it.
-        let to = unsafe { std::slice::from_raw_parts_mut(self.data.at(start), len) };
-        let to = pairs_mut(to);
-        for split in 0..p.group_splits {
-            for r in 0..rows {
-                let row = p.row_start(unit, split, rows, r) - start;
-                for (taps, &(first_step, steps)) in p.walk.taps.iter().zip(&p.runs) {
-                    let sequence = &p.walk.sequences[taps.sequence][taps.first..taps.first + taps.count];
-                    let run = &mut to[row + first_step * panel.tiles * TILE..][..steps * panel.tiles * TILE];
-                    for (depth, column) in (0..steps * EDGE).zip(0..) {
-                        let at = depth / EDGE * panel.tiles * TILE + depth % EDGE;
-                        let Some(&s) = sequence.get(column / pairs) else {
-                            for m in 0..panel.tiles * EDGE {
-                                run[at + m * EDGE] = 0;
-                            }
-                            continue;
+        let to = pairs_mut(unsafe { std::slice::from_raw_parts_mut(self.data.at(start), len) });
+        let (pairs, source_channels) = (p.source.split_pairs(), p.source.split_channels());
+        // Every tap of every run: (where its first pair's tiles begin, its depth there, row and column of the window, split).
+        let taps = (0..p.group_splits).flat_map(|split| (0..rows).map(move |r| (split, r))).flat_map(|(split, r)| {
+            let row = p.row_start(unit, split, rows, r) - start;
+            p.walk.taps.iter().zip(&p.runs).flat_map(move |(taps, &(first_step, _))| {
+                let sequence = &p.walk.sequences[taps.sequence][taps.first..taps.first + taps.count];
+                let run = row + first_step * panel.tiles * TILE;
+                sequence.iter().enumerate().map(move |(i, &s)| (run, i * pairs, split, r, s))
+            })
+        });
+        // Where a pair of source channels goes for row 0 of the panel. What lies beyond the channels stays zero.
+        let place = |run: usize, depth: usize| run + depth / EDGE * panel.tiles * TILE + depth % EDGE;
+        if self.fold.fold > 1 {
+            for (run, depth, split, r, s) in taps {
+                for m in 0..panel.valid {
+                    for p in 0..pairs {
+                        let weight = |half: usize| {
+                            let source = split * source_channels + 2 * p + half;
+                            let exists = 2 * p + half < source_channels;
+                            let offset = exists.then(|| self.offset(group, group_target + m, source, r, s));
+                            offset.flatten().map_or(0.0, |offset| self.w[offset])
                         };
-                        let channel = column % pairs * 2;
-                        for m in 0..panel.tiles * EDGE {
-                            let weight = |c: usize| {
-                                if m >= panel.valid || c >= source_channels {
-                                    return 0.0;
-                                }
-                                let source = split * source_channels + c;
-                                let offset = self.offset(group, group_target + m, source, r, s);
-                                offset.map_or(0.0, |offset| self.w[offset])
-                            };
-                            run[at + m * EDGE] = pair(weight(channel), weight(channel + 1));
-                        }
+                        to[place(run, depth + p) + m * EDGE] = pair(weight(0), weight(1));
+                    }
+                }
+            }
+            return;
+        }
+        // Both orders read w in the order of its rows: a filter's channels are its row.
+        let plane = rows * self.fold.kernel;
+        let filter = self.channels * plane;
+        let first_filter = group * (self.g.output.channels / self.g.groups);
+        if self.forward {
+            for m in 0..panel.valid {
+                let w = &self.w[(first_filter + group_target + m) * filter..][..filter];
+                for (run, depth, split, r, s) in taps.clone() {
+                    let w = &w[split * source_channels * plane + r * self.fold.kernel + s..];
+                    for p in 0..pairs {
+                        let odd = if 2 * p + 1 < source_channels { w[(2 * p + 1) * plane] } else { 0.0 };
+                        to[place(run, depth + p) + m * EDGE] = pair(w[2 * p * plane], odd);
+                    }
+                }
+            }
+        } else {
+            for p in 0..pairs {
+                for (run, depth, split, r, s) in taps.clone() {
+                    let at = place(run, depth + p);
+                    let k = first_filter + split * source_channels + 2 * p;
+                    let first = k * filter + group_target * plane + r * self.fold.kernel + s;
+                    let odd_exists = 2 * p + 1 < source_channels;
+                    for m in 0..panel.valid {
+                        let from = first + m * plane;
+                        let odd = if odd_exists { self.w[from + filter] } else { 0.0 };
+                        to[at + m * EDGE] = pair(self.w[from], odd);
                     }
                 }
             }
