@@ -11,6 +11,7 @@ pub use plan::Mode;
 
 use crate::error::{Error, Result, nearest};
 use crate::net::Network;
+use crate::ops::update::Rule;
 use alexnet_kernels::Isa;
 use std::str::FromStr;
 
@@ -60,7 +61,7 @@ impl FromStr for Device {
 }
 
 /// How to compile a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
     /// N, the largest number of pictures in a batch.
     pub batch: usize,
@@ -72,6 +73,8 @@ pub struct Options {
     pub device: Device,
     /// Threads that compute.
     pub threads: usize,
+    /// Additions to the update rule.
+    pub rule: Rule,
 }
 
 impl Default for Options {
@@ -82,6 +85,7 @@ impl Default for Options {
             precision: Precision::Auto,
             device: Device::Auto,
             threads: 1,
+            rule: Rule::default(),
         }
     }
 }
@@ -98,6 +102,6 @@ pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
         ));
     }
     let isa = Isa::best().map_err(Error::Config)?;
-    let plan = plan::Plan::new(net, options.batch, options.mode)?;
+    let plan = plan::Plan::new(net, options.batch, options.mode)?.with_rule(options.rule);
     Ok(Box::new(cpu::Cpu::new(net, plan, isa, options.threads)?))
 }

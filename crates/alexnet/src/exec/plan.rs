@@ -4,6 +4,7 @@
 use crate::error::{Error, Result};
 use crate::exec::contract::InputLayout;
 use crate::net::{Activation, Network, Op, Shape, Traced};
+use crate::ops::update::Rule;
 use std::ops::Range;
 
 /// Pictures in a block: every tile of the kernels finds its rows among them.
@@ -84,6 +85,8 @@ pub enum Kind {
     Pool,
     /// Dropout.
     Dropout,
+    /// Batch normalization.
+    BatchNorm,
     /// Blocked maps to flat rows.
     Flatten,
 }
@@ -103,6 +106,8 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// `maps[i]` is what stage i reads, `maps[i + 1]` what it writes.
     pub maps: Vec<Map>,
+    /// Additions to the update rule. If it needs whole gradients, every update is separate.
+    pub rule: Rule,
 }
 
 impl Plan {
@@ -153,6 +158,7 @@ impl Plan {
                 Op::SpatialLrn(_) => (Kind::SpatialLrn, form),
                 Op::Pool(_) => (Kind::Pool, form),
                 Op::Dropout(_) => (Kind::Dropout, form),
+                Op::BatchNorm(_) => (Kind::BatchNorm, form),
             };
             let before = maps[maps.len() - 1];
             let flatten = match (&kind, before.form) {
@@ -164,6 +170,14 @@ impl Plan {
                         "layer {}: {} after a linear layer is not supported by this executor",
                         t.layer.name,
                         t.layer.op.kind()
+                    )));
+                }
+                // A row of maps of several positions is not a row of channels.
+                (Kind::BatchNorm, Form::Flat) if t.input.h * t.input.w > 1 => {
+                    return Err(Error::Config(format!(
+                        "layer {}: batch normalization of maps after a dropout or linear layer is not supported by \
+                         this executor",
+                        t.layer.name
                     )));
                 }
                 // The counters of dropout count canonical elements, whose order is that of flat rows.
@@ -202,7 +216,13 @@ impl Plan {
             i = covers.end;
         }
         let input = input_layout(net, batch, block);
-        Ok(Plan { batch, block, mode, input, stages, maps })
+        Ok(Plan { batch, block, mode, input, stages, maps, rule: Rule::default() })
+    }
+
+    /// With additions to the update rule.
+    pub fn with_rule(mut self, rule: Rule) -> Self {
+        self.rule = rule;
+        self
     }
 
     /// Number of blocks of a full batch.
@@ -248,6 +268,7 @@ impl Plan {
 /// Layers that compute on maps and not on rows.
 fn needs_maps(t: &Traced) -> bool {
     matches!(t.layer.op, Op::Conv(_) | Op::Lrn(_) | Op::SpatialLrn(_) | Op::Pool(_))
+        || (matches!(t.layer.op, Op::BatchNorm(_)) && t.input.h * t.input.w > 1)
 }
 
 /// Whether a layer before `layer`, but not below the frozen ones, has parameters that want a gradient.

@@ -40,6 +40,7 @@ pub fn rates(
         let decay = recipe.weight_decay * layer.map_or(1.0, |l| l.decay);
         match param.role {
             Role::Weight => Rate { lr: (weights * weight_lr) as f32, decay: decay as f32 },
+            Role::Statistic => Rate { lr: 0.0, decay: 0.0 },
             Role::Bias => Rate { lr: (biases * bias_lr) as f32, decay: (decay * recipe.bias.decay) as f32 },
         }
     };
@@ -51,7 +52,8 @@ pub fn rates(
 pub fn frozen_below(recipe: &Recipe, net: &Network, at: Moment) -> usize {
     let learns = |layer: &crate::net::Layer| {
         let (weight, bias) = multipliers(recipe.layers.get(&layer.name), at.epoch());
-        matches!(layer.op, Op::Conv(_) | Op::Linear(_)) && (weight > 0.0 || bias * recipe.bias.lr > 0.0)
+        matches!(layer.op, Op::Conv(_) | Op::Linear(_) | Op::BatchNorm(_))
+            && (weight > 0.0 || bias * recipe.bias.lr > 0.0)
     };
     net.layers.iter().position(learns).unwrap_or(net.layers.len())
 }
