@@ -17,7 +17,16 @@ fn multipliers(layer: Option<&LayerRates>, epoch: f64) -> (f64, f64) {
 
 /// The rate of weights, before the layers' multipliers.
 pub fn base(recipe: &Recipe, at: Moment, plateau: &PlateauState) -> f64 {
-    recipe.lr * recipe.schedule.factor(at, plateau) * warm_up(recipe.warmup_epochs, at)
+    recipe.lr * recipe.schedule.factor(at, plateau) * warm(recipe, at)
+}
+
+/// The factor of the warm-up, whichever unit the recipe gives it in.
+fn warm(recipe: &Recipe, at: Moment) -> f64 {
+    let steps = match recipe.warmup_steps {
+        Some(steps) => steps as f64,
+        None => recipe.warmup_epochs * at.steps_per_epoch as f64,
+    };
+    warm_up(steps, recipe.warmup_from, at)
 }
 
 /// One rate for each tensor of `params`, in their order.
@@ -31,7 +40,7 @@ pub fn rates(
     let weights = base(recipe, at, plateau);
     let biases = recipe.bias.lr
         * match &recipe.bias.schedule {
-            Some(own) => recipe.lr * own.factor(at, plateau) * warm_up(recipe.warmup_epochs, at),
+            Some(own) => recipe.lr * own.factor(at, plateau) * warm(recipe, at),
             None => weights,
         };
     let rate = |param: &crate::exec::contract::Param| {

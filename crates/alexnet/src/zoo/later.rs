@@ -19,8 +19,8 @@ pub fn alexnet_2012_conv6(classes: usize) -> Network {
 
 /// The network of the pre-training on fall 2011 (#146-2011): [`alexnet_2012_conv6`] with 1024 + 1024 linear units
 /// between fc7 and the 10,921 + 10,922 classes. Both halves of each pair read both halves of what is below, and nothing
-/// but their place on two GPUs tells them apart: one layer of 2048 and one of 21,843 compute the same. The facts give no
-/// start for the bottleneck; it is that of fc8.
+/// but their place on two GPUs tells them apart: one layer of 2048 and one of 21,843 compute the same. Its start is that of
+/// fc8.
 pub fn alexnet_2012_conv6_bottleneck(classes: usize) -> Network {
     let mut net = alexnet_2012_conv6(classes);
     net.name = "alexnet-2012-conv6-bottleneck".into();
