@@ -49,6 +49,8 @@ pub enum Op {
     Linear(Linear),
     /// Dropout.
     Dropout(Dropout),
+    /// Batch normalization, with a learned scale and shift for each channel.
+    BatchNorm(BatchNorm),
 }
 
 /// Channels × height × width of one picture's activation.
@@ -289,6 +291,28 @@ pub struct Dropout {
     pub inverted: bool,
 }
 
+fn epsilon() -> f64 {
+    1e-5
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+/// Batch normalization (Ioffe and Szegedy, arXiv 1502.03167): y = γ·(x − mean) / √(variance + `eps`) + β for each
+/// channel; γ is the layer's weight and starts at 1, β its bias and starts at 0. Training takes mean and variance
+/// over the batch and its positions; use takes running ones, which belong to the parameters but are not learned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchNorm {
+    /// Added to the variance (PyTorch and Caffe: 1e-5).
+    #[serde(default = "epsilon")]
+    pub eps: f64,
+    /// m of running ← (1 − m)·running + m·batch after each step (PyTorch: 0.1).
+    #[serde(default = "tenth")]
+    pub momentum: f64,
+}
+
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -322,7 +346,7 @@ pub struct Traced<'a> {
     pub input: Shape,
     /// What it writes, one picture.
     pub output: Shape,
-    /// Shape of its weights: (K, C/G, R, S) or (outputs, inputs); empty without weights.
+    /// Shape of its weights: (K, C/G, R, S), (outputs, inputs) or (C) of a batch normalization; empty without weights.
     pub weight: Vec<usize>,
     /// Multiply-adds for one picture, padding counted as work.
     pub macs: usize,
@@ -334,12 +358,12 @@ impl Traced<'_> {
         if self.weight.is_empty() { 0 } else { self.weight.iter().product() }
     }
 
-    /// Number of biases: one a filter or output.
+    /// Number of biases: one a filter, output or normalized channel.
     pub fn biases(&self) -> usize {
         self.weight.first().copied().unwrap_or(0)
     }
 
-    /// Weights and biases.
+    /// Weights and biases. The running statistics of a batch normalization are not counted: they are not learned.
     pub fn params(&self) -> usize {
         self.weights() + self.biases()
     }
@@ -364,6 +388,7 @@ impl Op {
             Op::Pool(_) => "pool",
             Op::Linear(_) => "linear",
             Op::Dropout(_) => "dropout",
+            Op::BatchNorm(_) => "batch-norm",
         }
     }
 }
@@ -549,6 +574,12 @@ impl Network {
                         return fail(layer, format!("the rate {} is not in [0, 1)", dropout.rate));
                     }
                     (input, vec![], 0)
+                }
+                Op::BatchNorm(norm) => {
+                    if !(norm.eps > 0.0 && norm.eps.is_finite() && (0.0..=1.0).contains(&norm.momentum)) {
+                        return fail(layer, "eps must be positive and momentum between 0 and 1".into());
+                    }
+                    (input, vec![input.c], 0)
                 }
                 Op::Activation(_) => (input, vec![], 0),
             };

@@ -13,7 +13,8 @@
 //! ]
 //! ```
 //!
-//! `type` is one of `conv`, `relu`, `tanh`, `logistic`, `abs-tanh`, `lrn`, `spatial-lrn`, `pool`, `linear`, `dropout`;
+//! `type` is one of `conv`, `relu`, `tanh`, `logistic`, `abs-tanh`, `lrn`, `spatial-lrn`, `pool`, `linear`, `dropout`,
+//! `batch-norm`;
 //! the other keys are the fields of the struct of that name in [`crate::net`]. `[[layer]]` tables say the same.
 
 use crate::error::Result;
@@ -26,8 +27,19 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Spanned, ser::ValueSerializer};
 
 /// The words that `type` takes.
-const KINDS: [&str; 10] =
-    ["conv", "relu", "tanh", "logistic", "abs-tanh", "lrn", "spatial-lrn", "pool", "linear", "dropout"];
+const KINDS: [&str; 11] = [
+    "conv",
+    "relu",
+    "tanh",
+    "logistic",
+    "abs-tanh",
+    "lrn",
+    "spatial-lrn",
+    "pool",
+    "linear",
+    "dropout",
+    "batch-norm",
+];
 
 /// Everything but the layers.
 #[derive(Deserialize)]
@@ -68,6 +80,7 @@ impl Network {
                 Op::Pool(pool) => value(pool),
                 Op::Linear(linear) => value(linear),
                 Op::Dropout(dropout) => value(dropout),
+                Op::BatchNorm(norm) => value(norm),
             };
             let inner = fields.strip_prefix('{').and_then(|f| f.strip_suffix('}')).unwrap_or(&fields).trim();
             let comma = if inner.is_empty() { "" } else { ", " };
@@ -145,6 +158,7 @@ fn read_layer(text: &str, origin: &str, table: Spanned<DeValue>) -> Result<Layer
         "pool" => Op::Pool(read(text, origin, rest)?),
         "linear" => Op::Linear(read(text, origin, rest)?),
         "dropout" => Op::Dropout(read(text, origin, rest)?),
+        "batch-norm" => Op::BatchNorm(read(text, origin, rest)?),
         other => return Err(at(text, origin, Some(kind_span), &unknown("layer type", other, &KINDS))),
     };
     Ok(Layer { name, op })

@@ -2,83 +2,31 @@
 //! instruction set.
 
 use alexnet::Network;
-use alexnet::exec::contract::{Batch, Executor, Params, Rate, StepSettings};
+use alexnet::exec::contract::{Batch, Executor, Params, Rate, Role, StepSettings};
 use alexnet::exec::cpu::Cpu;
 use alexnet::exec::plan::{Mode, Plan};
 use alexnet::exec::reference::Reference;
+use alexnet::net::Op;
+use alexnet::ops::update::{Lars, Policy, Rule};
 use alexnet::rng::{Purpose, Stream};
 use alexnet::zoo;
 use alexnet_kernels::Isa;
 
-/// Parameters that keep every layer's values near 1, so that every gradient matters.
-fn params(net: &Network) -> Params {
-    let mut params = Params::zeros(net).unwrap();
-    for (i, p) in params.0.iter_mut().enumerate() {
-        let fan_in: usize = p.shape.iter().skip(1).product();
-        let deviation = if p.shape.len() > 1 { (2.0 / fan_in as f64).sqrt() } else { 0.1 };
-        let mut s = Stream::new(7, Purpose::Synthetic, i as u64, 0);
-        p.data.iter_mut().for_each(|x| *x = (s.normal() * deviation) as f32);
-    }
-    params
-}
-
-/// The same pictures in the layout of `executor`.
-fn input(executor: &dyn Executor, net: &Network, count: usize, seed: u64) -> Vec<f32> {
-    let layout = executor.input_layout();
-    let mut buffer = vec![0.0; layout.len()];
-    let mut s = Stream::new(seed, Purpose::Synthetic, 1000, 0);
-    for n in 0..count {
-        for c in 0..net.input.c {
-            for y in 0..net.input.h {
-                for x in 0..net.input.w {
-                    buffer[layout.offset(n, c, y, x)] = s.normal() as f32;
-                }
-            }
-        }
-    }
-    buffer
-}
-
-fn labels(net: &Network, count: usize) -> Vec<u32> {
-    (0..count).map(|n| ((n * 7 + 3) % net.classes()) as u32).collect()
-}
-
-/// `steps` training steps; the losses.
-fn train(executor: &mut dyn Executor, net: &Network, batch: usize, steps: u64, rates: &[Rate]) -> Vec<f64> {
-    (0..steps)
-        .map(|step| {
-            // The last batch of an epoch is short, and one picture could not be decoded.
-            let count = if step == 1 { batch - 1 } else { batch };
-            let input = input(executor, net, count, step);
-            let mut weights = vec![1.0; count];
-            weights[0] = if step == 1 { 0.0 } else { 1.0 };
-            let batch = Batch { input: &input, count, labels: &labels(net, count), weights: &weights };
-            let report = executor.train_step(batch, &StepSettings { step, seed: 11, momentum: 0.9, rates });
-            assert_eq!(report.nonfinite, None);
-            report.loss
-        })
-        .collect()
-}
-
-/// Relative distance of two tensors, by the norm of the second's difference from the start.
-fn distance(got: &[f32], want: &[f32], start: &[f32]) -> f64 {
-    let norm = |a: &[f32], b: &[f32]| {
-        a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
-    };
-    norm(got, want) / norm(want, start).max(1e-12)
-}
-
 fn compare(net: &Network, batch: usize, steps: u64, isas: &[Isa]) {
+    compare_by(net, batch, steps, isas, Rule::default(), 0.01);
+}
+
+fn compare_by(net: &Network, batch: usize, steps: u64, isas: &[Isa], rule: Rule, lr: f32) {
     let start = params(net);
     let rates: Vec<Rate> = start
         .0
         .iter()
         .map(|p| Rate {
-            lr: if p.shape.len() > 1 { 0.01 } else { 0.02 },
+            lr: if p.shape.len() > 1 { lr } else { 2.0 * lr },
             decay: if p.shape.len() > 1 { 5e-4 } else { 0.0 },
         })
         .collect();
-    let mut reference = Reference::<f32>::new(net, batch, None).unwrap();
+    let mut reference = Reference::<f32>::new(net, batch, None).unwrap().with_rule(rule);
     reference.set_params(&start);
     let want_losses = train(&mut reference, net, batch, steps, &rates);
     let want = reference.params();
@@ -86,7 +34,7 @@ fn compare(net: &Network, batch: usize, steps: u64, isas: &[Isa]) {
     let mut want_p = vec![0.0; batch * net.classes()];
     reference.infer(Batch { input: &probe, count: batch, labels: &[], weights: &[] }, &mut want_p);
     for &isa in isas {
-        let plan = Plan::new(net, batch, Mode::Train { frozen_below: 0 }).unwrap();
+        let plan = Plan::new(net, batch, Mode::Train { frozen_below: 0 }).unwrap().with_rule(rule);
         let mut cpu = Cpu::new(net, plan, isa, 2).unwrap();
         cpu.set_params(&start);
         let losses = train(&mut cpu, net, batch, steps, &rates);
@@ -98,6 +46,13 @@ fn compare(net: &Network, batch: usize, steps: u64, isas: &[Isa]) {
             );
         }
         for ((got, want), start) in cpu.params().0.iter().zip(&want.0).zip(&start.0) {
+            // A shift that a batch normalization takes away at once has no gradient but rounding errors.
+            let next = net.layers.get(got.layer + 1).map(|l| &l.op);
+            if got.role == Role::Bias && matches!(next, Some(Op::BatchNorm(_))) {
+                let noise = 1e-4 * lr.max(0.1);
+                assert!(got.data.iter().zip(&want.data).all(|(a, b)| (a - b).abs() < noise), "{}", got.name);
+                continue;
+            }
             let d = distance(&got.data, &want.data, &start.data);
             assert!(d < 2e-3, "{} {isa:?} {}: {d}", net.name, got.name);
         }
@@ -114,19 +69,34 @@ fn compare(net: &Network, batch: usize, steps: u64, isas: &[Isa]) {
     }
 }
 
-/// A network of the zoo, narrow and on small pictures: every order of layers, every kind of layer.
-fn narrow(name: &str, side: usize) -> Network {
-    let mut net = zoo::by_name(name, 10).unwrap().with_width(1, 16).unwrap();
-    (net.input.h, net.input.w) = (side, side);
-    net.trace().unwrap();
-    net
-}
-
 #[test]
 fn every_network_of_the_zoo_trains_as_the_reference() {
     for name in zoo::names().filter(|&name| name != "alexnet-mini") {
         // The side keeps every overhang and clipped window that the full size has.
         compare(&narrow(name, if name == "zfnet" { 96 } else { 100 }), 3, 3, &Isa::all());
+    }
+}
+
+/// Large rates, which only the local ones make bearable, and a limit that every filter of `params` exceeds.
+#[test]
+fn additions_to_the_update_rule_are_those_of_the_reference() {
+    let lars = |policy| Rule { lars: Some(Lars { trust: 0.01, policy }), filter_rms: None };
+    let net = narrow("alexnet-bn", 100);
+    compare_by(&net, 3, 3, &Isa::all(), lars(Policy::Clip), 10.0);
+    compare_by(&narrow("caffenet", 100), 3, 3, &Isa::all()[..1], lars(Policy::Scale), 1.0);
+    let limited = Rule { lars: None, filter_rms: Some(0.02) };
+    let net = narrow("zfnet", 96);
+    compare_by(&net, 3, 3, &Isa::all(), limited, 0.01);
+    let plan = Plan::new(&net, 3, Mode::Train { frozen_below: 0 }).unwrap().with_rule(limited);
+    let mut cpu = Cpu::new(&net, plan, Isa::all()[0], 2).unwrap();
+    let start = params(&net);
+    cpu.set_params(&start);
+    train(&mut cpu, &net, 3, 1, &vec![Rate { lr: 1e-4, decay: 0.0 }; start.0.len()]);
+    for p in cpu.params().0.iter().filter(|p| p.shape.len() == 4) {
+        for filter in p.data.chunks_exact(p.data.len() / p.shape[0]) {
+            let rms = (filter.iter().map(|x| x * x).sum::<f32>() / filter.len() as f32).sqrt();
+            assert!((rms / 0.02 - 1.0).abs() < 1e-4, "{}: {rms}", p.name);
+        }
     }
 }
 
@@ -138,26 +108,6 @@ fn the_mini_network_with_batches_around_a_block() {
     }
 }
 
-const ODD: &str = r#"
-name = "odd"
-input = [2, 17, 19]
-loss = "logistic"
-layer = [
-  { name = "drop0", type = "dropout", rate = 0.25, inverted = true },
-  { name = "c1", type = "conv", filters = 6, kernel = 3, stride = 2, pad = [1, 2], rounding = "ceil" },
-  { name = "t1", type = "tanh" },
-  { name = "s1", type = "spatial-lrn", size = 4, k = 1.5, alpha = 0.5, alpha_div_n = true, beta = 0.6 },
-  { name = "p1", type = "pool", kind = "average", size = 3, stride = 2, rounding = "ceil" },
-  { name = "c2", type = "conv", filters = 10, kernel = 4, stride = 3, pad = 2, groups = 2 },
-  { name = "drop2", type = "dropout", rate = 0.5, inverted = false },
-  { name = "a2", type = "abs-tanh" },
-  { name = "n2", type = "lrn", size = 4, k = 2.0, alpha = 0.5, alpha_div_n = false, beta = 0.75 },
-  { name = "f1", type = "linear", outputs = 21 },
-  { name = "l1", type = "logistic" },
-  { name = "f2", type = "linear", outputs = 5 },
-]
-"#;
-
 #[test]
 fn a_network_of_unusual_layers_trains_as_the_reference() {
     compare(&Network::from_toml(ODD, "odd.toml").unwrap(), 5, 3, &Isa::all());
@@ -165,14 +115,20 @@ fn a_network_of_unusual_layers_trains_as_the_reference() {
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    let net = narrow("alexnet-2012", 100);
-    let start = params(&net);
+    let lars = Rule { lars: Some(Lars { trust: 0.001, policy: Policy::Clip }), filter_rms: Some(0.1) };
+    for (name, rule) in [("alexnet-2012", Rule::default()), ("alexnet-bn", lars)] {
+        threads_agree(&narrow(name, 100), rule);
+    }
+}
+
+fn threads_agree(net: &Network, rule: Rule) {
+    let start = params(net);
     let rates = vec![Rate { lr: 0.01, decay: 5e-4 }; start.0.len()];
     let run = |threads| {
-        let plan = Plan::new(&net, 40, Mode::Train { frozen_below: 0 }).unwrap();
-        let mut cpu = Cpu::new(&net, plan, Isa::all()[0], threads).unwrap();
+        let plan = Plan::new(net, 40, Mode::Train { frozen_below: 0 }).unwrap().with_rule(rule);
+        let mut cpu = Cpu::new(net, plan, Isa::all()[0], threads).unwrap();
         cpu.set_params(&start);
-        train(&mut cpu, &net, 40, 3, &rates);
+        train(&mut cpu, net, 40, 3, &rates);
         (cpu.params(), cpu.momentum())
     };
     let one = run(1);
@@ -207,7 +163,7 @@ fn frozen_layers_stay_and_the_rest_moves_as_if_they_had_no_rate() {
 
 #[test]
 fn activations_of_any_layer() {
-    for name in ["alexnet-2012-code", "caffenet"] {
+    for name in ["alexnet-2012-code", "caffenet", "alexnet-bn"] {
         let net = narrow(name, 100);
         let start = params(&net);
         for last in 0..net.layers.len() {

@@ -2,6 +2,7 @@
 
 use alexnet::exec::contract::{Batch, Params, Rate, StepSettings};
 use alexnet::exec::{self, Mode, Options};
+use alexnet::ops::update::{Lars, Policy, Rule};
 use alexnet::train::init;
 use alexnet::zoo;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -31,13 +32,15 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn a_step_and_a_forward_pass_allocate_nothing() {
-    for name in ["alexnet-mini", "alexnet-2012-code", "torchvision", "caffenet"] {
+    for name in ["alexnet-mini", "alexnet-2012-code", "torchvision", "caffenet", "alexnet-bn"] {
         let mut net = zoo::by_name(name, 10).unwrap();
         if name != "alexnet-mini" {
             net = net.with_width(1, 16).unwrap();
         }
         for mode in [Mode::Train { frozen_below: 0 }, Mode::Infer { last: None }] {
-            let options = Options { batch: 34, mode, threads: 2, ..Options::default() };
+            let lars = (name == "alexnet-bn").then_some(Lars { trust: 0.001, policy: Policy::Clip });
+            let rule = Rule { lars, filter_rms: Some(0.1) };
+            let options = Options { batch: 34, mode, threads: 2, rule, ..Options::default() };
             let mut executor = exec::compile(&net, &options).unwrap();
             executor.set_params(&init::fresh(&net, 0).unwrap());
             let input = vec![0.5; executor.input_layout().len()];

@@ -30,6 +30,8 @@ pub enum Command {
     Features(Features),
     /// List the networks, or print one layer by layer
     Nets(Nets),
+    /// List the recipes, print one, or say where two differ
+    Recipe(Recipe),
     /// Check, pack or describe a folder of pictures
     #[command(subcommand)]
     Data(Data),
@@ -170,6 +172,42 @@ pub struct Nets {
     /// The network, or a TOML file with one
     #[arg(value_name = "NAME")]
     pub net: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `alexnet recipe`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Recipe {
+    /// The recipe, or a TOML file with one
+    #[arg(value_name = "NAME|FILE")]
+    pub name: Option<String>,
+    /// Print JSON, every key written out
+    #[arg(long)]
+    pub json: bool,
+    /// What else.
+    #[command(subcommand)]
+    pub command: Option<RecipeCommand>,
+}
+
+/// `alexnet recipe diff`.
+#[derive(Debug, Subcommand)]
+pub enum RecipeCommand {
+    /// Print every key on which two recipes differ, and every value of their networks
+    Diff(RecipeDiff),
+}
+
+/// `alexnet recipe diff A B`.
+#[derive(Debug, Args)]
+pub struct RecipeDiff {
+    /// A recipe, or a TOML file with one
+    #[arg(value_name = "A")]
+    pub a: String,
+    /// Another
+    #[arg(value_name = "B")]
+    pub b: String,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -89,6 +89,11 @@ impl Region {
         Region { start: self.start, len }
     }
 
+    /// The first `len` elements, or all if there are fewer.
+    pub fn at_most(&self, len: usize) -> Region {
+        Region { start: self.start, len: self.len.min(len) }
+    }
+
     fn overlaps(&self, other: &Region) -> bool {
         self.len > 0
             && other.len > 0
@@ -127,6 +132,11 @@ impl Layouter {
 pub struct Arena(Buffer);
 
 impl Arena {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.0.len() * size_of::<f32>()
+    }
+
     /// One region.
     pub fn get(&self, region: Region) -> &[f32] {
         &self.0[region.start..region.start + region.len]

@@ -7,6 +7,7 @@
 //! Maps are (blocks, H, W, block, C): pictures in blocks, the pictures of a block interleaved at every position.
 
 pub mod arena;
+pub mod batch_norm;
 pub mod bf16;
 pub mod conv;
 pub mod isa;

@@ -253,6 +253,34 @@ pub fn backward(
     dy_t: &[f32],
     pass: Backward,
 ) -> bool {
+    run_backward(ctx, strips, count, x, dy, dy_t, pass, false)
+}
+
+/// As [`backward`], but nothing moves: dw is written to `pass.v`, for updates that need the whole gradient first. The rate
+/// of `pass.update` must not be zero; the result is always true.
+pub fn backward_whole(
+    ctx: &mut Context,
+    strips: &Strips,
+    count: usize,
+    x: &[f32],
+    dy: &[f32],
+    dy_t: &[f32],
+    pass: Backward,
+) -> bool {
+    run_backward(ctx, strips, count, x, dy, dy_t, pass, true)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn run_backward(
+    ctx: &mut Context,
+    strips: &Strips,
+    count: usize,
+    x: &[f32],
+    dy: &[f32],
+    dy_t: &[f32],
+    pass: Backward,
+    whole: bool,
+) -> bool {
     let outputs = dy_t.len() / count;
     assert!(outputs * count == dy_t.len() && dy.len() >= count * outputs, "output gradient");
     let inputs = strips.inputs;
@@ -276,6 +304,7 @@ pub fn backward(
         w: Ptr::from_mut(pass.w),
         v: Ptr::from_mut(pass.v),
         update: pass.update,
+        whole,
         flags: Ptr::from_mut(&mut flags),
     };
     ctx.run(&kernel);
@@ -294,6 +323,8 @@ struct BackwardKernel<'a> {
     w: Ptr,
     v: Ptr,
     update: Update,
+    /// v receives dw, and nothing moves.
+    whole: bool,
     /// One element a unit: not zero if a weight became infinite or NaN.
     flags: Ptr,
 }
@@ -377,6 +408,11 @@ impl Kernel for BackwardKernel<'_> {
                             );
                             for j in 0..height {
                                 let at = (row + o + j) * inputs + column + panel.first;
+                                if self.whole {
+                                    let dw = tile_dw.add(j * panel_width);
+                                    std::ptr::copy_nonoverlapping(dw, self.v.at(at), panel.valid);
+                                    continue;
+                                }
                                 mover.step(
                                     tile_dw.add(j * panel_width),
                                     self.w.at(at),

@@ -34,6 +34,9 @@ impl ColourAxes {
 pub struct Augment {
     /// Crops at every offset, uniformly; else the centre.
     pub random_crop: bool,
+    /// Instead, one of the four corners or the centre, uniformly (Zeiler and Fergus).
+    #[serde(default)]
+    pub corners: bool,
     /// Mirrors half of the pictures.
     pub mirror: bool,
     /// c of x ← (x + c·Σ_k z_k σ_k p_k) / (1 + c), z ~ N(0, 1), on centred pixels; 0 is off (the paper's §4.1, with the
@@ -51,7 +54,15 @@ pub struct Augment {
 impl Default for Augment {
     /// Random crop and mirror.
     fn default() -> Self {
-        Augment { random_crop: true, mirror: true, colour_noise: 0.0, colour: None, shared_by: 1, area: None }
+        Augment {
+            random_crop: true,
+            corners: false,
+            mirror: true,
+            colour_noise: 0.0,
+            colour: None,
+            shared_by: 1,
+            area: None,
+        }
     }
 }
 
@@ -133,18 +144,16 @@ impl Augment {
         let at = |left, top| Region { left, top, width: crop, height: crop };
         let centre = at(room / 2, room / 2);
         let still = |region, mirrored| Draw { region, mirrored, colour: [0.0; 3] };
+        let of_five = |k: u8| match k % 5 {
+            0 => at(0, 0),
+            1 => at(room, 0),
+            2 => centre,
+            3 => at(0, room),
+            _ => at(room, room),
+        };
         match view {
             View::Centre => still(centre, false),
-            View::Fixed(k) => {
-                let region = match k % 5 {
-                    0 => at(0, 0),
-                    1 => at(room, 0),
-                    2 => centre,
-                    3 => at(0, room),
-                    _ => at(room, room),
-                };
-                still(region, k >= 5)
-            }
+            View::Fixed(k) => still(of_five(k), k >= 5),
             View::Train => {
                 // Streams of their own, so that neither draw depends on whether the other is made. Picture indices
                 // have 32 bits; what lies above tells the streams apart.
@@ -157,6 +166,7 @@ impl Augment {
                 let mirrored = random.next_u32() & 1 == 1 && self.mirror;
                 let region = match (self.area, self.random_crop) {
                     (Some(area), _) => random_part(&mut random, area, side),
+                    (None, _) if self.corners => of_five(random.below(5) as u8),
                     (None, true) => at(left, top),
                     (None, false) => centre,
                 };
@@ -236,6 +246,19 @@ mod tests {
         // 200 expected in each, standard deviation 14.
         assert!(count.iter().flatten().all(|&c| (130..270).contains(&c)), "{count:?}");
         assert!((mirrored as f64 / f64::from(n) - 0.5).abs() < 0.03);
+    }
+
+    #[test]
+    fn corners_and_centre_are_drawn_evenly() {
+        let augment = Augment { corners: true, ..Augment::default() };
+        let mut count = std::collections::BTreeMap::new();
+        for i in 0..5000 {
+            let d = augment.draw(View::Train, key(i), SIDE, CROP);
+            *count.entry((d.region.top, d.region.left, d.mirrored)).or_insert(0) += 1;
+        }
+        // Ten views, 500 expected of each, standard deviation 21.
+        assert_eq!(count.len(), 10, "{count:?}");
+        assert!(count.values().all(|n| (390..610).contains(n)), "{count:?}");
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use generator::drawn_pack;
 pub use loader::{LoadedBatch, Loader, LoaderConfig, Sample};
 pub use pack::{Pack, PackOptions, Unreadable, check_unreadable};
 pub use pack_build::default_cache_dir;
-pub use preprocess::{Mean, Preprocess};
+pub use preprocess::{Mean, MeanAt, Preprocess};
 pub use resize::Fit;
 pub use source::{Listing, list_folder};
 pub use split::{Partition, Split, SplitRule, split};

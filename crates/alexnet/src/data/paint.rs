@@ -2,7 +2,7 @@
 //! colour, mean and scale in one pass over the pixels.
 
 use super::augment::{Augment, Draw, Key, Region, View};
-use super::preprocess::Preprocess;
+use super::preprocess::{MeanAt, Preprocess};
 use crate::exec::contract::InputLayout;
 
 /// Writes views of stored pictures as numbers for a network.
@@ -12,8 +12,9 @@ pub struct Painter {
     crop: usize,
     factor: [f32; 3],
     offset: [f32; 3],
-    /// Times the factor, (crop, crop, 3); empty with channel means.
+    /// Times the factor, (side, side, 3); empty with channel means.
     mean: Vec<f32>,
+    mean_at: MeanAt,
     augment: Augment,
 }
 
@@ -42,13 +43,14 @@ impl Painter {
     /// For one preparation and one set of variations.
     pub fn new(preprocess: &Preprocess, augment: &Augment) -> Self {
         let (factor, offset) = preprocess.affine();
-        let mean = preprocess.central_mean();
+        let mean = preprocess.scaled_mean();
         Painter {
             side: preprocess.side,
             crop: preprocess.crop,
             factor,
             offset,
             mean,
+            mean_at: preprocess.mean_at,
             augment: augment.clone(),
         }
     }
@@ -108,9 +110,21 @@ impl Painter {
             self.resample(view, y, scratch);
         }
         if !self.mean.is_empty() {
-            let mean = &self.mean[y * len..(y + 1) * len];
-            for (v, m) in scratch.line.iter_mut().zip(mean) {
-                *v -= view.mean_factor * m;
+            let centre = (self.side - self.crop) / 2;
+            // A resampled part has no place in the mean picture.
+            let (top, left, mirrored) = match self.mean_at {
+                MeanAt::View if self.is_plain(&region) => (region.top, region.left, view.draw.mirrored),
+                _ => (centre, centre, false),
+            };
+            let mean = &self.mean[((top + y) * self.side + left) * 3..][..len];
+            if mirrored {
+                for (pixel, mean) in scratch.line.chunks_exact_mut(3).zip(mean.rchunks_exact(3)) {
+                    pixel.iter_mut().zip(mean).for_each(|(v, m)| *v -= view.mean_factor * m);
+                }
+            } else {
+                for (v, m) in scratch.line.iter_mut().zip(mean) {
+                    *v -= view.mean_factor * m;
+                }
             }
         }
         scatter(&scratch.line, n, layout, row);
@@ -302,6 +316,18 @@ mod tests {
             let (y, x, c) = (i / 3 / CROP, i / 3 % CROP, i % 3);
             let p = pixels[((draw.region.top + y) * SIDE + draw.region.left + CROP - 1 - x) * 3 + c];
             assert_eq!(*v, f32::from(p) - mean[((3 + y) * SIDE + 3 + x) * 3 + c]);
+        }
+    }
+
+    /// Caffe subtracts before it mirrors, at the place of the view: a picture that is its own mean is zero in every view.
+    #[test]
+    fn the_mean_picture_is_subtracted_where_the_view_is() {
+        let pixels = stored(1);
+        let mean: Vec<f32> = pixels.iter().map(|&p| f32::from(p)).collect();
+        let pre = Preprocess { mean_at: MeanAt::View, ..Preprocess::paper(SIDE, CROP, mean) };
+        for view in View::TEN.into_iter().chain([View::Train, View::Centre]) {
+            let got = paint(&pre, &Augment::default(), &pixels, view, key(3));
+            assert!(got.iter().all(|v| *v == 0.0), "{view:?}");
         }
     }
 

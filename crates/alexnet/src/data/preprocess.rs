@@ -23,8 +23,22 @@ pub struct Preprocess {
     pub scale: f32,
     /// What is subtracted.
     pub mean: Mean,
+    /// Which part of a mean picture is subtracted.
+    #[serde(default)]
+    pub mean_at: MeanAt,
     /// What the channels are divided by, after scale and mean.
     pub std: [f32; 3],
+}
+
+/// Which part of a mean picture is subtracted from a view.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MeanAt {
+    /// Its central crop, wherever the view is taken (the code of 2012).
+    #[default]
+    Centre,
+    /// The part that the view is taken from, mirrored with it (Caffe).
+    View,
 }
 
 /// What is subtracted from a picture.
@@ -33,8 +47,8 @@ pub struct Preprocess {
 pub enum Mean {
     /// One value a channel (R, G, B), in the units of scaled pixels.
     Channels([f32; 3]),
-    /// The mean of the training pictures, (side, side, 3), in the units of unscaled pixels. Its *central* crop is
-    /// subtracted wherever the picture's crop is taken, as the code of 2012 does.
+    /// The mean of the training pictures, (side, side, 3), in the units of unscaled pixels; [`MeanAt`] says which part
+    /// of it is subtracted.
     Picture(Vec<f32>),
 }
 
@@ -48,6 +62,7 @@ impl Preprocess {
             crop: 224,
             scale: 1.0 / 255.0,
             mean: Mean::Channels([0.485, 0.456, 0.406]),
+            mean_at: MeanAt::Centre,
             std: [0.229, 0.224, 0.225],
         }
     }
@@ -61,6 +76,7 @@ impl Preprocess {
             crop,
             scale: 1.0,
             mean: Mean::Picture(mean),
+            mean_at: MeanAt::Centre,
             std: [1.0; 3],
         }
     }
@@ -111,19 +127,11 @@ impl Preprocess {
         (factor, offset)
     }
 
-    /// The central crop of the mean picture times the factor, (crop, crop, 3); empty with channel means.
-    pub(super) fn central_mean(&self) -> Vec<f32> {
+    /// The mean picture times the factor, (side, side, 3); empty with channel means.
+    pub(super) fn scaled_mean(&self) -> Vec<f32> {
         let Mean::Picture(mean) = &self.mean else { return Vec::new() };
         let (factor, _) = self.affine();
-        let start = (self.side - self.crop) / 2;
-        let mut central = Vec::with_capacity(self.crop * self.crop * 3);
-        for y in start..start + self.crop {
-            let row = &mean[(y * self.side + start) * 3..][..self.crop * 3];
-            central.extend(
-                row.chunks_exact(3).flat_map(|p| [p[0] * factor[0], p[1] * factor[1], p[2] * factor[2]]),
-            );
-        }
-        central
+        mean.chunks_exact(3).flat_map(|p| [p[0] * factor[0], p[1] * factor[1], p[2] * factor[2]]).collect()
     }
 }
 
@@ -156,9 +164,9 @@ mod tests {
     }
 
     #[test]
-    fn the_central_mean_is_central() {
-        let mean = (0..4 * 4 * 3).map(|i| i as f32).collect();
-        let p = Preprocess::paper(4, 2, mean);
-        assert_eq!(p.central_mean(), [15., 16., 17., 18., 19., 20., 27., 28., 29., 30., 31., 32.]);
+    fn the_mean_is_scaled_as_the_pixels_are() {
+        let mut p = Preprocess::paper(1, 1, vec![10.0, 20.0, 30.0]);
+        (p.scale, p.std) = (0.5, [1.0, 2.0, 4.0]);
+        assert_eq!(p.scaled_mean(), [5.0, 5.0, 3.75]);
     }
 }

@@ -3,7 +3,7 @@
 //! [`InputLayout`], which tells the loader where to write so that no copy stands between it and the first layer.
 
 use crate::error::Result;
-use crate::net::{Network, Shape};
+use crate::net::{Network, Op, Shape};
 
 /// Where the loader writes pixel values for the first layer.
 ///
@@ -71,19 +71,21 @@ impl InputLayout {
     }
 }
 
-/// Weights or biases.
+/// Weights, biases or statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A weight matrix or filter bank.
     Weight,
     /// A bias vector.
     Bias,
+    /// A running mean or variance of a batch normalization: not learned, but moved by every training step.
+    Statistic,
 }
 
 /// One parameter tensor in canonical layout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Param {
-    /// `<layer>.weight` or `<layer>.bias`.
+    /// `<layer>.weight`, `<layer>.bias`, `<layer>.running_mean` or `<layer>.running_var`.
     pub name: String,
     /// Index of its layer in the network.
     pub layer: usize,
@@ -95,8 +97,8 @@ pub struct Param {
     pub data: Vec<f32>,
 }
 
-/// All parameters of a network: for each layer that has any, its weight and then its bias.
-/// The same structure holds momentum.
+/// All parameters of a network: for each layer that has any, its weight, then its bias, and for a batch normalization
+/// then its running mean and variance. The same structure holds momentum, which statistics have none of.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Params(pub Vec<Param>);
 
@@ -108,9 +110,14 @@ impl Params {
     pub fn zeros(net: &Network) -> Result<Self> {
         let mut params = Vec::new();
         for (layer, t) in net.trace()?.iter().enumerate().filter(|(_, t)| t.params() > 0) {
-            for (role, suffix, shape) in
-                [(Role::Weight, "weight", t.weight.clone()), (Role::Bias, "bias", vec![t.biases()])]
-            {
+            let channels = || vec![t.biases()];
+            let mut tensors =
+                vec![(Role::Weight, "weight", t.weight.clone()), (Role::Bias, "bias", channels())];
+            if matches!(t.layer.op, Op::BatchNorm(_)) {
+                tensors.push((Role::Statistic, "running_mean", channels()));
+                tensors.push((Role::Statistic, "running_var", channels()));
+            }
+            for (role, suffix, shape) in tensors {
                 let data = vec![0.0; shape.iter().product()];
                 params.push(Param { name: format!("{}.{suffix}", t.layer.name), layer, role, shape, data });
             }
@@ -155,7 +162,7 @@ pub struct StepSettings<'a> {
     pub seed: u64,
     /// μ of v ← μ·v − wd·ε·w − ε·ḡ.
     pub momentum: f32,
-    /// One rate a parameter tensor, in the order of [`Params`].
+    /// One rate a parameter tensor, in the order of [`Params`]; those of statistics are not looked at.
     pub rates: &'a [Rate],
 }
 

@@ -1,17 +1,21 @@
 //! How a network is run. [`contract`] says what every executor does; [`mod@reference`] computes the ops one by one and
-//! is the specification; [`plan`] decides what is fused; [`cpu`] is the fast executor.
+//! is the specification; [`plan`] decides what is fused; [`cpu`] is the fast
+//! executor in f32 and [`mixed`] the one in bf16.
 
 pub mod contract;
 pub mod cpu;
+pub mod mixed;
 pub mod plan;
 pub mod reference;
 
 pub use contract::Executor;
 pub use plan::Mode;
+use plan::Plan;
 
 use crate::error::{Error, Result, nearest};
 use crate::net::Network;
-use alexnet_kernels::Isa;
+use crate::ops::update::Rule;
+use alexnet_kernels::bf16::Engine;
 use std::str::FromStr;
 
 /// The arithmetic of products and activations; weights, sums, bias, loss and norms are f32 in any case.
@@ -60,7 +64,7 @@ impl FromStr for Device {
 }
 
 /// How to compile a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
     /// N, the largest number of pictures in a batch.
     pub batch: usize,
@@ -72,6 +76,8 @@ pub struct Options {
     pub device: Device,
     /// Threads that compute.
     pub threads: usize,
+    /// Additions to the update rule.
+    pub rule: Rule,
 }
 
 impl Default for Options {
@@ -82,6 +88,7 @@ impl Default for Options {
             precision: Precision::Auto,
             device: Device::Auto,
             threads: 1,
+            rule: Rule::default(),
         }
     }
 }
@@ -89,15 +96,17 @@ impl Default for Options {
 /// The best executor for these options. `ALEXNET_ISA` forces a tier of instructions.
 ///
 /// # Errors
-/// If the network, the batch or the mode cannot be planned; if this version does not compute in the precision asked
-/// for; if there is not enough memory.
+/// If the network, the batch or the mode cannot be planned; if the network cannot be computed in the precision asked for;
+/// if there is not enough memory.
 pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
-    if options.precision == Precision::Bf16 {
-        return Err(Error::Config(
-            "bf16 is not computed by this version; --precision f32 or auto runs on every machine".into(),
-        ));
+    let engine = Engine::best().map_err(Error::Config)?;
+    let unsupported = mixed::unsupported(net, &options.rule);
+    let fastest = engine.is_native() && unsupported.is_none();
+    if options.precision == Precision::Bf16 || (options.precision == Precision::Auto && fastest) {
+        let plan = Plan::mixed(net, options.batch, options.mode)?.with_rule(options.rule);
+        return Ok(Box::new(mixed::Mixed::new(net, plan, engine, options.threads)?));
     }
-    let isa = Isa::best().map_err(Error::Config)?;
-    let plan = plan::Plan::new(net, options.batch, options.mode)?;
+    let isa = engine.isa();
+    let plan = Plan::new(net, options.batch, options.mode)?.with_rule(options.rule);
     Ok(Box::new(cpu::Cpu::new(net, plan, isa, options.threads)?))
 }

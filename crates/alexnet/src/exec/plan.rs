@@ -4,6 +4,7 @@
 use crate::error::{Error, Result};
 use crate::exec::contract::InputLayout;
 use crate::net::{Activation, Network, Op, Shape, Traced};
+use crate::ops::update::Rule;
 use std::ops::Range;
 
 /// Pictures in a block: every tile of the kernels finds its rows among them.
@@ -84,6 +85,8 @@ pub enum Kind {
     Pool,
     /// Dropout.
     Dropout,
+    /// Batch normalization.
+    BatchNorm,
     /// Blocked maps to flat rows.
     Flatten,
 }
@@ -103,14 +106,37 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// `maps[i]` is what stage i reads, `maps[i + 1]` what it writes.
     pub maps: Vec<Map>,
+    /// Additions to the update rule. If it needs whole gradients, every update is separate.
+    pub rule: Rule,
 }
 
 impl Plan {
-    /// Plans `net` for batches of `batch` pictures.
+    /// Plans `net` for batches of `batch` pictures, for the executor in f32.
     ///
     /// # Errors
     /// As [`Network::trace`]; if the batch is empty or the mode names a layer that the network does not have.
     pub fn new(net: &Network, batch: usize, mode: Mode) -> Result<Plan> {
+        let block = BLOCK.min(batch);
+        Plan::in_blocks(net, batch, block, mode, input_layout(net, batch, block))
+    }
+
+    /// Plans `net` for the executor in mixed precision: blocks are whole, and the pixels come as they are, to be folded
+    /// and rounded as they enter.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn mixed(net: &Network, batch: usize, mode: Mode) -> Result<Plan> {
+        let (block, shape) = (alexnet_kernels::bf16::PICTURES, net.input);
+        Plan::in_blocks(
+            net,
+            batch,
+            block,
+            mode,
+            InputLayout { batch, shape, block, fold: 1, pad: 0, columns: shape.w },
+        )
+    }
+
+    fn in_blocks(net: &Network, batch: usize, block: usize, mode: Mode, input: InputLayout) -> Result<Plan> {
         let traced = net.trace()?;
         if batch == 0 {
             return Err(Error::Config("a batch of 0 pictures cannot be planned; the smallest is 1".into()));
@@ -129,7 +155,6 @@ impl Plan {
             Mode::Train { frozen_below } => frozen_below,
             Mode::Infer { .. } => usize::MAX,
         };
-        let block = BLOCK.min(batch);
         let mut stages: Vec<Stage> = vec![];
         let mut maps = vec![Map { shape: net.input, form: Form::Input }];
         let mut after_relu = false;
@@ -153,6 +178,7 @@ impl Plan {
                 Op::SpatialLrn(_) => (Kind::SpatialLrn, form),
                 Op::Pool(_) => (Kind::Pool, form),
                 Op::Dropout(_) => (Kind::Dropout, form),
+                Op::BatchNorm(_) => (Kind::BatchNorm, form),
             };
             let before = maps[maps.len() - 1];
             let flatten = match (&kind, before.form) {
@@ -164,6 +190,14 @@ impl Plan {
                         "layer {}: {} after a linear layer is not supported by this executor",
                         t.layer.name,
                         t.layer.op.kind()
+                    )));
+                }
+                // A row of maps of several positions is not a row of channels.
+                (Kind::BatchNorm, Form::Flat) if t.input.h * t.input.w > 1 => {
+                    return Err(Error::Config(format!(
+                        "layer {}: batch normalization of maps after a dropout or linear layer is not supported by \
+                         this executor",
+                        t.layer.name
                     )));
                 }
                 // The counters of dropout count canonical elements, whose order is that of flat rows.
@@ -201,8 +235,13 @@ impl Plan {
             after_relu = fused_relu;
             i = covers.end;
         }
-        let input = input_layout(net, batch, block);
-        Ok(Plan { batch, block, mode, input, stages, maps })
+        Ok(Plan { batch, block, mode, input, stages, maps, rule: Rule::default() })
+    }
+
+    /// With additions to the update rule.
+    pub fn with_rule(mut self, rule: Rule) -> Self {
+        self.rule = rule;
+        self
     }
 
     /// Number of blocks of a full batch.
@@ -218,6 +257,11 @@ impl Plan {
             Form::Blocked => self.blocks() * self.block * shape.len(),
             Form::Flat => self.batch * shape.len(),
         }
+    }
+
+    /// Whether the plan ends with the loss (or probabilities) of the whole network.
+    pub fn ends_with_loss(&self) -> bool {
+        matches!(self.mode, Mode::Train { .. } | Mode::Infer { last: None })
     }
 
     /// Whether the plan trains.
@@ -248,6 +292,7 @@ impl Plan {
 /// Layers that compute on maps and not on rows.
 fn needs_maps(t: &Traced) -> bool {
     matches!(t.layer.op, Op::Conv(_) | Op::Lrn(_) | Op::SpatialLrn(_) | Op::Pool(_))
+        || (matches!(t.layer.op, Op::BatchNorm(_)) && t.input.h * t.input.w > 1)
 }
 
 /// Whether a layer before `layer`, but not below the frozen ones, has parameters that want a gradient.

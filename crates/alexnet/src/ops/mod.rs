@@ -8,12 +8,14 @@
 //! and panics.
 
 pub mod activation;
+pub mod batch_norm;
 pub mod conv;
 pub mod dropout;
 pub mod linear;
 pub mod loss;
 pub mod lrn;
 pub mod pool;
+pub mod update;
 
 /// The numbers that the operations are computed in: f32, as in training, or f64, as in gradient checks.
 pub trait Real:

@@ -19,12 +19,15 @@ pub fn fresh(net: &Network, seed: u64) -> Result<Params> {
         let (weight, bias) = match &layer.layer.op {
             Op::Conv(conv) => (conv.weight, conv.bias),
             Op::Linear(linear) => (linear.weight, linear.bias),
+            Op::BatchNorm(_) => (Init::Constant(1.0), Init::Constant(0.0)),
             // The other layers have no parameters.
             _ => continue,
         };
         let init = match param.role {
             Role::Weight => weight,
             Role::Bias => bias,
+            // Before anything has been seen: mean 0, variance 1.
+            Role::Statistic => Init::Constant(if param.name.ends_with("running_var") { 1.0 } else { 0.0 }),
         };
         let mut stream = Stream::new(seed, Purpose::Init, index as u64, 0);
         match init {

@@ -17,7 +17,16 @@ fn multipliers(layer: Option<&LayerRates>, epoch: f64) -> (f64, f64) {
 
 /// The rate of weights, before the layers' multipliers.
 pub fn base(recipe: &Recipe, at: Moment, plateau: &PlateauState) -> f64 {
-    recipe.lr * recipe.schedule.factor(at, plateau) * warm_up(recipe.warmup_epochs, at)
+    recipe.lr * recipe.schedule.factor(at, plateau) * warm(recipe, at)
+}
+
+/// The factor of the warm-up, whichever unit the recipe gives it in.
+fn warm(recipe: &Recipe, at: Moment) -> f64 {
+    let steps = match recipe.warmup_steps {
+        Some(steps) => steps as f64,
+        None => recipe.warmup_epochs * at.steps_per_epoch as f64,
+    };
+    warm_up(steps, recipe.warmup_from, at)
 }
 
 /// One rate for each tensor of `params`, in their order.
@@ -31,7 +40,7 @@ pub fn rates(
     let weights = base(recipe, at, plateau);
     let biases = recipe.bias.lr
         * match &recipe.bias.schedule {
-            Some(own) => recipe.lr * own.factor(at, plateau) * warm_up(recipe.warmup_epochs, at),
+            Some(own) => recipe.lr * own.factor(at, plateau) * warm(recipe, at),
             None => weights,
         };
     let rate = |param: &crate::exec::contract::Param| {
@@ -40,6 +49,7 @@ pub fn rates(
         let decay = recipe.weight_decay * layer.map_or(1.0, |l| l.decay);
         match param.role {
             Role::Weight => Rate { lr: (weights * weight_lr) as f32, decay: decay as f32 },
+            Role::Statistic => Rate { lr: 0.0, decay: 0.0 },
             Role::Bias => Rate { lr: (biases * bias_lr) as f32, decay: (decay * recipe.bias.decay) as f32 },
         }
     };
@@ -51,7 +61,8 @@ pub fn rates(
 pub fn frozen_below(recipe: &Recipe, net: &Network, at: Moment) -> usize {
     let learns = |layer: &crate::net::Layer| {
         let (weight, bias) = multipliers(recipe.layers.get(&layer.name), at.epoch());
-        matches!(layer.op, Op::Conv(_) | Op::Linear(_)) && (weight > 0.0 || bias * recipe.bias.lr > 0.0)
+        matches!(layer.op, Op::Conv(_) | Op::Linear(_) | Op::BatchNorm(_))
+            && (weight > 0.0 || bias * recipe.bias.lr > 0.0)
     };
     net.layers.iter().position(learns).unwrap_or(net.layers.len())
 }

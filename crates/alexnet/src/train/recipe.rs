@@ -2,21 +2,50 @@
 //! `recipes/`; a published recipe names its source, its result, and where it differs from the source.
 
 use super::schedule::Schedule;
-use crate::data::{Exif, Fit};
+use crate::data::{Exif, Fit, MeanAt};
 use crate::error::{Error, Result};
 use crate::net::{Layer, Network, Op};
+use crate::ops::update::{Lars, Rule};
 use crate::toml_error::{at, explain, unknown};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
-/// Names and texts of the built-in recipes.
-const BUILT_IN: [(&str, &str); 4] = [
-    ("finetune", include_str!("../../../../recipes/finetune.toml")),
-    ("scratch-small", include_str!("../../../../recipes/scratch-small.toml")),
-    ("krizhevsky-2012", include_str!("../../../../recipes/krizhevsky-2012.toml")),
-    ("mini", include_str!("../../../../recipes/mini.toml")),
+mod choices;
+pub mod difference;
+
+pub use choices::Choices;
+
+/// A built-in recipe's name and text.
+macro_rules! built_in {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_str!(concat!("../../../../recipes/", $name, ".toml")))),*]
+    };
+}
+
+/// The text of a built-in recipe, comments included.
+pub fn text(name: &str) -> Option<&'static str> {
+    BUILT_IN.iter().find(|(n, _)| *n == name).map(|&(_, text)| text)
+}
+
+/// Names and texts of the built-in recipes, in the order of the list that the program prints.
+const BUILT_IN: [(&str, &str); 15] = built_in![
+    "finetune",
+    "scratch-small",
+    "mini",
+    "krizhevsky-2012",
+    "krizhevsky-2012-code",
+    "one-weird-trick-2014",
+    "caffe-alexnet",
+    "caffenet",
+    "torchvision",
+    "zfnet",
+    "nvidia-poly-1k",
+    "large-batch",
+    "pretrain-conv6-2009",
+    "pretrain-conv6-2011",
+    "finetune-conv6",
 ];
 
 /// How to train: network, epochs, rates, augmentation.
@@ -38,6 +67,10 @@ pub struct Recipe {
     /// Where weights come from: `imagenet`, or a checkpoint's path. Fresh if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    /// The recipe whose result the source starts from. A checkpoint of it is named with `--from`; without one the run
+    /// says that it starts from fresh weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follows: Option<String>,
     /// Passes over the training pictures.
     pub epochs: u64,
     /// Pictures in a step.
@@ -51,6 +84,12 @@ pub struct Recipe {
     /// Epochs over which the rate rises linearly at the start.
     #[serde(default)]
     pub warmup_epochs: f64,
+    /// Steps in place of `warmup_epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<u64>,
+    /// The part of the rate that the rise begins from.
+    #[serde(default)]
+    pub warmup_from: f64,
     /// Whether each epoch has an order of its own; false cycles through one shuffled order, as in 2012.
     #[serde(default = "yes")]
     pub reshuffle: bool,
@@ -61,6 +100,15 @@ pub struct Recipe {
     /// out, with the activation and dropout that follow it. Few pictures want a small head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden: Option<Vec<usize>>,
+    /// A convolution's filter whose root mean square exceeds this after a step is rescaled to it (Zeiler and Fergus).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter_rms: Option<f64>,
+    /// Rates that follow each tensor's norms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lars: Option<Lars>,
+    /// What the source trains on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Intended>,
     /// The result that the source reports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<Expected>,
@@ -73,6 +121,9 @@ pub struct Recipe {
     /// Layers that learn at rates of their own, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub layers: BTreeMap<String, LayerRates>,
+    /// Points of the network on which the sources differ, where the recipe names them.
+    #[serde(default, skip_serializing_if = "Choices::is_empty")]
+    pub network: Choices,
     /// How pixels become the network's numbers.
     #[serde(default)]
     pub preprocess: Preprocessing,
@@ -82,6 +133,19 @@ pub struct Recipe {
     /// How progress is measured.
     #[serde(default)]
     pub validation: Validation,
+}
+
+/// The pictures that a recipe was made for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Intended {
+    /// Their name.
+    pub set: String,
+    /// Their classes.
+    pub classes: usize,
+    /// Training pictures, where the source says how many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pictures: Option<usize>,
 }
 
 /// A published result, fractions.
@@ -194,6 +258,9 @@ pub struct Preprocessing {
     /// What is subtracted.
     #[serde(default = "measured_channels")]
     pub mean: MeanSpec,
+    /// Which part of a mean picture is subtracted from a view.
+    #[serde(default)]
+    pub mean_at: MeanAt,
     /// What is divided by, red, green and blue.
     #[serde(default = "ones")]
     pub std: [f64; 3],
@@ -207,6 +274,7 @@ impl Default for Preprocessing {
             exif: Exif::default(),
             divisor: 1.0,
             mean: measured_channels(),
+            mean_at: MeanAt::default(),
             std: ones(),
         }
     }
@@ -221,6 +289,8 @@ pub enum Crop {
     /// Anywhere, at the network's size (the paper, §4.1).
     #[default]
     Random,
+    /// One of the four corners or the centre (Zeiler and Fergus, arXiv 1311.2901, §3).
+    Corners,
     /// A random part of the picture, of random size and aspect 3/4 to 4/3, resized to the network's input (Szegedy et al.,
     /// arXiv 1409.4842, §6; torchvision's `RandomResizedCrop`).
     RandomArea,
@@ -376,25 +446,6 @@ impl Recipe {
         toml::to_string(self).expect("a recipe has a form in TOML")
     }
 
-    /// What this recipe changes in `original`, a line a key: `epochs = 5, not 20`.
-    pub fn differences(&self, original: &Recipe) -> Vec<String> {
-        let flat = |recipe: &Recipe| {
-            let mut values = BTreeMap::new();
-            // A recipe has a form in TOML; see `to_toml`.
-            let table = toml::Table::try_from(recipe).expect("a recipe has a form in TOML");
-            flatten("", &toml::Value::Table(table), &mut values);
-            values
-        };
-        let (ours, theirs) = (flat(self), flat(original));
-        let changed = ours.iter().filter(|(key, value)| theirs.get(*key) != Some(value));
-        let gone = theirs.iter().filter(|(key, _)| !ours.contains_key(*key));
-        let line = |(key, value): (&String, &String)| match theirs.get(key) {
-            Some(original) => format!("{key} = {value}, not {original}"),
-            None => format!("{key} = {value}"),
-        };
-        changed.map(line).chain(gone.map(|(key, value)| format!("no {key}, which was {value}"))).collect()
-    }
-
     /// Checks the values; for recipes that were changed after reading (flags on the command line).
     ///
     /// # Errors
@@ -426,8 +477,19 @@ impl Recipe {
         within("momentum", self.momentum, 0.0, 0.9999)?;
         within("weight_decay", self.weight_decay, 0.0, 1e3)?;
         within("warmup_epochs", self.warmup_epochs, 0.0, self.epochs as f64)?;
+        within("warmup_from", self.warmup_from, 0.0, 1.0)?;
         if let Some(rate) = self.dropout {
             within("dropout", rate, 0.0, 0.99)?;
+        }
+        if let Some(limit) = self.filter_rms {
+            within("filter_rms", limit, 1e-6, 1e6)?;
+        }
+        if let Some(lars) = &self.lars {
+            within("lars.trust", lars.trust, 1e-9, 1e3)?;
+        }
+        if let Some(name) = self.follows.as_deref().filter(|name| names().all(|n| n != *name)) {
+            let names: Vec<&str> = names().collect();
+            return fail("follows", unknown("recipe", name, &names));
         }
         let schedules = [("schedule", Some(&self.schedule)), ("bias.schedule", self.bias.schedule.as_ref())];
         for (path, schedule) in schedules {
@@ -474,6 +536,13 @@ impl Recipe {
                 format!("area = [{low}, {high}] must rise and lie between 0.01 and 1"),
             );
         }
+        if self.preprocess.mean_at == MeanAt::View && augment.crop == Crop::RandomArea {
+            return fail(
+                "preprocess.mean_at",
+                "mean_at = \"view\" goes with crops of the network's size, not with crop = \"random-area\""
+                    .into(),
+            );
+        }
         if augment.shared_by == 0 {
             return fail("augment.shared_by", "shared_by = 0 must be at least 1".into());
         }
@@ -498,10 +567,11 @@ impl Recipe {
         if let Some(widths) = &self.hidden {
             net = self.with_hidden(net, widths)?;
         }
+        self.network.apply(&mut net);
         for name in self.layers.keys() {
             let why = |e: Error| Error::Config(format!("recipe {}, [layers.{name}]: {e}", self.name));
             let index = net.position(name).map_err(why)?;
-            if !matches!(net.layers[index].op, Op::Conv(_) | Op::Linear(_)) {
+            if !matches!(net.layers[index].op, Op::Conv(_) | Op::Linear(_) | Op::BatchNorm(_)) {
                 let kind = net.layers[index].op.kind();
                 return Err(why(Error::Config(format!("{name} ({kind}) has no parameters"))));
             }
@@ -511,6 +581,11 @@ impl Recipe {
 }
 
 impl Recipe {
+    /// What the recipe adds to the update rule.
+    pub fn rule(&self) -> Rule {
+        Rule { lars: self.lars, filter_rms: self.filter_rms.map(|limit| limit as f32) }
+    }
+
     /// `net` with these hidden fully connected layers; itself if it has them already.
     fn with_hidden(&self, mut net: Network, widths: &[usize]) -> Result<Network> {
         let linear = |layer: &Layer| matches!(layer.op, Op::Linear(_));
@@ -534,21 +609,6 @@ impl Recipe {
             seen <= widths.len() || seen > hidden
         });
         Ok(net)
-    }
-}
-
-/// Every value under its full key.
-fn flatten(prefix: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
-    match value {
-        toml::Value::Table(table) => {
-            for (key, value) in table {
-                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&path, value, into);
-            }
-        }
-        value => {
-            into.insert(prefix.into(), value.to_string());
-        }
     }
 }
 

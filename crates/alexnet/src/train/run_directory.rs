@@ -36,6 +36,9 @@ pub struct RunConfig {
     pub seed: u64,
     /// The number format that was asked for.
     pub precision: String,
+    /// Where the run departs from the recipe of that name: flags, other pictures, another start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differs: Vec<String>,
     /// The recipe, with flags of the command line taken in.
     pub recipe: Recipe,
 }
@@ -356,6 +359,7 @@ mod tests {
             split: SplitConfig::TrainPerClass(30),
             seed: 5,
             precision: "f32".into(),
+            differs: vec!["a flag".into()],
             recipe: load("krizhevsky-2012").unwrap(),
         };
         run.write_config(&config).unwrap();

@@ -67,10 +67,13 @@ pub enum Schedule {
         /// Number of parts, at least 2.
         parts: u32,
     },
-    /// (1 − t)^power, t from 0 to 1 over the run, step by step.
+    /// (1 − t)^power, t from 0 to 1 over the run, step by step (Caffe's `poly`).
     Polynomial {
         /// The exponent.
         power: f64,
+        /// The factor is never below this.
+        #[serde(default)]
+        least: f64,
     },
     /// (1 + cos πt) / 2, t from 0 to 1 over the run, step by step (Loshchilov and Hutter, arXiv 1608.03983).
     Cosine,
@@ -133,7 +136,7 @@ impl Schedule {
                 let part = (at.progress() * f64::from(*parts)).floor().min(f64::from(*parts) - 1.0);
                 ratio.powf(-part / (f64::from(*parts) - 1.0))
             }
-            Schedule::Polynomial { power } => (1.0 - at.progress()).powf(*power),
+            Schedule::Polynomial { power, least } => (1.0 - at.progress()).powf(*power).max(*least),
             Schedule::Cosine => (1.0 + (std::f64::consts::PI * at.progress()).cos()) / 2.0,
         }
     }
@@ -180,18 +183,21 @@ impl Schedule {
             Schedule::ExponentialByParts { ratio, .. } if !(1.0..=1e12).contains(ratio) => {
                 bad(format!("ratio = {ratio} must be at least 1"))
             }
-            Schedule::Polynomial { power } if !(0.0..=100.0).contains(power) => {
+            Schedule::Polynomial { power, .. } if !(0.0..=100.0).contains(power) => {
                 bad(format!("power = {power} must be between 0 and 100"))
+            }
+            Schedule::Polynomial { least, .. } if !(0.0..=1.0).contains(least) => {
+                bad(format!("least = {least} must be between 0 and 1"))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// The factor of a linear rise over the first `epochs` epochs: the first step has 1/n, the n-th step 1.
-pub fn warm_up(epochs: f64, at: Moment) -> f64 {
-    let steps = epochs * at.steps_per_epoch as f64;
-    if steps <= 0.0 { 1.0 } else { ((at.step + 1) as f64 / steps).min(1.0) }
+/// The factor of a linear rise over the first `steps` steps, from `from` before the first to 1 at the last.
+pub fn warm_up(steps: f64, from: f64, at: Moment) -> f64 {
+    let risen = if steps <= 0.0 { 1.0 } else { ((at.step + 1) as f64 / steps).min(1.0) };
+    from + (1.0 - from) * risen
 }
 
 #[cfg(test)]
@@ -235,8 +241,10 @@ mod tests {
 
     #[test]
     fn smooth_schedules_end_at_zero() {
-        assert_eq!(factor(&Schedule::Polynomial { power: 2.0 }, 450), 0.25);
-        assert_eq!(factor(&Schedule::Polynomial { power: 2.0 }, 900), 0.0);
+        let polynomial = |least| Schedule::Polynomial { power: 2.0, least };
+        assert_eq!((factor(&polynomial(0.0), 450), factor(&polynomial(0.0), 900)), (0.25, 0.0));
+        // 0.02 to 5e-6.
+        assert_eq!((factor(&polynomial(2.5e-4), 450), factor(&polynomial(2.5e-4), 899)), (0.25, 2.5e-4));
         assert!((factor(&Schedule::Cosine, 450) - 0.5).abs() < 1e-12);
         assert_eq!((factor(&Schedule::Cosine, 0), factor(&Schedule::Cosine, 900)), (1.0, 0.0));
     }
@@ -253,11 +261,13 @@ mod tests {
 
     #[test]
     fn warm_up_rises_linearly() {
-        assert_eq!(
-            (warm_up(0.0, moment(0)), warm_up(1.0, moment(0)), warm_up(1.0, moment(4))),
-            (1.0, 0.1, 0.5)
-        );
-        assert_eq!((warm_up(1.0, moment(9)), warm_up(1.0, moment(500))), (1.0, 1.0));
+        let rise = |step| warm_up(10.0, 0.0, moment(step));
+        assert_eq!((warm_up(0.0, 0.0, moment(0)), rise(0), rise(4)), (1.0, 0.1, 0.5));
+        assert_eq!((rise(9), rise(500)), (1.0, 1.0));
+        // From 1 to 10 in 600 steps.
+        let large = |step| 10.0 * warm_up(600.0, 0.1, moment(step));
+        assert!((large(299) - 5.5).abs() < 1e-12 && (large(0) - 1.015).abs() < 1e-12);
+        assert_eq!((large(599), large(600)), (10.0, 10.0));
     }
 
     #[test]
@@ -269,7 +279,8 @@ mod tests {
             Schedule::MultiStep { at: vec![3.0, 2.0], factor: 0.1, unit: Unit::Epochs },
             Schedule::ExponentialByParts { ratio: 250.0, parts: 1 },
             Schedule::Plateau { factor: 0.1, patience: 0, reductions: 3 },
-            Schedule::Polynomial { power: -1.0 },
+            Schedule::Polynomial { power: -1.0, least: 0.0 },
+            Schedule::Polynomial { power: 2.0, least: 2.0 },
         ] {
             assert!(bad.validate().is_err(), "{bad:?}");
         }

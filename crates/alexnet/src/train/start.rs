@@ -50,6 +50,7 @@ impl Recipe {
             fit: self.preprocess.fit,
             exif: self.preprocess.exif,
             divisor: 255.0,
+            mean_at: self.preprocess.mean_at,
             mean: MeanSpec::Fixed(exact(mean)),
             std: exact(theirs.std),
         };
@@ -76,7 +77,7 @@ impl Recipe {
         train: &[u32],
         threads: usize,
     ) -> Result<(Preprocess, Option<ColourAxes>)> {
-        let Preprocessing { side, fit, exif, divisor, ref mean, std } = self.preprocess;
+        let Preprocessing { side, fit, exif, divisor, ref mean, mean_at, std } = self.preprocess;
         if net.input.c != 3 || net.input.h != net.input.w {
             return Err(Error::Config(format!(
                 "network {}: pictures are 3×n×n, its input is {}",
@@ -106,7 +107,7 @@ impl Recipe {
         };
         let scale = (1.0 / divisor) as f32;
         let std = std.map(|s| s as f32);
-        let preprocess = Preprocess { side, fit, exif, crop: net.input.h, scale, mean, std };
+        let preprocess = Preprocess { side, fit, exif, crop: net.input.h, scale, mean, mean_at, std };
         preprocess.check()?;
         let axes = match self.augment.colour_axes {
             _ if !noise => None,
@@ -122,6 +123,7 @@ impl Recipe {
         let noisy = a.colour_noise_until.is_none_or(|until| epoch < until);
         Augment {
             random_crop: a.crop == Crop::Random,
+            corners: a.crop == Crop::Corners,
             mirror: a.mirror,
             colour_noise: if noisy { a.colour_noise as f32 } else { 0.0 },
             colour: axes.cloned(),

@@ -65,7 +65,8 @@ pub fn run(args: Doctor) -> Outcome {
 /// The kernel that a plan made now would use.
 fn kernel_name() -> alexnet::Result<String> {
     let mode = Mode::Infer { last: None };
-    let options = Options { batch: 1, mode, precision: Precision::Auto, device: Device::Auto, threads: 1 };
+    let options =
+        Options { batch: 1, mode, precision: Precision::Auto, device: Device::Auto, ..Options::default() };
     Ok(exec::compile(&zoo::alexnet_mini(10), &options)?.kernel_name())
 }
 

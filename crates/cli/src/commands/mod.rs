@@ -10,6 +10,7 @@ mod eval;
 mod features;
 mod nets;
 mod predict;
+mod recipe;
 mod train;
 
 /// Runs a command to its end.
@@ -23,6 +24,7 @@ pub fn run(command: Command) -> Outcome {
         Command::Predict(args) => predict::run(&args),
         Command::Features(args) => features::run(&args),
         Command::Nets(args) => nets::run(args),
+        Command::Recipe(args) => recipe::run(&args),
         Command::Data(args) => data::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),

@@ -75,7 +75,12 @@ fn window(t: &Traced) -> Option<Window> {
     match &t.layer.op {
         Op::Conv(c) => Some(beyond(c.kernel, c.stride, c.pad)),
         Op::Pool(p) => Some(beyond(p.size, p.stride, Pad::default())),
-        Op::Activation(_) | Op::Lrn(_) | Op::SpatialLrn(_) | Op::Linear(_) | Op::Dropout(_) => None,
+        Op::Activation(_)
+        | Op::Lrn(_)
+        | Op::SpatialLrn(_)
+        | Op::Linear(_)
+        | Op::Dropout(_)
+        | Op::BatchNorm(_) => None,
     }
 }
 

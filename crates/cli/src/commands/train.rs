@@ -1,6 +1,7 @@
 //! `alexnet train`: trains a network; see [`crate::plan::train`] for what the arguments mean.
 
 use crate::args::Train;
+use crate::commands::recipe;
 use crate::failure::Outcome;
 use crate::machine;
 use crate::plan::{self, train as plan_train};
@@ -42,6 +43,7 @@ fn begin(args: &Train) -> Outcome {
         split: material.split,
         seed: asked.seed,
         precision: asked.precision,
+        differs: vec![],
         recipe: asked.recipe,
     };
     Session { args, compute, material, config, changes: asked.changes, run }.train(false)
@@ -90,6 +92,17 @@ impl Session<'_> {
                 recipe.measure(&net, &pack, &self.material.partition.train, threads)?;
             Start::Fresh { params, preprocess, colour_axes }
         };
+        // A run that goes on has told the recipe's own differences before.
+        let mut differs = if resume { vec![] } else { self.material.differs.clone() };
+        differs.extend(std::mem::take(&mut self.changes));
+        for difference in differs {
+            if !self.config.differs.contains(&difference) {
+                self.config.differs.push(difference);
+            }
+        }
+        for difference in recipe.deviations.iter().chain(&self.config.differs) {
+            self.run.log(&format!("differs: {difference}"));
+        }
         write_network(&self.run, &net)?;
         self.run.write_config(&self.config)?;
         self.run.write_env(&environment(&self.compute, &words_of_command()))?;
@@ -98,8 +111,12 @@ impl Session<'_> {
         let seed = self.config.seed;
         words.line(&network_words(&net)?)?;
         words.line(&recipe_words(&recipe))?;
-        for difference in recipe.deviations.iter().chain(&self.changes) {
+        // What the recipe says of its source, then what this run does to the recipe.
+        for difference in recipe.deviations.iter().chain(&self.config.differs) {
             words.line(&format!("  differs {difference}"))?;
+        }
+        if let Some(expected) = &recipe.expected {
+            words.line(&format!("expected  {}", recipe::expected_words(expected)))?;
         }
         words.line(&start_words(resume, copied.as_ref(), seed))?;
         words.line(&format!("data      {}", plan::data_words(&pack)))?;
@@ -124,7 +141,8 @@ impl Session<'_> {
         };
         let compute = self.compute;
         let mut compile = |frozen_below: usize| {
-            exec::compile(&net, &compute.options(recipe.batch, Mode::Train { frozen_below }))
+            let options = compute.options(recipe.batch, Mode::Train { frozen_below });
+            exec::compile(&net, &exec::Options { rule: recipe.rule(), ..options })
         };
         let mut screen = Screen::new(words, compute);
         let began = Instant::now();
@@ -140,6 +158,7 @@ impl Session<'_> {
                 "checkpoint": summary.checkpoint.display().to_string(),
                 "net": net.name,
                 "recipe": recipe.name,
+                "differs": self.config.differs,
                 "classes": pack.classes().len(),
                 "train_pictures": self.material.partition.train.len(),
                 "val_pictures": self.material.partition.val.len(),

@@ -135,7 +135,14 @@ impl Compute {
 
     /// What an executor is compiled with.
     pub fn options(&self, batch: usize, mode: Mode) -> exec::Options {
-        exec::Options { batch, mode, precision: self.precision, device: self.device, threads: self.threads }
+        exec::Options {
+            batch,
+            mode,
+            precision: self.precision,
+            device: self.device,
+            threads: self.threads,
+            ..Default::default()
+        }
     }
 }
 

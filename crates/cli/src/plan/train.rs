@@ -191,6 +191,8 @@ pub struct Material {
     pub partition: Partition,
     /// The network as the recipe trains it.
     pub net: Network,
+    /// Where these pictures make it another experiment than the recipe's source describes.
+    pub differs: Vec<String>,
 }
 
 /// Reads or draws the pictures, and fits the network `net` (a name or a file) to them. `given` is the split of a run
@@ -224,7 +226,8 @@ pub fn material(
     };
     let partition = split(&pack, &split_config.rule(seed))?;
     let net = net.with_classes(pack.classes().len());
-    Ok(Material { pack, skipped, split: split_config, partition, net })
+    let differs = recipe.differences_of_data(pack.classes().len(), partition.train.len());
+    Ok(Material { pack, skipped, split: split_config, partition, net, differs })
 }
 
 /// Makes the run's folder: `--out`, or the next free one in `runs/`, named after the data.

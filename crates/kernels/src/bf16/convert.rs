@@ -186,7 +186,7 @@ pub fn unflatten(
 
 /// All ones in each half that is positive.
 #[inline(always)]
-pub(crate) fn positive(pair: u32) -> u32 {
+pub fn positive(pair: u32) -> u32 {
     let half = |bits: u32| if widen(bits as u16) > 0.0 { 0xffff } else { 0 };
     half(pair) | half(pair >> 16) << 16
 }

@@ -138,20 +138,25 @@ fn emulate(code: &[u8], registers: &[i64]) -> Option<usize> {
     Some(length)
 }
 
-/// c += a·b, pairs in order; denormal operands and sums count as zero.
+/// c += a·b, even halves and odd halves apart and then together; denormal operands and sums count as zero. A product of two
+/// bf16 is exact in f32, so that multiplying and adding rounds once, as the instruction does.
 fn multiply(c: &mut Tile, a: &Tile, b: &Tile) {
-    let flush = |v: f32| if v.is_subnormal() { 0.0 } else { v };
+    let flush = |v: f32| if v.abs() < f32::MIN_POSITIVE { 0.0 } else { v };
     let halves = |pair: u32| [flush(f32::from_bits(pair << 16)), flush(f32::from_bits(pair & 0xffff_0000))];
-    for m in 0..16 {
-        for n in 0..16 {
-            let mut sums = [f32::from_bits(c[m][n]), 0.0];
-            for k in 0..16 {
-                let (a, b) = (halves(a[m][k]), halves(b[k][n]));
-                for half in 0..2 {
-                    sums[half] = flush(a[half].mul_add(b[half], sums[half]));
+    let b: [[[f32; 16]; 2]; 16] =
+        std::array::from_fn(|k| std::array::from_fn(|half| std::array::from_fn(|n| halves(b[k][n])[half])));
+    for (c, a) in c.iter_mut().zip(a) {
+        let mut sums = [c.map(f32::from_bits), [0.0; 16]];
+        for (a, b) in a.iter().zip(&b) {
+            let a = halves(*a);
+            for half in 0..2 {
+                for n in 0..16 {
+                    sums[half][n] = flush(sums[half][n] + a[half] * b[half][n]);
                 }
             }
-            c[m][n] = flush(sums[0] + sums[1]).to_bits();
+        }
+        for n in 0..16 {
+            c[n] = flush(sums[0][n] + sums[1][n]).to_bits();
         }
     }
 }

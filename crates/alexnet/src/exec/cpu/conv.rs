@@ -1,11 +1,11 @@
 //! The convolution stage: convolution, bias and ReLU in one pass; its gradients; the separate update of its weights.
 
-use super::{Cpu, StageState, update_of};
+use super::{Cpu, StageState};
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::{Form, Plan};
 use crate::net;
+use alexnet_kernels::Isa;
 use alexnet_kernels::conv::{self, Axis, Epilogue, Fold, Geometry, Packed, WeightPlan};
-use alexnet_kernels::{Isa, sgd};
 
 /// The geometry of a stage and its packed weights.
 pub(super) struct State {
@@ -102,9 +102,8 @@ impl Cpu {
         let x = Self::input_of(x, batch, i);
         conv::backward_weight(&mut self.ctx, g, state.fold, &state.weight_plan, batch.count, x, dy, dw, db);
         let mut finite = true;
-        for (tensor, rate) in [w, b].into_iter().zip(rates) {
-            let ([g], [w, v]) = self.arena.split([tensor.gradient], [tensor.value, tensor.momentum]);
-            finite &= sgd::update(&mut self.ctx, update_of(rate, settings), g, w, v);
+        for (t, gradient) in (weight..).zip([w.gradient, b.gradient]) {
+            finite &= self.update(t, gradient, settings);
         }
         self.conv_pack(i);
         finite

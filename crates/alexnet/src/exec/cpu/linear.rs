@@ -4,9 +4,9 @@
 use super::{Cpu, StageState, update_of};
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Plan;
+use alexnet_kernels::Isa;
 use alexnet_kernels::arena::{Layouter, Region};
 use alexnet_kernels::linear::{self, Backward, PackedPictures, Strips};
-use alexnet_kernels::{Isa, sgd};
 
 /// Sizes of a stage and its packed operands.
 pub(super) struct State {
@@ -75,13 +75,13 @@ impl Cpu {
         }
         let ([dy_t], [db]) = self.arena.split([transposed], [b.gradient]);
         linear::bias_gradient(dy_t, db);
-        let ([db], [bias, v]) = self.arena.split([b.gradient], [b.value, b.momentum]);
-        let mut finite = sgd::update(&mut self.ctx, update_of(rates[1], settings), db, bias, v);
-
-        let ([x, dy, dy_t], [dx, w, v]) = self.arena.split(
-            [self.maps[i], self.gradients[i + 1], transposed],
-            [self.gradients[i], w.value, w.momentum],
-        );
+        let bias_gradient = b.gradient;
+        // With a rule that needs it, the whole weight gradient goes where the fused update has the momentum.
+        let whole = self.plan.rule.needs_whole_gradients();
+        let moved = if whole { w.gradient } else { w.momentum };
+        let ([x, dy, dy_t], [dx, w, v]) = self
+            .arena
+            .split([self.maps[i], self.gradients[i + 1], transposed], [self.gradients[i], w.value, moved]);
         let x = &x[..count * state.inputs];
         let pass = Backward {
             dx: stage.input_gradient.then_some(dx),
@@ -90,7 +90,14 @@ impl Cpu {
             v,
             update: update_of(rates[0], settings),
         };
-        finite &= linear::backward(&mut self.ctx, &state.strips, count, x, dy, dy_t, pass);
+        let backward = if whole { linear::backward_whole } else { linear::backward };
+        let mut finite = backward(&mut self.ctx, &state.strips, count, x, dy, dy_t, pass);
+        if stage.moves {
+            finite &= self.update(weight + 1, bias_gradient, settings);
+            if whole {
+                finite &= self.update(weight, moved, settings);
+            }
+        }
         finite
     }
 }

@@ -4,18 +4,22 @@
 //! Parameters are kept in canonical layout; convolution weights are packed twice after every update, for the forward pass
 //! and for the input gradient. All buffers are regions of one arena, laid out here.
 
+mod batch_norm;
 mod conv;
 mod elementwise;
 mod linear;
 mod loss;
 mod norm_pool;
 
+pub(super) use norm_pool::lrn;
+
 use crate::error::{Error, Result};
 use crate::exec::contract::{Batch, Executor, InputLayout, Params, Rate, StepReport, StepSettings};
 use crate::exec::plan::{Form, Kind, Plan};
 use crate::net::{Network, Op};
+use crate::ops::update::limit_rms;
 use alexnet_kernels::arena::{Arena, Layouter, Region};
-use alexnet_kernels::sgd::Update;
+use alexnet_kernels::sgd::{self, Update};
 use alexnet_kernels::{Context, Isa};
 
 /// A network planned for this processor.
@@ -51,6 +55,7 @@ enum StageState {
     Linear(Box<linear::State>),
     Lrn(alexnet_kernels::lrn::Lrn),
     SpatialLrn(alexnet_kernels::spatial_lrn::SpatialLrn, Region),
+    BatchNorm(Box<batch_norm::State>),
     Pool(norm_pool::PoolState),
     Plain,
 }
@@ -66,16 +71,17 @@ impl Cpu {
         let names = Params::zeros(net)?;
         let trains = plan.trains();
         let layers_used = plan.stages.last().map_or(0, |s| s.layers.end);
-        // Convolutions' gradients are whole tensors, consumed as soon as they are there: one region serves all.
-        let conv_layers = |layer: usize| matches!(net.layers[layer].op, Op::Conv(_));
+        // Separate updates consume a whole gradient as soon as it is there: one region serves all. Linear layers need
+        // one only if the rule asks for it; batch normalizations keep their own.
+        let whole = plan.rule.needs_whole_gradients();
+        let separate = |layer: usize| match net.layers[layer].op {
+            Op::Linear(_) => whole,
+            _ => true,
+        };
         let largest = |weights: bool| {
             let role = |p: &&crate::exec::contract::Param| (p.shape.len() > 1) == weights;
-            let lens = names
-                .0
-                .iter()
-                .filter(|p| !weights || conv_layers(p.layer))
-                .filter(role)
-                .map(|p| p.data.len());
+            let lens =
+                names.0.iter().filter(|p| !weights || separate(p.layer)).filter(role).map(|p| p.data.len());
             if trains { lens.max().unwrap_or(0) } else { 0 }
         };
         let (weight_gradient, bias_gradient) =
@@ -87,7 +93,7 @@ impl Cpu {
                 let len = p.data.len();
                 let gradient = match p.shape.len() {
                     1 => bias_gradient.first(if trains { len } else { 0 }),
-                    _ if conv_layers(p.layer) && trains => weight_gradient.first(len),
+                    _ if separate(p.layer) && trains => weight_gradient.first(len),
                     _ => Region::default(),
                 };
                 // An executor that stops early still holds all parameters, so that it can give them back.
@@ -138,6 +144,9 @@ impl Cpu {
                     let terms = layouter.reserve(if stage.input_gradient { plan.map_len(i) } else { 0 });
                     StageState::SpatialLrn(norm_pool::spatial_lrn(op, input, plan.block), terms)
                 }
+                (Kind::BatchNorm, Some(Op::BatchNorm(op))) => {
+                    StageState::BatchNorm(Box::new(batch_norm::State::new(&plan, i, op, &mut layouter)))
+                }
                 (Kind::Pool, Some(Op::Pool(op))) => {
                     winner =
                         vec![0; if op.kind == crate::net::PoolKind::Max { plan.map_len(i + 1) } else { 0 }];
@@ -185,6 +194,7 @@ impl Cpu {
                 Kind::Lrn | Kind::SpatialLrn | Kind::Pool => self.norm_pool_forward(i, batch),
                 Kind::Activation => self.activation_forward(i, batch),
                 Kind::Dropout => self.dropout_forward(i, batch, masks),
+                Kind::BatchNorm => self.batch_norm_forward(i, batch, masks.is_some()),
                 Kind::Flatten => self.flatten_forward(i, batch),
             }
         }
@@ -203,6 +213,7 @@ impl Cpu {
             let finite = match stage.kind {
                 Kind::Conv { .. } => self.conv_backward(i, batch, settings),
                 Kind::Linear { .. } => self.linear_backward(i, batch, settings),
+                Kind::BatchNorm => self.batch_norm_backward(i, batch, settings),
                 _ => {
                     match stage.kind {
                         Kind::Activation => self.activation_backward(i, batch),
@@ -218,6 +229,27 @@ impl Cpu {
             }
         }
         nonfinite
+    }
+
+    /// Moves tensor `t` by its whole gradient, as the rule says. Returns whether its values are finite.
+    fn update(&mut self, t: usize, gradient: Region, settings: &StepSettings) -> bool {
+        let rate = settings.rates[t];
+        let ([g], [w, v]) = self.arena.split([gradient], [self.tensors[t].value, self.tensors[t].momentum]);
+        let mut update = update_of(rate, settings);
+        if let Some(lars) = self.plan.rule.lars
+            && rate.lr != 0.0
+        {
+            let [weight, gradient] = [&*w, g].map(|a| sgd::norm_squared(&mut self.ctx, a).sqrt());
+            update.lr = lars.rate(f64::from(rate.lr), f64::from(rate.decay), weight, gradient) as f32;
+        }
+        let finite = sgd::update(&mut self.ctx, update, g, w, v);
+        if let (Some(limit), [filters, _, _, _]) = (self.plan.rule.filter_rms, &self.names.0[t].shape[..])
+            && rate.lr != 0.0
+        {
+            let len = w.len() / filters;
+            self.ctx.for_each_chunk(w, len, |_, filter| limit_rms(limit, filter));
+        }
+        finite
     }
 
     /// The map that stage `i` reads: the caller's input for the first.
@@ -240,12 +272,12 @@ impl Cpu {
 }
 
 /// The update of one tensor.
-fn update_of(rate: Rate, settings: &StepSettings) -> Update {
+pub(super) fn update_of(rate: Rate, settings: &StepSettings) -> Update {
     Update { lr: rate.lr, decay: rate.decay, momentum: settings.momentum }
 }
 
 /// Refuses a plan that is larger than the memory the system says is available.
-fn check_memory(bytes: usize) -> Result<()> {
+pub(super) fn check_memory(bytes: usize) -> Result<()> {
     let Some(available) = available_memory_bytes() else { return Ok(()) };
     if bytes <= available {
         return Ok(());
@@ -312,6 +344,7 @@ impl Executor for Cpu {
                 StageState::Conv(state) => state.bytes(),
                 StageState::Linear(state) => state.bytes(),
                 StageState::SpatialLrn(_, terms) => terms.len() * size_of::<f32>(),
+                StageState::BatchNorm(state) => state.bytes(),
                 _ => 0,
             })
             .sum();
@@ -388,7 +421,7 @@ impl Executor for Cpu {
 }
 
 /// The values of `params`, whose names and shapes must be those of `names`.
-fn checked<'a>(params: &'a Params, names: &'a Params, net: &'a str) -> impl Iterator<Item = &'a [f32]> {
+pub(super) fn checked<'a>(params: &'a Params, names: &'a Params, net: &'a str) -> impl Iterator<Item = &'a [f32]> {
     let key = |p: &'a Params| p.0.iter().map(|p| (&p.name, &p.shape));
     assert!(key(params).eq(key(names)), "these are not the parameters of network {net}");
     params.0.iter().map(|p| p.data.as_slice())

@@ -9,7 +9,7 @@ use alexnet_kernels::pooling::{self, Geometry, Share};
 use alexnet_kernels::spatial_lrn::{self, SpatialLrn};
 
 /// The kernel's constants of a normalization across maps.
-pub(super) fn lrn(op: &net::Lrn, channels: usize) -> Lrn {
+pub(in crate::exec) fn lrn(op: &net::Lrn, channels: usize) -> Lrn {
     Lrn {
         size: op.size,
         k: op.k as f32,

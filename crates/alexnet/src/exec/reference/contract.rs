@@ -18,6 +18,11 @@ impl<T: Real> Reference<T> {
                 *x = T::of(f64::from(batch.input[layout.offset(n, c, row, column)]));
             }
         }
+        self.picture_weights.clear();
+        match mode {
+            Mode::Train { .. } => self.picture_weights.extend_from_slice(batch.weights),
+            Mode::Test => self.picture_weights.resize(batch.count, 1.0),
+        }
         self.layers_forward(batch.count, mode);
     }
 

@@ -7,9 +7,10 @@ mod contract;
 mod tests;
 
 use crate::error::{Error, Result};
-use crate::exec::contract::{Params, StepSettings};
+use crate::exec::contract::{Params, Role, StepSettings};
 use crate::net::{Network, Op, Shape};
-use crate::ops::{self, Real, activation, conv, dropout, linear, loss, lrn, pool};
+use crate::ops::update::{self, Rule};
+use crate::ops::{self, Real, activation, batch_norm, conv, dropout, linear, loss, lrn, pool};
 
 /// Whether dropout draws its masks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,11 @@ pub struct Reference<T> {
     /// Gradients of `activations`; that of the pictures themselves is not computed.
     gradients: Vec<Vec<T>>,
     probabilities: Vec<T>,
+    /// The weight of each picture of the last forward pass; batch normalizations count by them.
+    picture_weights: Vec<f32>,
+    /// For each batch normalization M, mean and variance of the last forward pass in training.
+    statistics: Vec<(f64, Vec<T>, Vec<T>)>,
+    rule: Rule,
 }
 
 impl<T: Real> Reference<T> {
@@ -86,10 +92,24 @@ impl<T: Real> Reference<T> {
             gradients: activations.clone(),
             activations,
             probabilities: vec![T::zero(); batch * net.classes()],
+            picture_weights: vec![1.0; batch],
+            statistics: (0..count)
+                .map(|i| match net.layers[i].op {
+                    Op::BatchNorm(_) => (0.0, vec![T::zero(); shapes[i].c], vec![T::zero(); shapes[i].c]),
+                    _ => (0.0, vec![], vec![]),
+                })
+                .collect(),
+            rule: Rule::default(),
             net: net.clone(),
             shapes,
             names,
         })
+    }
+
+    /// With additions to the update rule.
+    pub fn with_rule(mut self, rule: Rule) -> Self {
+        self.rule = rule;
+        self
     }
 
     /// The parameters, in the order of [`Params`].
@@ -124,6 +144,8 @@ impl<T: Real> Reference<T> {
         let n = input.len() / self.shapes[0].len();
         assert!(n <= self.batch && n * self.shapes[0].len() == input.len(), "the input is not (N, C, H, W)");
         self.activations[0][..input.len()].copy_from_slice(input);
+        self.picture_weights.clear();
+        self.picture_weights.resize(n, 1.0);
         self.layers_forward(n, mode);
     }
 
@@ -154,7 +176,24 @@ impl<T: Real> Reference<T> {
                 }
                 Mode::Test => dropout::forward_test(d, x, y),
             },
-            (Op::Conv(_) | Op::Linear(_), None) => unreachable!("trace gives these layers parameters"),
+            (Op::BatchNorm(norm), Some((gamma, beta))) => {
+                let g = batch_norm::Geometry::new(n, shape, norm);
+                let t = self.weight[i].unwrap_or_default();
+                match mode {
+                    Mode::Train { .. } => {
+                        let (count, mean, variance) = &mut self.statistics[i];
+                        *count = batch_norm::statistics(&g, x, &self.picture_weights[..n], mean, variance);
+                        batch_norm::forward(&g, x, mean, variance, gamma, beta, y);
+                    }
+                    Mode::Test => {
+                        let (mean, variance) = (&self.params[t + 2], &self.params[t + 3]);
+                        batch_norm::forward(&g, x, mean, variance, gamma, beta, y);
+                    }
+                }
+            }
+            (Op::Conv(_) | Op::Linear(_) | Op::BatchNorm(_), None) => {
+                unreachable!("trace gives these layers parameters")
+            }
         }
     }
 
@@ -222,7 +261,22 @@ impl<T: Real> Reference<T> {
                 }
                 Mode::Test => dropout::forward_test(d, dy, dx),
             },
-            (Op::Conv(_) | Op::Linear(_), None) => unreachable!("trace gives these layers parameters"),
+            (Op::BatchNorm(norm), Some((gamma, dgamma, dbeta))) => {
+                let g = batch_norm::Geometry::new(n, shape, norm);
+                let t = self.weight[i].unwrap_or_default();
+                // At test time the statistics are constants, in which no picture has a part.
+                let nobody = vec![0.0; n];
+                let (mean, variance, weights) = match mode {
+                    Mode::Train { .. } => {
+                        (&self.statistics[i].1, &self.statistics[i].2, &self.picture_weights[..n])
+                    }
+                    Mode::Test => (&self.params[t + 2], &self.params[t + 3], &nobody[..]),
+                };
+                batch_norm::backward(&g, x, dy, weights, mean, variance, gamma, dgamma, dbeta, dx);
+            }
+            (Op::Conv(_) | Op::Linear(_) | Op::BatchNorm(_), None) => {
+                unreachable!("trace gives these layers parameters")
+            }
         }
     }
 
@@ -230,17 +284,31 @@ impl<T: Real> Reference<T> {
     ///
     /// v ← μ·v − wd·ε·w − ε·ḡ,  w ← w + v
     ///
-    /// A tensor whose rate is zero keeps its values and its momentum.
+    /// with the additions of the [`Rule`]. A tensor whose rate is zero keeps its values and its momentum. The running
+    /// statistics of batch normalizations move by what the last forward pass in training found.
     pub fn update(&mut self, settings: &StepSettings) {
         assert_eq!(settings.rates.len(), self.params.len(), "one rate a parameter tensor");
-        let momentum = T::of(f64::from(settings.momentum));
-        for (t, rate) in settings.rates.iter().enumerate().filter(|(_, rate)| rate.lr != 0.0) {
-            let (lr, decay) = (T::of(f64::from(rate.lr)), T::of(f64::from(rate.decay)));
-            for ((w, v), &g) in
-                self.params[t].iter_mut().zip(&mut self.momentum[t]).zip(&self.param_gradients[t])
-            {
-                *v = momentum * *v - decay * lr * *w - lr * g;
-                *w += *v;
+        let learned = |t: usize| self.names.0[t].role != Role::Statistic;
+        let moving = settings.rates.iter().enumerate().filter(|(_, rate)| rate.lr != 0.0);
+        for (t, rate) in moving.filter(|&(t, _)| learned(t)) {
+            let (mut lr, decay) = (f64::from(rate.lr), f64::from(rate.decay));
+            let (w, g) = (&mut self.params[t], &self.param_gradients[t]);
+            if let Some(lars) = self.rule.lars {
+                lr = lars.rate(lr, decay, update::norm_squared(w).sqrt(), update::norm_squared(g).sqrt());
+            }
+            update::sgd(lr, decay, f64::from(settings.momentum), g, w, &mut self.momentum[t]);
+            let param = &self.names.0[t];
+            if let (Some(limit), [filters, _, _, _]) = (self.rule.filter_rms, &param.shape[..]) {
+                let len = w.len() / filters;
+                w.chunks_exact_mut(len).for_each(|filter| update::limit_rms(limit, filter));
+            }
+        }
+        for (i, layer) in self.net.layers.iter().enumerate() {
+            let (Op::BatchNorm(norm), Some(t)) = (&layer.op, self.weight[i]) else { continue };
+            let (count, mean, variance) = &self.statistics[i];
+            if *count > 0.0 {
+                let (below, above) = self.params.split_at_mut(t + 3);
+                batch_norm::move_statistics(norm, *count, mean, variance, &mut below[t + 2], &mut above[0]);
             }
         }
     }

@@ -11,6 +11,21 @@ fn built_in_recipes_are_sound_and_survive_the_round_trip() {
     }
 }
 
+/// What a published recipe must state, and that its keys for the network say what the network is.
+#[test]
+fn published_recipes_state_their_source_result_and_choices() {
+    for name in names().filter(|name| !["finetune", "scratch-small", "mini"].contains(name)) {
+        let recipe = load(name).unwrap();
+        assert!(!recipe.source.is_empty() && !recipe.deviations.is_empty(), "{name}");
+        let expected = recipe.expected.as_ref().unwrap_or_else(|| panic!("{name} expects nothing"));
+        assert!(expected.top1_error.is_some_and(|e| (0.3..0.7).contains(&e)), "{name}");
+        let data = recipe.data.as_ref().unwrap();
+        let net = zoo::by_name(&recipe.net, data.classes).unwrap();
+        assert_eq!(recipe.apply(net.clone()).unwrap(), net, "{name}: its choices are those of its network");
+        assert!(text(name).unwrap().contains("[network]"), "{name}");
+    }
+}
+
 #[test]
 fn errors_point_at_the_line_and_offer_the_nearest_key() {
     let good = "name = 'x'\nsummary = 's'\nnet = 'caffenet'\nepochs = 3\nbatch = 8\nlr = 0.01\nmomentum = 0.9\n\

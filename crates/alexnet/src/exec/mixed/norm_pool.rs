@@ -1,0 +1,129 @@
+//! Normalization and pooling stages.
+
+use super::{Mixed, StageState};
+use crate::exec::contract::Batch;
+use crate::net::{self, PoolKind, Ties};
+use alexnet_kernels::bf16::convert::{round_map, widen_map};
+use alexnet_kernels::bf16::{MapLayout, PICTURES, lrn, pooling as pairs_pooling};
+use alexnet_kernels::conv::Axis;
+use alexnet_kernels::pooling::{self, Geometry, Share};
+use alexnet_kernels::spatial_lrn::{self, SpatialLrn};
+
+/// f32 values of one position of one split of a widened map.
+fn depth(map: &MapLayout) -> usize {
+    2 * map.split_pairs() * PICTURES
+}
+
+/// The kernel's constants of a normalization within a map, on widened maps.
+pub(super) fn spatial_lrn(op: &net::SpatialLrn, map: &MapLayout) -> SpatialLrn {
+    SpatialLrn {
+        size: op.size,
+        k: op.k as f32,
+        alpha: op.effective_alpha() as f32,
+        beta: op.beta as f32,
+        height: map.height,
+        width: map.width,
+        depth: depth(map),
+    }
+}
+
+/// The geometry of a pooling and what it does.
+pub(super) struct PoolState {
+    geometry: pairs_pooling::Geometry,
+    kind: PoolKind,
+    ties: Ties,
+}
+
+impl PoolState {
+    pub(super) fn new(op: &net::Pool, input: &MapLayout, output: &MapLayout) -> Self {
+        let axis = |input, output| Axis { input, output, kernel: op.size, stride: op.stride, pad: 0 };
+        let (rows, columns) = (axis(input.height, output.height), axis(input.width, output.width));
+        let geometry = pairs_pooling::Geometry { input: *input, output: *output, rows, columns };
+        PoolState { geometry, kind: op.kind, ties: op.ties }
+    }
+
+    /// Whether it is computed on widened maps.
+    pub(super) fn widens(&self) -> bool {
+        self.kind == PoolKind::Average
+    }
+
+    /// The geometry on widened maps, whose splits count as blocks.
+    fn wide(&self) -> Geometry {
+        Geometry { rows: self.geometry.rows, columns: self.geometry.columns, depth: depth(&self.geometry.input) }
+    }
+}
+
+impl Mixed {
+    pub(super) fn norm_pool_forward(&mut self, i: usize, batch: &Batch) {
+        let blocks = self.blocks(batch);
+        let [from, to] = [i, i + 1].map(|map| blocks * self.layouts[map].block_len());
+        let ([x], [y, x_wide, y_wide]) = self.arena.split(
+            [self.maps[i]],
+            [self.maps[i + 1], self.wide[0].at_most(2 * from), self.wide[1].at_most(2 * to)],
+        );
+        let ctx = &mut self.ctx;
+        match &self.stages[i] {
+            StageState::Lrn(op) => lrn::forward(ctx, op, &self.layouts[i], blocks, x, y),
+            StageState::SpatialLrn(op, _) => {
+                widen_map(ctx, &x[..from], x_wide);
+                spatial_lrn::forward(ctx, op, x_wide, y_wide);
+                round_map(ctx, y_wide, &mut y[..to]);
+            }
+            StageState::Pool(state) if state.widens() => {
+                widen_map(ctx, &x[..from], x_wide);
+                pooling::average_forward(ctx, &state.wide(), x_wide, y_wide);
+                round_map(ctx, y_wide, &mut y[..to]);
+            }
+            StageState::Pool(state) => {
+                pairs_pooling::max_forward(ctx, &state.geometry, blocks, x, y, &mut self.winners[i]);
+            }
+            _ => unreachable!("stage {i} normalizes or pools"),
+        }
+    }
+
+    pub(super) fn norm_pool_backward(&mut self, i: usize, batch: &Batch) {
+        let blocks = self.blocks(batch);
+        let [from, to] = [i, i + 1].map(|map| blocks * self.layouts[map].block_len());
+        let terms = match &self.stages[i] {
+            StageState::SpatialLrn(_, terms) => terms.at_most(2 * from),
+            _ => Default::default(),
+        };
+        let ([x, y, dy], [dx, terms, x_wide, dy_wide, dx_wide]) = self.arena.split(
+            [self.maps[i], self.maps[i + 1], self.gradients[i + 1]],
+            [
+                self.gradients[i],
+                terms,
+                self.wide[0].at_most(2 * from),
+                self.wide[2].at_most(2 * to),
+                self.wide[3].at_most(2 * from),
+            ],
+        );
+        let masks = self.plan.stages[i].masks_input;
+        let ctx = &mut self.ctx;
+        match &self.stages[i] {
+            StageState::Lrn(op) => lrn::backward(ctx, op, &self.layouts[i], blocks, x, dy, masks, dx),
+            StageState::SpatialLrn(op, _) => {
+                widen_map(ctx, &x[..from], x_wide);
+                widen_map(ctx, &dy[..to], dy_wide);
+                spatial_lrn::backward(ctx, op, x_wide, dy_wide, masks, terms, dx_wide);
+                round_map(ctx, dx_wide, &mut dx[..from]);
+            }
+            StageState::Pool(state) if state.widens() => {
+                widen_map(ctx, &x[..from], x_wide);
+                widen_map(ctx, &dy[..to], dy_wide);
+                let relu = masks.then_some(&*x_wide);
+                pooling::backward(ctx, &state.wide(), Share::Mean, dy_wide, relu, dx_wide);
+                round_map(ctx, dx_wide, &mut dx[..from]);
+            }
+            StageState::Pool(state) => {
+                let share = match state.ties {
+                    Ties::First => pairs_pooling::Share::Winner(&self.winners[i]),
+                    Ties::All => pairs_pooling::Share::EveryMaximum { x, y },
+                };
+                let relu = masks.then_some(x);
+                pairs_pooling::max_backward(ctx, &state.geometry, blocks, dy, share, relu, dx);
+            }
+            _ => unreachable!("stage {i} normalizes or pools"),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The executor in mixed precision against the reference in f32, for the layer orders of every network of the zoo at small
+//! width, on every engine: AMX (emulated where the machine lacks it), AVX-512's dot products, widened operands.
+//!
+//! bf16 keeps 8 bits: wherever two values of a pooling window, or a value and a ReLU's zero, are that close, the gradient
+//! goes another way than in f32. With random weights and three pictures that happens often enough to move conv1's gradient
+//! by a fifth; a wrong gradient is off by more than half. How close a network stays that is not chosen to be hard is
+//! measured against PyTorch (golden_steps.rs), and how exact each stage is, kernel by kernel, in alexnet-kernels. Here the
+//! orders of all networks are at stake, and that all engines make the same decisions.
+
+#[cfg(target_arch = "x86_64")]
+#[path = "../../kernels/tests/amx_emulator/mod.rs"]
+mod amx_emulator;
+mod executors;
+
+use alexnet::Network;
+use alexnet::exec::contract::{Batch, Executor, Params, Rate};
+use alexnet::exec::mixed::Mixed;
+use alexnet::exec::plan::{Mode, Plan};
+use alexnet::exec::reference::Reference;
+use alexnet::zoo;
+use alexnet_kernels::bf16::Engine;
+use executors::{distance, input, narrow, params, train};
+
+fn engines() -> Vec<Engine> {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
+    let mut engines: Vec<Engine> = Engine::all().into_iter().filter(|e| e.name() != "amx").collect();
+    #[cfg(target_arch = "x86_64")]
+    engines.extend(amx_emulator::engine());
+    engines
+}
+
+fn rates(params: &Params) -> Vec<Rate> {
+    let rate = |matrix| Rate { lr: if matrix { 0.01 } else { 0.02 }, decay: if matrix { 5e-4 } else { 0.0 } };
+    params.0.iter().map(|p| rate(p.shape.len() > 1)).collect()
+}
+
+fn trained(net: &Network, batch: usize, steps: u64, engine: Engine, threads: usize) -> (Mixed, Vec<f64>) {
+    let start = params(net);
+    let plan = Plan::mixed(net, batch, Mode::Train { frozen_below: 0 }).unwrap();
+    let mut mixed = Mixed::new(net, plan, engine, threads).unwrap();
+    mixed.set_params(&start);
+    let losses = train(&mut mixed, net, batch, steps, &rates(&start));
+    (mixed, losses)
+}
+
+fn compare(net: &Network, batch: usize, engines: &[Engine]) {
+    let start = params(net);
+    let mut reference = Reference::<f32>::new(net, batch, None).unwrap();
+    reference.set_params(&start);
+    let want_losses = train(&mut reference, net, batch, 1, &rates(&start));
+    let want = reference.params();
+    let probe = input(&reference, net, batch, 99);
+    let mut want_p = vec![0.0; batch * net.classes()];
+    reference.infer(Batch { input: &probe, count: batch, labels: &[], weights: &[] }, &mut want_p);
+    let mut first: Option<Params> = None;
+    for &engine in engines {
+        let what = format!("{} {}", net.name, engine.name());
+        let (mixed, losses) = trained(net, batch, 1, engine, 2);
+        assert!((losses[0] - want_losses[0]).abs() <= 0.02 * want_losses[0].max(1.0), "{what}: {losses:?}");
+        let got = mixed.params();
+        for ((got, want), start) in got.0.iter().zip(&want.0).zip(&start.0) {
+            let d = distance(&got.data, &want.data, &start.data);
+            assert!(d < if want.shape.len() > 1 { 0.3 } else { 0.5 }, "{what} {}: {d}", got.name);
+        }
+        // Engines differ in the order of sums and in denormals only.
+        if let Some(first) = &first {
+            for ((got, want), start) in got.0.iter().zip(&first.0).zip(&start.0) {
+                let d = distance(&got.data, &want.data, &start.data);
+                assert!(d < 0.02, "{what} {}: {d} from the first engine", got.name);
+            }
+        }
+        first.get_or_insert(got);
+        let plan = Plan::mixed(net, batch, Mode::Infer { last: None }).unwrap();
+        let mut mixed = Mixed::new(net, plan, engine, 2).unwrap();
+        mixed.set_params(&want);
+        let probe = input(&mixed, net, batch, 99);
+        let mut p = vec![0.0; want_p.len()];
+        mixed.infer(Batch { input: &probe, count: batch, labels: &[], weights: &[] }, &mut p);
+        for (got, want) in p.iter().zip(&want_p) {
+            assert!((got - want).abs() < 0.03, "{what}: probability {got} {want}");
+        }
+    }
+}
+
+#[test]
+fn every_network_of_the_zoo_trains_as_the_reference() {
+    for name in zoo::names().filter(|&name| name != "alexnet-mini" && name != "alexnet-bn") {
+        let mut engines = engines();
+        if !["alexnet-2012", "alexnet-2012-code", "zfnet"].contains(&name) {
+            // Emulation is slow.
+            engines.retain(|engine| engine.name() != "amx");
+        }
+        // The side keeps every overhang and clipped window that the full size has.
+        compare(&narrow(name, if name == "zfnet" { 96 } else { 100 }), 3, &engines);
+    }
+}
+
+#[test]
+fn the_mini_network_with_batches_around_a_block() {
+    let net = zoo::alexnet_mini(10);
+    for batch in [2, 33] {
+        compare(&net, batch, &engines()[..1]);
+    }
+}
+
+#[test]
+fn a_network_of_unusual_layers_trains_as_the_reference() {
+    let net = executors::ODD.lines().filter(|l| !l.contains("batch-norm")).collect::<Vec<_>>().join("\n");
+    compare(&Network::from_toml(&net, "odd.toml").unwrap(), 5, &engines());
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    for name in ["alexnet-2012", "alexnet-2012-code"] {
+        let net = narrow(name, 80);
+        for engine in engines() {
+            let run = |threads| {
+                let (mixed, losses) = trained(&net, 40, 2, engine, threads);
+                (mixed.params(), mixed.momentum(), losses)
+            };
+            let one = run(1);
+            // Emulation is slow, and the cut into units is the same for every engine.
+            let others = if engine.name() == "amx" { &[3][..] } else { &[2, 3, 4, 8] };
+            for &threads in others {
+                assert!(run(threads) == one, "{} {name} {threads} threads", engine.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_mixed_precision_does_not_compute_is_refused() {
+    let net = narrow("alexnet-bn", 100);
+    let plan = Plan::mixed(&net, 2, Mode::Train { frozen_below: 0 }).unwrap();
+    let error = Mixed::new(&net, plan, engines()[0], 1).err().unwrap().to_string();
+    assert!(error.contains("batch normalization") && error.contains("--precision f32"), "{error}");
+}
