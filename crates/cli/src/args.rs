@@ -260,6 +260,8 @@ pub enum Bench {
     Train(BenchRun),
     /// Forward passes on made-up pictures
     Infer(BenchRun),
+    /// Every pass of every stage beside what the machine can do at best
+    Kernels(BenchKernels),
 }
 
 /// `alexnet bench train` and `alexnet bench infer`.
@@ -274,6 +276,29 @@ pub struct BenchRun {
     /// Steps that are timed, after two that are not
     #[arg(long, value_name = "N", default_value = "10")]
     pub steps: usize,
+    /// How to compute.
+    #[command(flatten)]
+    pub compute: Compute,
+    /// Print one JSON object as the last line of standard output; everything else goes to standard error
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `alexnet bench kernels`.
+#[derive(Debug, Args)]
+pub struct BenchKernels {
+    /// A network of `alexnet nets`, or a TOML file
+    #[arg(long, value_name = "NAME|FILE", default_value = "alexnet-2012")]
+    pub net: String,
+    /// Pictures a step
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub batch: usize,
+    /// Steps that are timed, after two that are not
+    #[arg(long, value_name = "N", default_value = "20")]
+    pub steps: usize,
+    /// Forward passes at test time instead of steps of training
+    #[arg(long)]
+    pub infer: bool,
     /// How to compute.
     #[command(flatten)]
     pub compute: Compute,

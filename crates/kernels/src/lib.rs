@@ -11,6 +11,7 @@ pub mod batch_norm;
 pub mod bf16;
 pub mod conv;
 pub mod isa;
+pub mod limits;
 pub mod linear;
 pub mod lrn;
 pub mod panel;

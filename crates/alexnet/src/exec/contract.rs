@@ -179,6 +179,21 @@ pub struct StepReport {
     pub nonfinite: Option<usize>,
 }
 
+/// What one pass of one stage took in the last step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PassTime {
+    /// The stage's layers.
+    pub stage: String,
+    /// What was computed.
+    pub pass: &'static str,
+    /// How long it took.
+    pub time: std::time::Duration,
+    /// Floating-point operations of its products, padding counted as work; 0 where there is no product.
+    pub flop: u64,
+    /// Bytes of the maps and parameters that it reads and writes, each once.
+    pub bytes: u64,
+}
+
 /// Weights and momentum on one device, and the plan that trains or runs them.
 pub trait Executor: Send {
     /// Where the loader writes.
@@ -192,6 +207,11 @@ pub trait Executor: Send {
 
     /// The arithmetic of products: `f32` or `bf16` (`f64` in the reference).
     fn precision(&self) -> &'static str;
+
+    /// Where the time of the last step went; nothing if the executor does not say.
+    fn pass_times(&self) -> Vec<PassTime> {
+        Vec::new()
+    }
 
     /// Bytes that the plan holds: weights, momentum, activations, gradients.
     fn planned_bytes(&self) -> usize;

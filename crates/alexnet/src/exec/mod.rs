@@ -7,6 +7,7 @@ pub mod cpu;
 pub mod mixed;
 pub mod plan;
 pub mod reference;
+pub mod stopwatch;
 
 pub use contract::Executor;
 pub use plan::Mode;

@@ -63,7 +63,7 @@ pub struct Stage {
 }
 
 /// What a stage computes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Convolution, bias and perhaps ReLU.
     Conv {

@@ -72,16 +72,17 @@ struct Normalize<'a> {
     out: Ptr,
 }
 
-/// d^−β; for β = 3/4, (d^−½)·√(d^−½).
+/// d^−β and 1/d. For β = 3/4 without a division or a root: with r = d^−½, d^−β = r·√r = r²·(r^−½).
 #[inline(always)]
-unsafe fn power<S: Simd>(d: S::V, beta: f32) -> S::V {
+unsafe fn powers<S: Simd>(d: S::V, beta: f32) -> (S::V, S::V) {
     // SAFETY: the caller's promise.
     unsafe {
         if beta == 0.75 {
             let root = S::rsqrt(d);
-            S::mul(root, S::sqrt(root))
+            let inverse = S::mul(root, root);
+            (S::mul(inverse, S::rsqrt(root)), inverse)
         } else {
-            crate::lrn::power::<S>(d, beta)
+            (crate::lrn::power::<S>(d, beta), S::div(S::splat(1.0), d))
         }
     }
 }
@@ -167,7 +168,8 @@ impl Normalize<'_> {
                     let window = i.saturating_sub(before)..(i + after + 1).min(width);
                     let sum = sum_rows::<S>(squares.add(tower * width * 16), window.start, window.end);
                     let to = values.add((tower * width + i) * 16);
-                    S::store(to, S::mul(S::load(to), power::<S>(S::fma(alpha, sum, k), beta)));
+                    let (power, _) = powers::<S>(S::fma(alpha, sum, k), beta);
+                    S::store(to, S::mul(S::load(to), power));
                 }
             }
         }
@@ -196,10 +198,11 @@ impl Normalize<'_> {
                     let sum = sum_rows::<S>(squares.add(first * 16), window.start, window.end);
                     let d = S::fma(scale, sum, k);
                     let at = (first + i) * 16;
-                    let product = S::mul(S::load(terms.add(at)), power::<S>(d, beta));
+                    let (power, inverse) = powers::<S>(d, beta);
+                    let product = S::mul(S::load(terms.add(at)), power);
                     S::store(products.add(at), product);
                     // g·x·d^(−β−1)
-                    S::store(terms.add(at), S::div(S::mul(product, S::load(values.add(at))), d));
+                    S::store(terms.add(at), S::mul(S::mul(product, S::load(values.add(at))), inverse));
                 }
                 for i in 0..width {
                     // The windows that contain i are those of i − after ..= i + before.

@@ -47,7 +47,14 @@ impl Geometry {
 
 /// y = max over each window of x; `winner` receives the place of the (first) maximum, for each pair first the even
 /// channel's and then the odd one's of 32 pictures.
-pub fn max_forward(ctx: &mut Context, g: &Geometry, blocks: usize, x: &[f32], y: &mut [f32], winner: &mut [u8]) {
+pub fn max_forward(
+    ctx: &mut Context,
+    g: &Geometry,
+    blocks: usize,
+    x: &[f32],
+    y: &mut [f32],
+    winner: &mut [u8],
+) {
     g.check(blocks, x.len(), y.len(), winner.len());
     let winner = winner.as_mut_ptr() as usize;
     ctx.run(&MaxForward { g: *g, blocks, x: pairs(x), y: Ptr::from_mut(y), winner });
@@ -78,20 +85,18 @@ impl Kernel for MaxForward<'_> {
             let w0 = q * columns.stride;
             let w1 = (w0 + columns.kernel).min(columns.input);
             for pair in 0..self.g.pairs() {
-                let mut best = [[i16::MIN; PICTURES]; 2];
-                let mut place = [[0i16; PICTURES]; 2];
+                let mut best = [[i32::MIN; PICTURES]; 2];
                 for h in h0..h1 {
                     for w in w0..w1 {
                         let at = block * input.block_len() + Geometry::at(&input, pair, h, w);
-                        let this = ((h - h0) * columns.kernel + (w - w0)) as i16;
-                        let x = &self.x[at..at + PICTURES];
+                        let place = (h - h0) * columns.kernel + (w - w0);
+                        let x: &[u32; PICTURES] = self.x[at..at + PICTURES].try_into().expect("32 pairs");
+                        let [even, odd] = &mut best;
                         for n in 0..PICTURES {
-                            let keys = [ordered(x[n] as u16), ordered((x[n] >> 16) as u16)];
-                            for half in 0..2 {
-                                let larger = keys[half] > best[half][n];
-                                best[half][n] = if larger { keys[half] } else { best[half][n] };
-                                place[half][n] = if larger { this } else { place[half][n] };
-                            }
+                            even[n] = even[n].max(key(x[n] << 16, place));
+                        }
+                        for n in 0..PICTURES {
+                            odd[n] = odd[n].max(key(x[n] & 0xffff_0000, place));
                         }
                     }
                 }
@@ -101,10 +106,12 @@ impl Kernel for MaxForward<'_> {
                     let y = self.y.at(out).cast::<u32>();
                     let winner = (self.winner as *mut u8).add(2 * out);
                     for n in 0..PICTURES {
-                        let halves = [0, 1].map(|half| u32::from(unordered(best[half][n])));
-                        *y.add(n) = halves[0] | halves[1] << 16;
-                        *winner.add(n) = place[0][n] as u8;
-                        *winner.add(PICTURES + n) = place[1][n] as u8;
+                        *y.add(n) = value_of(best[0][n]) >> 16 | value_of(best[1][n]);
+                    }
+                    for (half, best) in best.iter().enumerate() {
+                        for n in 0..PICTURES {
+                            *winner.add(half * PICTURES + n) = place_of(best[n]);
+                        }
                     }
                 }
             }
@@ -112,18 +119,26 @@ impl Kernel for MaxForward<'_> {
     }
 }
 
-/// An integer that orders as the bf16 does: negative numbers have their magnitude's bits turned round. A positive NaN is
-/// the largest of all, so that it is not passed over; the most negative key is left to "nothing yet".
+/// An integer that orders as the bf16 in the high half of `bits` does, and among equal ones by the place in the window, the
+/// first being the largest: one maximum finds both. Negative numbers have their magnitude's bits turned round. A NaN is
+/// larger than any number, so that it is not passed over.
 #[inline(always)]
-fn ordered(bits: u16) -> i16 {
-    let bits = bits as i16;
-    (bits ^ ((bits >> 15) & 0x7fff)).max(i16::MIN + 1)
+fn key(bits: u32, place: usize) -> i32 {
+    let bits = if bits & 0x7fff_0000 > 0x7f80_0000 { bits & 0x7fff_0000 } else { bits } as i32;
+    (bits ^ ((bits >> 31) & 0x7fff_0000)) | (0xffff - place as i32)
 }
 
-/// [`ordered`] backwards.
+/// The bf16 of a key, in the high half.
 #[inline(always)]
-fn unordered(key: i16) -> u16 {
-    (key ^ ((key >> 15) & 0x7fff)) as u16
+fn value_of(key: i32) -> u32 {
+    let bits = key & !0xffff;
+    (bits ^ ((bits >> 31) & 0x7fff_0000)) as u32
+}
+
+/// The place of a key.
+#[inline(always)]
+fn place_of(key: i32) -> u8 {
+    !key as u8
 }
 
 /// Which elements of a window receive the gradient of its maximum.
@@ -198,8 +213,7 @@ impl Kernel for MaxBackward<'_> {
                         let dy: &[u32; PICTURES] = self.dy[out..out + PICTURES].try_into().expect("32 pairs");
                         match self.share {
                             Share::Winner(winner) => {
-                                let (even, odd) =
-                                    winner[2 * out..2 * out + 2 * PICTURES].split_at(PICTURES);
+                                let (even, odd) = winner[2 * out..2 * out + 2 * PICTURES].split_at(PICTURES);
                                 let this = (r * columns.kernel + s) as u8;
                                 add_where(&mut sums, dy, |n| even[n] == this, |n| odd[n] == this);
                             }
@@ -253,16 +267,21 @@ fn add_where(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bf16::{round, widen};
+    use crate::bf16::round;
 
     #[test]
     fn keys_order_as_the_numbers_do() {
         let values = [f32::NEG_INFINITY, -2.0, -1.0, -0.0, 0.0, 1e-30, 1.0, 2.0, f32::INFINITY, f32::NAN];
-        let keys: Vec<i16> = values.iter().map(|v| ordered(round(*v))).collect();
+        let bits = |v: f32| u32::from(round(v)) << 16;
+        let keys: Vec<i32> = values.iter().map(|v| key(bits(*v), 7)).collect();
         assert!(keys.is_sorted());
+        assert!(key(bits(-f32::NAN), 0) > key(bits(f32::INFINITY), 0));
         for v in values {
-            let back = widen(unordered(ordered(round(v))));
-            assert!(back.to_bits() >> 16 == u32::from(round(v)), "{v}");
+            assert_eq!(value_of(key(bits(v), 3)), bits(v), "{v}");
+            for place in [0, 1, 8, 255] {
+                assert_eq!(usize::from(place_of(key(bits(v), place))), place);
+            }
+            assert!(key(bits(v), 1) > key(bits(v), 2));
         }
     }
 }

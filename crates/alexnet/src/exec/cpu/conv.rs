@@ -3,6 +3,7 @@
 use super::{Cpu, StageState};
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::{Form, Plan};
+use crate::exec::stopwatch::Pass;
 use crate::net;
 use alexnet_kernels::Isa;
 use alexnet_kernels::conv::{self, Axis, Epilogue, Fold, Geometry, Packed, WeightPlan};
@@ -91,6 +92,7 @@ impl Cpu {
                 self.arena.split([self.maps[i], self.gradients[i + 1]], [self.gradients[i]]);
             let relu = stage.masks_input.then_some(x);
             conv::backward_input(&mut self.ctx, g, batch.count, dy, packed, relu, dx);
+            self.watch.lap(i, Pass::InputGradient);
         }
         let rates = [settings.rates[weight], settings.rates[weight + 1]];
         if !stage.moves || rates.iter().all(|r| r.lr == 0.0) {
@@ -101,6 +103,7 @@ impl Cpu {
             self.arena.split([self.maps[i], self.gradients[i + 1]], [w.gradient, b.gradient]);
         let x = Self::input_of(x, batch, i);
         conv::backward_weight(&mut self.ctx, g, state.fold, &state.weight_plan, batch.count, x, dy, dw, db);
+        self.watch.lap(i, Pass::WeightGradient);
         let mut finite = true;
         for (t, gradient) in (weight..).zip([w.gradient, b.gradient]) {
             finite &= self.update(t, gradient, settings);

@@ -14,8 +14,9 @@ mod norm_pool;
 pub(super) use norm_pool::lrn;
 
 use crate::error::{Error, Result};
-use crate::exec::contract::{Batch, Executor, InputLayout, Params, Rate, StepReport, StepSettings};
+use crate::exec::contract::{Batch, Executor, InputLayout, Params, PassTime, Rate, StepReport, StepSettings};
 use crate::exec::plan::{Form, Kind, Plan};
+use crate::exec::stopwatch::{Pass, Stopwatch};
 use crate::net::{Network, Op};
 use crate::ops::update::limit_rms;
 use alexnet_kernels::arena::{Arena, Layouter, Region};
@@ -28,6 +29,7 @@ pub struct Cpu {
     plan: Plan,
     ctx: Context,
     arena: Arena,
+    watch: Stopwatch,
     stages: Vec<StageState>,
     /// Names and shapes of the parameters; the data of these is not used.
     names: Params,
@@ -165,6 +167,7 @@ impl Cpu {
             net: net.clone(),
             ctx,
             arena,
+            watch: Stopwatch::new(&plan),
             stages,
             names,
             tensors,
@@ -187,6 +190,7 @@ impl Cpu {
             batch.count <= self.plan.batch && batch.input.len() == self.plan.input.len(),
             "the batch does not fit the plan"
         );
+        self.watch.start();
         for i in 0..self.stages.len() {
             match self.plan.stages[i].kind {
                 Kind::Conv { .. } => self.conv_forward(i, batch),
@@ -197,6 +201,7 @@ impl Cpu {
                 Kind::BatchNorm => self.batch_norm_forward(i, batch, masks.is_some()),
                 Kind::Flatten => self.flatten_forward(i, batch),
             }
+            self.watch.lap(i, Pass::Forward);
         }
     }
 
@@ -209,13 +214,13 @@ impl Cpu {
             if !stage.moves && !stage.input_gradient {
                 continue;
             }
-            let layer = stage.layers.start;
-            let finite = match stage.kind {
+            let (layer, kind) = (stage.layers.start, stage.kind);
+            let finite = match kind {
                 Kind::Conv { .. } => self.conv_backward(i, batch, settings),
                 Kind::Linear { .. } => self.linear_backward(i, batch, settings),
                 Kind::BatchNorm => self.batch_norm_backward(i, batch, settings),
                 _ => {
-                    match stage.kind {
+                    match kind {
                         Kind::Activation => self.activation_backward(i, batch),
                         Kind::Dropout => self.dropout_backward(i, batch, settings),
                         Kind::Flatten => self.flatten_backward(i, batch),
@@ -224,6 +229,7 @@ impl Cpu {
                     true
                 }
             };
+            self.watch.lap(i, if matches!(kind, Kind::Conv { .. }) { Pass::Update } else { Pass::Backward });
             if !finite && nonfinite.is_none() {
                 nonfinite = Some(layer);
             }
@@ -323,6 +329,10 @@ impl Executor for Cpu {
         "f32"
     }
 
+    fn pass_times(&self) -> Vec<PassTime> {
+        self.watch.times(&self.net, &self.plan, size_of::<f32>())
+    }
+
     fn planned_bytes(&self) -> usize {
         let arena: usize = self
             .tensors
@@ -399,6 +409,7 @@ impl Executor for Cpu {
         );
         self.forward(&batch, Some(settings));
         let mut report = self.loss(&batch);
+        self.watch.lap(self.stages.len(), Pass::Forward);
         let nonfinite = self.backward_and_update(&batch, settings);
         // A loss that is finite can hide an overflow, and the other way round: the maps are searched only then.
         report.nonfinite = if report.loss.is_finite() {
@@ -421,7 +432,11 @@ impl Executor for Cpu {
 }
 
 /// The values of `params`, whose names and shapes must be those of `names`.
-pub(super) fn checked<'a>(params: &'a Params, names: &'a Params, net: &'a str) -> impl Iterator<Item = &'a [f32]> {
+pub(super) fn checked<'a>(
+    params: &'a Params,
+    names: &'a Params,
+    net: &'a str,
+) -> impl Iterator<Item = &'a [f32]> {
     let key = |p: &'a Params| p.0.iter().map(|p| (&p.name, &p.shape));
     assert!(key(params).eq(key(names)), "these are not the parameters of network {net}");
     params.0.iter().map(|p| p.data.as_slice())

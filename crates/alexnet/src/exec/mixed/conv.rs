@@ -3,6 +3,7 @@
 use super::{Mixed, StageState, update_of};
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Plan;
+use crate::exec::stopwatch::Pass;
 use crate::net;
 use crate::ops::update::limit_rms;
 use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
@@ -92,6 +93,7 @@ impl Mixed {
                 self.arena.split([self.maps[i], self.gradients[i + 1]], [self.gradients[i]]);
             let relu = stage.masks_input.then_some(x);
             conv::backward_input(&mut self.ctx, self.engine, g, pictures, dy, packed, relu, dx);
+            self.watch.lap(i, Pass::InputGradient);
         }
         let rates = [settings.rates[weight], settings.rates[weight + 1]];
         if !stage.moves || rates.iter().all(|r| r.lr == 0.0) {
@@ -103,18 +105,8 @@ impl Mixed {
         convert::pair_pictures(&mut self.ctx, self.engine, &g.input, blocks, x, paired);
         let ([paired, dy], [dw, db]) =
             self.arena.split([self.paired, self.gradients[i + 1]], [w.gradient, b.gradient]);
-        conv::backward_weight(
-            &mut self.ctx,
-            self.engine,
-            g,
-            state.fold,
-            plan,
-            pictures,
-            paired,
-            dy,
-            dw,
-            db,
-        );
+        conv::backward_weight(&mut self.ctx, self.engine, g, state.fold, plan, pictures, paired, dy, dw, db);
+        self.watch.lap(i, Pass::WeightGradient);
         let mut finite = true;
         for (tensor, rate) in [w, b].into_iter().zip(rates) {
             let ([g], [w, v]) = self.arena.split([tensor.gradient], [tensor.value, tensor.momentum]);

@@ -13,9 +13,10 @@ mod loss;
 mod norm_pool;
 
 use crate::error::{Error, Result};
-use crate::exec::contract::{Batch, Executor, InputLayout, Params, StepReport, StepSettings};
+use crate::exec::contract::{Batch, Executor, InputLayout, Params, PassTime, StepReport, StepSettings};
 use crate::exec::cpu::{check_memory, checked, update_of};
 use crate::exec::plan::{Kind, Plan};
+use crate::exec::stopwatch::{Pass, Stopwatch};
 use crate::net::{Network, Op};
 use crate::ops::update::Rule;
 use alexnet_kernels::Context;
@@ -30,6 +31,7 @@ pub struct Mixed {
     engine: Engine,
     ctx: Context,
     arena: Arena,
+    watch: Stopwatch,
     stages: Vec<StageState>,
     /// Names and shapes of the parameters; the data of these is not used.
     names: Params,
@@ -80,13 +82,17 @@ pub fn unsupported(net: &Network, rule: &Rule) -> Option<String> {
     /// Rows of a window times splits: the runs of a product that the kernels plan for.
     const MOST_RUNS: usize = 64;
     if rule.needs_whole_gradients() {
-        return Some("this update rule needs whole gradients, which linear layers in bf16 do not store".into());
+        return Some(
+            "this update rule needs whole gradients, which linear layers in bf16 do not store".into(),
+        );
     }
     net.layers.iter().find_map(|layer| match &layer.op {
         Op::Conv(conv) if conv.groups * conv.kernel > MOST_RUNS => {
             Some(format!("layer {}: groups times kernel size is above {MOST_RUNS}", layer.name))
         }
-        Op::BatchNorm(_) => Some(format!("layer {}: batch normalization is computed in f32 only", layer.name)),
+        Op::BatchNorm(_) => {
+            Some(format!("layer {}: batch normalization is computed in f32 only", layer.name))
+        }
         _ => None,
     })
 }
@@ -171,7 +177,8 @@ impl Mixed {
                     let state = linear::State::new(&plan, i, op.outputs, *relu, i == last - 1 && rows_at_end);
                     if trains {
                         paired = paired.max(paired_len(&layouts[i], blocks));
-                        dy_rows = dy_rows.max(alexnet_kernels::bf16::linear::unzipped_len(op.outputs, blocks));
+                        dy_rows =
+                            dy_rows.max(alexnet_kernels::bf16::linear::unzipped_len(op.outputs, blocks));
                     }
                     StageState::Linear(Box::new(state))
                 }
@@ -220,6 +227,7 @@ impl Mixed {
             engine,
             ctx,
             arena,
+            watch: Stopwatch::new(&plan),
             stages,
             names,
             tensors,
@@ -246,11 +254,7 @@ impl Mixed {
 
     /// Pictures that kernels compute: in training whole blocks, so that every lane of a gradient is defined.
     fn pictures(&self, batch: &Batch) -> usize {
-        if self.plan.trains() {
-            batch.count.next_multiple_of(self.plan.block)
-        } else {
-            batch.count
-        }
+        if self.plan.trains() { batch.count.next_multiple_of(self.plan.block) } else { batch.count }
     }
 
     /// Blocks in which the batch has pictures.
@@ -263,7 +267,9 @@ impl Mixed {
             batch.count <= self.plan.batch && batch.input.len() == self.plan.input.len(),
             "the batch does not fit the plan"
         );
+        self.watch.start();
         self.enter(batch);
+        self.watch.lap(0, Pass::Input);
         for i in 0..self.stages.len() {
             match self.plan.stages[i].kind {
                 Kind::Conv { .. } => self.conv_forward(i, batch),
@@ -274,6 +280,7 @@ impl Mixed {
                 Kind::BatchNorm => unreachable!("refused when the executor was made"),
                 Kind::Flatten => self.flatten_forward(i, batch),
             }
+            self.watch.lap(i, Pass::Forward);
         }
     }
 
@@ -286,12 +293,12 @@ impl Mixed {
             if !stage.moves && !stage.input_gradient {
                 continue;
             }
-            let layer = stage.layers.start;
-            let finite = match stage.kind {
+            let (layer, kind) = (stage.layers.start, stage.kind);
+            let finite = match kind {
                 Kind::Conv { .. } => self.conv_backward(i, batch, settings),
                 Kind::Linear { .. } => self.linear_backward(i, batch, settings),
                 _ => {
-                    match stage.kind {
+                    match kind {
                         Kind::Activation => self.activation_backward(i, batch),
                         Kind::Dropout => self.dropout_backward(i, batch, settings),
                         Kind::Flatten => self.flatten_backward(i, batch),
@@ -300,6 +307,7 @@ impl Mixed {
                     true
                 }
             };
+            self.watch.lap(i, if matches!(kind, Kind::Conv { .. }) { Pass::Update } else { Pass::Backward });
             if !finite && nonfinite.is_none() {
                 nonfinite = Some(layer);
             }
@@ -348,6 +356,10 @@ impl Executor for Mixed {
 
     fn precision(&self) -> &'static str {
         "bf16"
+    }
+
+    fn pass_times(&self) -> Vec<PassTime> {
+        self.watch.times(&self.net, &self.plan, 2)
     }
 
     fn planned_bytes(&self) -> usize {
@@ -412,6 +424,7 @@ impl Executor for Mixed {
         );
         self.forward(&batch, Some(settings));
         let mut report = self.loss(&batch);
+        self.watch.lap(self.stages.len(), Pass::Forward);
         let nonfinite = self.backward_and_update(&batch, settings);
         // A loss that is finite can hide an overflow, and the other way round: the maps are searched only then.
         report.nonfinite = if report.loss.is_finite() {

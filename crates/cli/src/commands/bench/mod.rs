@@ -1,5 +1,7 @@
 //! `alexnet bench`: how long a step of training or a forward pass takes, on made-up pictures that cost nothing to
-//! load.
+//! load; and where the time goes.
+
+mod kernels;
 
 use crate::args::{Bench, BenchRun};
 use crate::failure::{Failure, Outcome};
@@ -9,6 +11,7 @@ use crate::terminal::{Words, bytes, print_line};
 use crate::{args, machine};
 use alexnet::exec::contract::{Batch, InputLayout, Params, Rate, StepSettings};
 use alexnet::exec::{self, Executor, Mode};
+use alexnet::net::Network;
 use alexnet::rng::{Purpose, Stream};
 use alexnet::train::init;
 use serde_json::json;
@@ -22,6 +25,7 @@ pub fn run(bench: Bench) -> Outcome {
     match bench {
         Bench::Train(args) => measure(&args, true),
         Bench::Infer(args) => measure(&args, false),
+        Bench::Kernels(args) => kernels::run(&args),
     }
 }
 
@@ -44,23 +48,12 @@ fn measure(args: &BenchRun, train: bool) -> Outcome {
         bytes(executor.planned_bytes() as u64),
     ))?;
 
-    let layout = executor.input_layout();
-    let (input, labels) = made_up(&layout, net.classes());
-    let weights = vec![1.0; args.batch];
-    let batch = Batch { input: &input, count: args.batch, labels: &labels, weights: &weights };
-    let tensors = Params::zeros(&net)?.0.len();
-    let rates = vec![Rate { lr: 0.01, decay: 5e-4 }; tensors];
-    let mut output = vec![0.0; args.batch * executor.output_len()];
+    let mut steps = Steps::new(&net, executor.as_ref(), args.batch, train)?;
     let mut progress = Progress::new("measuring");
     let mut times_ms = Vec::with_capacity(args.steps);
     for step in 0..WARM_UP + args.steps {
         let start = Instant::now();
-        if train {
-            let settings = StepSettings { step: step as u64, seed: 0, momentum: 0.9, rates: &rates };
-            executor.train_step(batch, &settings);
-        } else {
-            executor.infer(batch, &mut output);
-        }
+        steps.run(executor.as_mut(), step);
         if step >= WARM_UP {
             times_ms.push(start.elapsed().as_secs_f64() * 1e3);
         }
@@ -68,6 +61,45 @@ fn measure(args: &BenchRun, train: bool) -> Outcome {
     }
     progress.finish();
     report(args, train, &compute, executor.as_ref(), &words, times_ms)
+}
+
+/// What steps on made-up pictures need.
+struct Steps {
+    train: bool,
+    batch: usize,
+    input: Vec<f32>,
+    labels: Vec<u32>,
+    weights: Vec<f32>,
+    rates: Vec<Rate>,
+    output: Vec<f32>,
+}
+
+impl Steps {
+    fn new(net: &Network, executor: &dyn Executor, batch: usize, train: bool) -> Result<Steps, Failure> {
+        let (input, labels) = made_up(&executor.input_layout(), net.classes());
+        let tensors = Params::zeros(net)?.0.len();
+        Ok(Steps {
+            train,
+            batch,
+            input,
+            labels,
+            weights: vec![1.0; batch],
+            rates: vec![Rate { lr: 0.01, decay: 5e-4 }; tensors],
+            output: vec![0.0; batch * executor.output_len()],
+        })
+    }
+
+    /// One step of training, or one forward pass.
+    fn run(&mut self, executor: &mut dyn Executor, step: usize) {
+        let (input, labels, weights) = (&self.input[..], &self.labels[..], &self.weights[..]);
+        let batch = Batch { input, count: self.batch, labels, weights };
+        if self.train {
+            let settings = StepSettings { step: step as u64, seed: 0, momentum: 0.9, rates: &self.rates };
+            executor.train_step(batch, &settings);
+        } else {
+            executor.infer(batch, &mut self.output);
+        }
+    }
 }
 
 fn report(

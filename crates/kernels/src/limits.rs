@@ -1,0 +1,160 @@
+//! What the machine can do at best, measured in the same run as what is compared with it: the rate of the inner loop on
+//! operands in L1, and the rate at which memory is read and written.
+
+use crate::bf16::engine::{C_LEN, Engine, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::{EDGE, pair};
+use crate::parallel::{Context, Kernel, Ptr};
+use crate::simd::Simd;
+use std::time::Instant;
+
+/// Products of a unit of the loop.
+const PRODUCTS: usize = 64;
+/// Steps of a run: 8 KiB of either operand.
+const STEPS: usize = 4;
+/// Runs of a product, all over the same operands: as long a sum as a convolution's.
+const RUNS: usize = 16;
+
+/// FLOP/s of the engine's product on random operands that stay in L1, on all threads.
+pub fn bf16_flop_s(ctx: &mut Context, engine: Engine) -> f64 {
+    let random = |seed: u32| {
+        let mut state = seed;
+        (0..STEPS * 2 * EDGE * EDGE).map(move |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            pair((state >> 16) as f32 / 32_768.0 - 1.0, (state & 0xffff) as f32 / 32_768.0 - 1.0)
+        })
+    };
+    let kernel = Tiles { a: random(1).collect(), b: random(2).collect(), units: 8 * ctx.threads() };
+    let start = Instant::now();
+    run(ctx, engine, &kernel);
+    let step = 2.0 * 32.0f64.powi(3);
+    (kernel.units * PRODUCTS * RUNS * STEPS) as f64 * step / start.elapsed().as_secs_f64()
+}
+
+struct Tiles {
+    a: Vec<u32>,
+    b: Vec<u32>,
+    units: usize,
+}
+
+impl MatrixKernel for Tiles {
+    fn units(&self) -> usize {
+        self.units
+    }
+
+    fn scratch_len(&self) -> usize {
+        C_LEN
+    }
+
+    #[inline(always)]
+    unsafe fn unit<M: Matrix>(&self, _unit: usize, scratch: *mut f32) {
+        let tile = 2 * EDGE * EDGE;
+        let shape = Product { rows: 2, columns: 2, right: Right::Tiles, a_step: tile, b_step: tile };
+        let runs = [Run { a: 0, b: 0, steps: STEPS }; RUNS];
+        for i in 0..PRODUCTS {
+            // SAFETY: both operands have this many steps, and scratch holds C.
+            unsafe { M::product(shape, &runs, self.a.as_ptr(), self.b.as_ptr(), scratch, i > 0) };
+        }
+    }
+}
+
+/// FLOP/s of multiply-adds in registers, on all threads.
+pub fn f32_flop_s(ctx: &mut Context) -> f64 {
+    let kernel = MultiplyAdd { units: 8 * ctx.threads() };
+    let start = Instant::now();
+    ctx.run(&kernel);
+    let lanes = ctx.isa().lanes();
+    (kernel.units * ROUNDS * CHAINS * lanes * 2) as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Independent sums: enough to hide the latency of a multiply-add.
+const CHAINS: usize = 12;
+/// Multiply-adds of each in a unit.
+const ROUNDS: usize = 20_000;
+
+struct MultiplyAdd {
+    units: usize,
+}
+
+impl Kernel for MultiplyAdd {
+    fn units(&self) -> usize {
+        self.units
+    }
+
+    fn scratch_len(&self) -> usize {
+        CHAINS * 16 + 16
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, _unit: usize, scratch: *mut f32) {
+        // SAFETY: scratch holds every sum and one vector more.
+        unsafe {
+            let mut sums = [S::zero(); CHAINS];
+            let (a, b) = (S::splat(0.999), S::load(scratch.add(CHAINS * 16)));
+            for _ in 0..ROUNDS {
+                for sum in &mut sums {
+                    *sum = S::fma(*sum, a, b);
+                }
+            }
+            for (i, sum) in sums.into_iter().enumerate() {
+                S::store(scratch.add(i * 16), sum);
+            }
+        }
+    }
+}
+
+/// Bytes a second of y ← y/2 + x over arrays that no cache holds (two reads and a write), on all threads.
+pub fn stream_bytes_s(ctx: &mut Context, x: &[f32], y: &mut [f32]) -> f64 {
+    assert_eq!(x.len(), y.len(), "arrays");
+    let bytes = (3 * size_of_val(x)) as f64;
+    let start = Instant::now();
+    ctx.run(&Stream { x, y: Ptr::from_mut(y) });
+    bytes / start.elapsed().as_secs_f64()
+}
+
+/// Elements of a unit.
+const UNIT: usize = 1 << 16;
+
+struct Stream<'a> {
+    x: &'a [f32],
+    y: Ptr,
+}
+
+impl Kernel for Stream<'_> {
+    fn units(&self) -> usize {
+        self.x.len().div_ceil(UNIT)
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let end = ((unit + 1) * UNIT).min(self.x.len());
+        let mut i = unit * UNIT;
+        // SAFETY: a unit's elements are its own and within both arrays.
+        unsafe {
+            let half = S::splat(0.5);
+            while i + S::LANES <= end {
+                let y = self.y.at(i);
+                S::store(y, S::fma(half, S::load(y), S::load(self.x.as_ptr().add(i))));
+                i += S::LANES;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    #[test]
+    fn rates_are_those_of_a_processor() {
+        let mut ctx = Context::new(Isa::all()[0], 1);
+        let engines = Engine::all();
+        let engine = *engines.iter().find(|e| e.isa() == ctx.isa()).unwrap();
+        let (x, mut y) = (vec![1.0; 100_000], vec![2.0; 100_000]);
+        let stream = stream_bytes_s(&mut ctx, &x, &mut y);
+        for rate in [bf16_flop_s(&mut ctx, engine), f32_flop_s(&mut ctx), stream] {
+            assert!(rate > 1e7 && rate < 1e16, "{rate}");
+        }
+        assert!(y.iter().all(|y| *y == 2.0));
+    }
+}
