@@ -112,7 +112,7 @@ pub struct Eval {
     /// Models (checkpoints or run folders) and, last, the folder of pictures: of a model's own data the part that it was
     /// not trained on, of others val/ or all. Of several models the probabilities are averaged. A file of
     /// --save-predictions stands for the model that made it; if there are only such files, no folder is needed
-    #[arg(required = true, num_args = 1.., value_name = "MODEL... DATA")]
+    #[arg(required = true, num_args = 1.., value_name = "PATH")]
     pub paths: Vec<PathBuf>,
     /// 1: the centre; 10: corners and centre and their mirror images, probabilities averaged
     #[arg(long, value_name = "1|10", default_value = "1")]

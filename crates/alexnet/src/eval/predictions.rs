@@ -11,12 +11,15 @@ use crate::error::{Error, Result};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The value of the metadata key `format`; another layout has another number.
 const FORMAT: &str = "alexnet-predictions-1";
 /// How the value of that key begins, whatever the number.
 const FAMILY: &str = "alexnet-predictions-";
+/// A longer header is none of ours: this holds the names of a million classes.
+const MAX_HEADER_BYTES: u64 = 64 << 20;
 /// What the rows are called.
 const ROWS: &str = "probabilities";
 
@@ -35,16 +38,21 @@ pub fn create(out: &Path, net: &str, model: &str, views: usize, classes: &[Strin
     RowFile::create(out, ROWS, &[classes.len()], metadata)
 }
 
-/// Whether a path is a file of predictions, of this or another version of the format; a file that cannot be read is
-/// none.
+/// Whether a path is a file of predictions, of this or another version of the format, whole or damaged behind its
+/// header; a file that cannot be read is none.
 pub fn is_predictions(path: &Path) -> bool {
-    let open = || {
+    let header = || {
         check_regular(&std::fs::metadata(path).ok()?).ok()?;
-        let map = map_file(&File::open(path).ok()?).ok()?;
-        let (_, header) = SafeTensors::read_metadata(&map).ok()?;
-        Some(header.metadata().as_ref()?.get("format")?.starts_with(FAMILY))
+        let mut file = File::open(path).ok()?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length).ok()?;
+        let length = Some(u64::from_le_bytes(length)).filter(|&n| n <= MAX_HEADER_BYTES)?;
+        let mut text = Vec::new();
+        file.take(length).read_to_end(&mut text).ok()?;
+        let header: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        Some(header["__metadata__"]["format"].as_str()?.starts_with(FAMILY))
     };
-    open() == Some(true)
+    header() == Some(true)
 }
 
 /// A file of predictions, mapped: rows are read from it as they are needed. That nobody rewrites it in place
@@ -147,7 +155,8 @@ fn parse(path: &Path, map: memmap2::Mmap) -> std::result::Result<Predictions, St
     let tensor = |name: &str| tensors.tensor(name).map_err(|_| format!("no tensor `{name}`"));
     let rows = tensor(ROWS)?;
     let &[n, width] = rows.shape() else { return Err(format!("`{ROWS}` is no table")) };
-    if width != classes.len() || rows.dtype() != Dtype::F32 {
+    // At least one column: then the length of the file bounds the number of rows.
+    if width != classes.len() || width == 0 || rows.dtype() != Dtype::F32 {
         return Err(format!("`{ROWS}` is not F32 (pictures, {})", classes.len()));
     }
     let labels = match tensors.tensor("labels") {

@@ -28,14 +28,15 @@ pub fn run(args: &Eval) -> Outcome {
     let mut answers = Answers::new(args, &material, request.views.len())?;
     let work = Work::new(&request, &material, compute, &stop)?;
     let figures = work.measure(&mut answers).map_err(stop::unfinished)?;
+    // Before anything is said: a reader that goes away does not cost the files.
+    let saved = answers.write_files(args)?;
     report::figures(&words, &material, &figures, &answers.tally)?;
     report::details(&words, args, &material, &answers)?;
+    saved.iter().try_for_each(|line| words.line(line))?;
     let accuracy = 1.0 - answers.tally.top1_error();
     let passed = request.min_top1.is_none_or(|x| accuracy >= x);
-    let object = args.json.then(|| report::json(args, &request, &material, &figures, &answers, passed));
-    answers.write_files(args, &words)?;
-    if let Some(object) = object {
-        print_line(&object.to_string())?;
+    if args.json {
+        print_line(&report::json(args, &request, &material, &figures, &answers, passed).to_string())?;
     }
     match request.min_top1.filter(|_| !passed) {
         None => Ok(()),
@@ -90,16 +91,18 @@ impl<'a> Answers<'a> {
         Ok(())
     }
 
-    fn write_files(self, args: &Eval, words: &Words) -> Outcome {
-        if let (Some(saved), Some(out)) = (self.saved, &args.save_predictions) {
+    /// Puts the files in their places; says so in words.
+    fn write_files(&mut self, args: &Eval) -> Result<Vec<String>> {
+        let mut words = vec![];
+        if let (Some(saved), Some(out)) = (self.saved.take(), &args.save_predictions) {
             saved.finish()?;
-            words.line(&format!("saved     probabilities in {}", out.display()))?;
+            words.push(format!("saved     probabilities in {}", out.display()));
         }
-        if let (Some(submission), Some(out)) = (self.submission, &args.submission) {
+        if let (Some(submission), Some(out)) = (self.submission.take(), &args.submission) {
             submission.write(out)?;
-            words.line(&format!("saved     five guesses a line in {}", out.display()))?;
+            words.push(format!("saved     five guesses a line in {}", out.display()));
         }
-        Ok(())
+        Ok(words)
     }
 }
 

@@ -30,7 +30,7 @@ pub fn introduction(words: &Words, material: &Material, views: usize) -> Result<
                 format!("model     {} for {classes}, {}", c.model.net.name, c.model.path.display())
             }
             Source::Saved(p) => format!(
-                "model     {} for {classes}, {} views, answers saved in {}",
+                "model     {} for {classes}, views: {}, answers saved in {}",
                 p.net(),
                 p.views(),
                 p.file().display()
