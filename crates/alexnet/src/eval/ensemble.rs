@@ -96,8 +96,15 @@ pub struct Fitted {
 /// error smaller than it was and smallest; it ends when a whole round has changed nothing, or after five. Here ties
 /// are shared as in [`super::metrics`] (the script took the first).
 ///
-/// Panics if a table has not one row a label.
-pub fn fit(tables: &[Table], labels: &[u32], rows: &[u32], classes: usize, threads: usize) -> Fitted {
+/// `progress` is told (networks tried, the most that there can be). Panics if a table has not one row a label.
+pub fn fit(
+    tables: &[Table],
+    labels: &[u32],
+    rows: &[u32],
+    classes: usize,
+    threads: usize,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Fitted {
     let mut at = vec![BEGIN; tables.len()];
     let mut best = f64::NEG_INFINITY;
     let mut equal = 0.0;
@@ -107,6 +114,7 @@ pub fn fit(tables: &[Table], labels: &[u32], rows: &[u32], classes: usize, threa
             if last_changed == member {
                 break 'search;
             }
+            progress(round * tables.len() + member, ROUNDS * tables.len());
             let hits = hits_by_weight(tables, labels, rows, classes, &at, member, threads);
             if round == 0 && member == 0 {
                 equal = hits[BEGIN];
@@ -157,14 +165,17 @@ fn hits_by_weight(
             }
             own.copy_from_slice(tables[member].row(i, classes, &mut scratch));
             for (step, hit) in hits.iter_mut().enumerate() {
-                let sum = |class: usize| others[class] + weight(step) * own[class];
-                let label = sum(labels[i] as usize);
-                let (mut above, mut equal) = (0, 0);
-                for class in 0..classes {
-                    let p = sum(class);
-                    above += usize::from(p > label);
-                    equal += usize::from(p == label);
+                let weight = weight(step);
+                let label = labels[i] as usize;
+                let right = others[label] + weight * own[label];
+                // Four bytes each, so that as many are counted at a time as there are values.
+                let (mut above, mut equal) = (0u32, 0u32);
+                for (other, own) in others.iter().zip(&own) {
+                    let p = other + weight * own;
+                    above += u32::from(p > right);
+                    equal += u32::from(p == right);
                 }
+                let (above, equal) = (above as usize, equal as usize);
                 *hit += shared_hit(GUESSES, above, equal);
             }
         }
@@ -245,8 +256,8 @@ mod tests {
         let labels: Vec<u32> = (0..PICTURES as u32).map(|i| i % CLASSES as u32).collect();
         let tables = [member(1, &labels, 0.0), member(2, &labels, 0.5), member(3, &labels, 0.1)];
         let rows: Vec<u32> = (0..PICTURES as u32).filter(|i| i % 3 != 0).collect();
-        let fitted = fit(&tables, &labels, &rows, CLASSES, 1);
-        assert_eq!(fitted, fit(&tables, &labels, &rows, CLASSES, 3), "threads do not matter");
+        let fitted = fit(&tables, &labels, &rows, CLASSES, 1, &mut |_, _| {});
+        assert_eq!(fitted, fit(&tables, &labels, &rows, CLASSES, 3, &mut |_, _| {}), "threads do not matter");
         assert!(fitted.weights[1] > 2.0 * fitted.weights[0], "{fitted:?}");
         assert!(fitted.top5_error < fitted.equal_top5_error, "{fitted:?}");
         // The errors are those that a tally counts with the same weights.
@@ -286,8 +297,8 @@ mod tests {
     fn a_single_member_and_no_pictures_are_no_trouble() {
         let labels = [0, 1];
         let table = || Table::Memory([vec![0.0; CLASSES], vec![0.5; CLASSES]].concat());
-        assert_eq!(fit(&[table()], &labels, &[], CLASSES, 2).top5_error, 0.0);
-        let one = fit(&[table()], &labels, &[0, 1], CLASSES, 2);
+        assert_eq!(fit(&[table()], &labels, &[], CLASSES, 2, &mut |_, _| {}).top5_error, 0.0);
+        let one = fit(&[table()], &labels, &[0, 1], CLASSES, 2, &mut |_, _| {});
         assert_eq!(one.weights, [0.5]);
     }
 }

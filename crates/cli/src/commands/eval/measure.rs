@@ -174,7 +174,10 @@ impl<'a> Work<'a> {
                 Source::Saved(predictions) => Table::Saved(predictions, &self.material.common.rows[m]),
             });
         }
-        let found = fit(&tables, labels, &self.fit_on, classes, self.compute.threads);
+        let mut progress = Progress::new("weighing");
+        let mut told = |done, all| progress.update(done, all, "");
+        let found = fit(&tables, labels, &self.fit_on, classes, self.compute.threads, &mut told);
+        progress.finish();
         let weights = to_sum_one(&found.weights);
         let alike = 1.0 / tables.len() as f32;
         let mut tables: Vec<(Table, f32)> = tables.into_iter().map(|table| (table, alike)).collect();
@@ -193,6 +196,7 @@ impl<'a> Work<'a> {
     fn combine(&self, tables: &[(Table, f32)], each: &mut Each) -> Result<()> {
         let mut sum = vec![0.0f32; self.material.classes.len()];
         let mut scratch = vec![];
+        let mut progress = Progress::new("averaging");
         for i in (0..self.material.len()).filter(|&i| self.counts[i]) {
             stop::check(self.stop)?;
             sum.fill(0.0);
@@ -200,6 +204,7 @@ impl<'a> Work<'a> {
                 table.add_row(i, *weight, &mut sum, &mut scratch);
             }
             each(i, &sum)?;
+            progress.update(i + 1, self.material.len(), "");
         }
         Ok(())
     }
