@@ -194,9 +194,10 @@ pub struct Features {
     /// Pictures, or folders of pictures
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
-    /// The layer; a convolution's or linear layer's name means after the ReLU that directly follows it
-    #[arg(long, value_name = "NAME", default_value = "fc7")]
-    pub layer: String,
+    /// The layer; a convolution's or linear layer's name means after the ReLU that directly follows it [default: fc7, or
+    /// the last layer before the classes]
+    #[arg(long, value_name = "NAME")]
+    pub layer: Option<String>,
     /// The file to write
     #[arg(long, value_name = "FILE", default_value = "features.safetensors")]
     pub out: PathBuf,

@@ -23,6 +23,19 @@ pub fn last_layer(net: &Network, name: &str) -> Result<usize> {
     Ok(if computes && follows { index + 1 } else { index })
 }
 
+/// The layer whose activations stand for a picture unless another is named: fc7, as in the paper; in a network without
+/// it, the last linear layer before the classes; without that, whatever the classes are computed from.
+pub fn default_layer(net: &Network) -> &str {
+    if let Some(fc7) = net.layers.iter().find(|layer| layer.name == "fc7") {
+        return &fc7.name;
+    }
+    let computes = |op: &Op| matches!(op, Op::Conv(_) | Op::Linear(_));
+    let output = net.layers.iter().rposition(|layer| computes(&layer.op)).unwrap_or(0);
+    let before = &net.layers[..output];
+    let hidden = before.iter().rfind(|layer| matches!(layer.op, Op::Linear(_))).or(before.last());
+    &hidden.unwrap_or(&net.layers[output]).name
+}
+
 /// Activations of one layer on their way into a file.
 #[derive(Debug)]
 pub struct Features {
@@ -110,6 +123,19 @@ mod tests {
         assert_eq!(named("fc8"), "fc8");
         assert_eq!(named("pool1"), "pool1");
         assert!(last_layer(&net, "fc9").unwrap_err().to_string().contains("did you mean"));
+    }
+
+    #[test]
+    fn without_fc7_the_last_hidden_layer_stands_for_the_picture() {
+        assert_eq!(default_layer(&zoo::torchvision(10)), "fc7");
+        let net = |layers: &str| {
+            Network::from_toml(&format!("name = 'n'\ninput = [3, 8, 8]\nlayer = [{layers}]"), "test").unwrap()
+        };
+        let fc = |name: &str| format!("{{ name = '{name}', type = 'linear', outputs = 2 }},");
+        let pool = "{ name = 'pool1', type = 'pool', kind = 'max', size = 2, stride = 2 },";
+        assert_eq!(default_layer(&net(&[pool, &fc("a"), &fc("b")].concat())), "a");
+        assert_eq!(default_layer(&net(&[pool, &fc("a")].concat())), "pool1");
+        assert_eq!(default_layer(&net(&fc("a"))), "a");
     }
 
     #[test]

@@ -18,7 +18,10 @@ const BATCH: usize = 32;
 /// Runs `alexnet features`.
 pub fn run(args: &Features) -> Outcome {
     let model = plan::open_model(&args.model)?;
-    let last = features::last_layer(&model.net, &args.layer)?;
+    let last = match &args.layer {
+        Some(name) => features::last_layer(&model.net, name)?,
+        None => features::last_layer(&model.net, features::default_layer(&model.net))?,
+    };
     let paths = files::expand(&args.paths)?;
     plan::can_create("--out", &args.out)?;
     for folder in args.paths.iter().filter(|path| path.is_dir()) {
