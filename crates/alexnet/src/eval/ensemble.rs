@@ -274,6 +274,40 @@ mod tests {
         }
     }
 
+    /// The search as a few plain loops, which count the whole error for every value that is tried.
+    #[test]
+    fn the_search_goes_the_way_of_the_original() {
+        let labels: Vec<u32> = (0..90).map(|i| i % CLASSES as u32).collect();
+        let rows: Vec<u32> = (0..90).collect();
+        for seed in 0..5 {
+            let tables: Vec<Table> =
+                (0..4).map(|m| member(10 * seed + m, &labels, 0.15 * m as f32)).collect();
+            let mut weights = vec![0.5; 4];
+            let mut best = top5(&tables, &labels, &rows, &weights);
+            let mut changed = None;
+            'search: for _round in 0..5 {
+                for m in 0..4 {
+                    if changed == Some(m) {
+                        break 'search;
+                    }
+                    for step in 0..=20 {
+                        let old = std::mem::replace(&mut weights[m], f64::from(step) / 20.0);
+                        let error = top5(&tables, &labels, &rows, &weights);
+                        if error < best {
+                            best = error;
+                            changed = Some(m);
+                        } else {
+                            weights[m] = old;
+                        }
+                    }
+                }
+            }
+            let fitted = fit(&tables, &labels, &rows, CLASSES, 2, &mut |_, _| {});
+            assert_eq!(fitted.weights, weights, "{seed}");
+            assert!((fitted.top5_error - best).abs() < 1e-9);
+        }
+    }
+
     #[test]
     fn halves_are_stratified_and_depend_on_the_path_alone() {
         let labels: Vec<u32> = (0..400).map(|i| i % 4).collect();

@@ -23,18 +23,12 @@ const TAKEN: usize = 20;
 
 /// What is about to be measured.
 pub fn introduction(words: &Words, material: &Material, views: usize) -> Result<()> {
-    let classes = plural(material.classes.len(), "class", "classes");
     for member in &material.members {
         words.line(&match &member.source {
-            Source::Model(c) => {
-                format!("model     {} for {classes}, {}", c.model.net.name, c.model.path.display())
+            Source::Model(c) => format!("model     {}, {}", c.model.net.name, c.model.path.display()),
+            Source::Saved(p) => {
+                format!("model     {}, {} (saved answers, views: {})", p.net(), p.file().display(), p.views())
             }
-            Source::Saved(p) => format!(
-                "model     {} for {classes}, views: {}, answers saved in {}",
-                p.net(),
-                p.views(),
-                p.file().display()
-            ),
         })?;
     }
     if let Some(pack) = material.pack() {
@@ -44,14 +38,12 @@ pub fn introduction(words: &Words, material: &Material, views: usize) -> Result<
         }
     }
     let views = match material.pack() {
-        Some(_) => format!("; {}", plural(views, "view", "views")),
+        Some(_) => format!(", {}", plural(views, "view each", "views each")),
         None => String::new(),
     };
-    words.line(&format!(
-        "measured  {}, {}{views}",
-        plural(material.len(), "picture", "pictures"),
-        material.part
-    ))?;
+    let pictures = plural(material.len(), "picture", "pictures");
+    let classes = plural(material.classes.len(), "class", "classes");
+    words.line(&format!("measured  {pictures} of {classes}{views}:\n          {}", material.part))?;
     material.warnings.iter().try_for_each(|warning| words.line(warning))
 }
 
@@ -97,13 +89,13 @@ pub fn figures(words: &Words, material: &Material, figures: &Figures, tally: &Ta
     words.line(&table(&rows, &[false, true, true, true, true, true]))?;
     match &figures.fitted {
         Some(fitted) => words.line(&format!(
-            "The weights {} were fitted on {} of the pictures\n(top-5 error {} there, {} with equal weights); the \
-             figures are of the other {}.",
-            listed(&fitted.found.weights),
+            "fitted    on {} of the pictures; the table is of the other {}\n          weights {}: top-5 error {} \
+             there, with equal weights {}",
             count(fitted.pictures),
+            count(tally.pictures() as usize),
+            listed(&fitted.found.weights),
             percent(fitted.found.top5_error),
             percent(fitted.found.equal_top5_error),
-            count(tally.pictures() as usize)
         )),
         None => Ok(()),
     }
