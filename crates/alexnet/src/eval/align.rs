@@ -81,7 +81,7 @@ mod tests {
         let b = catalogue("b", &[("x", 2, 0), ("w", 0, 1), ("z", 1, 2)]);
         let both = common(&[a.clone(), b.clone()]).unwrap();
         assert_eq!(both, Common { labels: vec![1, 2], rows: vec![vec![10, 12], vec![2, 0]] });
-        assert_eq!(common(&[a.clone()]).unwrap().rows, [[10, 11, 12]]);
+        assert_eq!(common(std::slice::from_ref(&a)).unwrap().rows, [[10, 11, 12]]);
         let other = catalogue("c", &[("z", 2, 0)]);
         let error = common(&[a.clone(), other]).unwrap_err().to_string();
         assert!(error.contains("z is of class 2 in a and of class 3 in c"), "{error}");

@@ -92,11 +92,8 @@ fn folder_of(path: &Path) -> &Path {
 fn remove_leftover(temporary: &Path) -> Result<()> {
     match std::fs::symlink_metadata(temporary) {
         Ok(about) if about.is_file() => {
-            let held = File::open(temporary).and_then(|file| match file.try_lock() {
-                Err(std::fs::TryLockError::WouldBlock) => Ok(true),
-                _ => Ok(false),
-            });
-            if held.unwrap_or(false) {
+            let held = |file: File| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock));
+            if File::open(temporary).is_ok_and(held) {
                 return Err(Error::new(ErrorKind::WouldBlock, "another process is writing it"));
             }
         }
