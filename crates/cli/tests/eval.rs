@@ -374,6 +374,16 @@ fn output_that_cannot_be_written_is_named() {
         assert_eq!(output.status.code(), Some(0), "{words:?}: {stderr}");
         assert!(!stderr.contains("error: "), "{words:?}: {stderr}");
     }
+    // Nobody reads, and the file is there all the same.
+    for words in [["eval", &model, &set], ["predict", &model, &set]] {
+        let five = place.path(&format!("{}.txt", words[0]));
+        let mut command = alexnet();
+        command.args(words).arg("--submission").arg(&five).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        drop(child.stdout.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{words:?}");
+        assert!(five.is_file(), "{words:?}");
+    }
 
     // A device is not replaced by a file.
     for words in [

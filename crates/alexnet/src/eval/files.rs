@@ -98,8 +98,8 @@ fn looks_like_a_picture(path: &Path) -> bool {
 }
 
 /// Runs an executor for inference over views of picture files: `each` receives every file in order with its mean output,
-/// or with the reason why it cannot be read. Decoding runs beside computing; of the pictures, [`CHUNK`] at a time and
-/// the next as many are in memory.
+/// or with the reason why it cannot be read. Decoding runs beside computing; no more than two pieces of 256 pictures are
+/// in memory.
 ///
 /// # Errors
 /// As [`mean_outputs`].

@@ -44,17 +44,25 @@ pub fn run(args: &Predict) -> Outcome {
         if let Some(submission) = &mut submission {
             submission.add(&path.to_string_lossy(), answer.ok());
         }
-        let _ = progress.line(|| {
-            printer.picture(path, answer);
-            Ok(())
-        });
+        if printer.lost.is_none() {
+            let _ = progress.line(|| {
+                printer.picture(path, answer);
+                Ok(())
+            });
+        }
         progress.update(done, paths.len(), "");
-        // Any error ends the work; the writing error itself is kept in the printer.
-        if printer.lost.is_some() { Err(Error::Config("standard output is gone".into())) } else { Ok(()) }
+        // Any error ends the work, unless there is a file to write; the writing error itself is kept in the printer.
+        if printer.lost.is_some() && submission.is_none() {
+            Err(Error::Config("standard output is gone".into()))
+        } else {
+            Ok(())
+        }
     };
     let preprocess = &model.preprocess;
     let result = files::outputs(executor.as_mut(), &paths, preprocess, views, compute.threads, &mut each);
-    if let Some(lost) = printer.lost {
+    if submission.is_none()
+        && let Some(lost) = printer.lost
+    {
         return Err(lost.into());
     }
     result?;
@@ -63,7 +71,10 @@ pub fn run(args: &Predict) -> Outcome {
     if let (Some(submission), Some(out)) = (submission, &args.submission) {
         submission.write(out)?;
     }
-    Ok(())
+    match printer.lost {
+        Some(lost) => Err(lost.into()),
+        None => Ok(()),
+    }
 }
 
 /// Says how many pictures were passed over; that every one was is an error.

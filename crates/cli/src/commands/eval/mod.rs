@@ -15,6 +15,7 @@ use alexnet::eval::rows::RowFile;
 use alexnet::eval::{Tally, predictions, submission};
 use alexnet::train::durable;
 use measure::Work;
+use std::io::ErrorKind::BrokenPipe;
 use std::path::Path;
 
 /// Runs `alexnet eval`.
@@ -23,7 +24,12 @@ pub fn run(args: &Eval) -> Outcome {
     let request = plan::eval::request(args)?;
     let compute = plan::Compute::of(&args.compute)?;
     let material = plan::eval::material(&request)?;
-    report::introduction(&words, &material, request.views.len())?;
+    match report::introduction(&words, &material, request.views.len()) {
+        // Nobody reads, but there are files to write.
+        Err(e)
+            if e.kind() == BrokenPipe && (args.save_predictions.is_some() || args.submission.is_some()) => {}
+        said => said?,
+    }
     let stop = stop::on_signals()?;
     let mut answers = Answers::new(args, &material, request.views.len())?;
     let work = Work::new(&request, &material, compute, &stop)?;
