@@ -13,9 +13,10 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 finished with a negative answer (`data check` found faults); 2 usage or configuration;
-3 data unusable; 4 checkpoint unusable; 5 training diverged; 6 device fault; 75 stopped by a signal after a durable
-checkpoint (run again with --resume); 130 second Ctrl-C.";
+Exit codes: 0 done; 1 finished with a negative answer (`data check` found faults, `eval --min-top1`
+was missed); 2 usage or configuration; 3 data unusable; 4 checkpoint unusable; 5 training diverged;
+6 device fault; 75 stopped by a signal after a durable checkpoint (run again with --resume);
+130 stopped by a signal with nothing saved, or by a second Ctrl-C.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -75,8 +76,12 @@ pub struct Train {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Train on N pictures of every class and validate on the rest (the Caltech protocol)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "split")]
     pub train_per_class: Option<usize>,
+    /// Keep this fraction of every class for validation, chosen by the hash of each path: 0.5 halves a set, as for the
+    /// 10,184 classes of 2009 [default: val/ if there is one, else the recipe's]
+    #[arg(long, value_name = "FRACTION")]
+    pub split: Option<f64>,
     /// How to compute.
     #[command(flatten)]
     pub compute: Compute,
@@ -101,14 +106,43 @@ pub struct Compute {
 
 /// `alexnet eval`.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "alexnet eval [OPTIONS] MODEL... DATA\n       alexnet eval [OPTIONS] PREDICTIONS..."
+)]
 pub struct Eval {
-    /// A checkpoint or a run folder
-    pub model: PathBuf,
-    /// The folder of pictures: of the model's own data the part that it was not trained on, of others val/ or all
-    pub data: PathBuf,
+    /// Models (checkpoints or run folders) and, last, the folder of pictures: of a model's own data the part that it was
+    /// not trained on, of others val/ or all. Of several models the probabilities are averaged. A file of
+    /// --save-predictions stands for the model that made it; if there are only such files, no folder is needed
+    #[arg(required = true, num_args = 1.., value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
     /// 1: the centre; 10: corners and centre and their mirror images, probabilities averaged
     #[arg(long, value_name = "1|10", default_value = "1")]
     pub views: usize,
+    /// How much each of several models counts; `fit` finds the weights on one half of the pictures and reports on the
+    /// other
+    #[arg(long, value_name = "equal|fit|W,W,...", default_value = "equal", allow_hyphen_values = true)]
+    pub weights: String,
+    /// Measure with this fraction of every class, chosen by the hash of each path, whatever the models were trained on
+    #[arg(long, value_name = "FRACTION")]
+    pub split: Option<f64>,
+    /// Print a table of the classes, worst first
+    #[arg(long)]
+    pub per_class: bool,
+    /// Print the K most confused pairs of classes with examples [default: 5 pairs without examples]
+    #[arg(long, value_name = "K")]
+    pub confusions: Option<usize>,
+    /// Print the K pictures that are most confidently wrong
+    #[arg(long, value_name = "K", default_value = "0", hide_default_value = true)]
+    pub worst: usize,
+    /// Write the probabilities to a safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub save_predictions: Option<PathBuf>,
+    /// Write five class numbers a line, counted from 1, as ILSVRC's organizers take them
+    #[arg(long, value_name = "FILE")]
+    pub submission: Option<PathBuf>,
+    /// Exit with code 1 if the fraction of pictures that is right at the first guess is smaller than X
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub min_top1: Option<f64>,
     /// How to compute.
     #[command(flatten)]
     pub compute: Compute,
@@ -131,6 +165,12 @@ pub struct Predict {
     /// How to print
     #[arg(long, value_enum, default_value = "table")]
     pub format: Format,
+    /// 1: the centre; 10: corners and centre and their mirror images, probabilities averaged
+    #[arg(long, value_name = "1|10", default_value = "1")]
+    pub views: usize,
+    /// Write five class numbers a line, counted from 1, as ILSVRC's organizers take them
+    #[arg(long, value_name = "FILE")]
+    pub submission: Option<PathBuf>,
     /// How to compute.
     #[command(flatten)]
     pub compute: Compute,
@@ -155,9 +195,10 @@ pub struct Features {
     /// Pictures, or folders of pictures
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
-    /// The layer; a convolution's or linear layer's name means after the ReLU that directly follows it
-    #[arg(long, value_name = "NAME", default_value = "fc7")]
-    pub layer: String,
+    /// The layer; a convolution's or linear layer's name means after the ReLU that directly follows it [default: fc7, or
+    /// the last layer before the classes]
+    #[arg(long, value_name = "NAME")]
+    pub layer: Option<String>,
     /// The file to write
     #[arg(long, value_name = "FILE", default_value = "features.safetensors")]
     pub out: PathBuf,

@@ -9,6 +9,8 @@ pub enum Failure {
     Library(alexnet::Error),
     /// The reader of standard output went away, as `head` does. Nothing is wrong.
     ReaderGone,
+    /// A signal ended work that leaves nothing behind: exit code 130.
+    Stopped(String),
     /// The work was done and its answer, already printed, is no: exit code 1.
     Negative,
 }
@@ -43,6 +45,10 @@ impl Failure {
         match self {
             Failure::ReaderGone => ExitCode::SUCCESS,
             Failure::Negative => ExitCode::from(1),
+            Failure::Stopped(words) => {
+                crate::terminal::complain(&format!("stopped: {words}"));
+                ExitCode::from(crate::stop::STOPPED)
+            }
             Failure::Library(error) => {
                 let label = if let alexnet::Error::Interrupted(_) = error { "stopped" } else { "error" };
                 crate::terminal::complain(&format!("{label}: {error}"));

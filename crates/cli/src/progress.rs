@@ -51,10 +51,8 @@ impl Progress {
             let bar = self.bar.get_or_insert_with(|| new_bar(what));
             bar.set_length(total as u64);
             bar.set_position(done as u64);
-            bar.set_message(format!(
-                "{note}{}",
-                left_words(elapsed, done - self.before.min(done), total - self.before.min(total))
-            ));
+            let left = left_words(elapsed, done - self.before.min(done), total - self.before.min(total));
+            bar.set_message(format!("{note}{left}").trim_start_matches(", ").to_string());
         } else if self.last_line.is_none_or(|last| now - last >= BETWEEN_LINES) {
             self.last_line = Some(now);
             let between = if note.is_empty() { "" } else { ", " };

@@ -72,6 +72,23 @@ pub fn table(rows: &[Vec<String>], right: &[bool]) -> String {
     text
 }
 
+/// The end of a text that may be at most `columns` characters long, with an ellipsis for what is left out before it: of
+/// paths, the end tells them apart.
+pub fn ending(text: &str, columns: usize) -> String {
+    match text.chars().count().checked_sub(columns) {
+        None | Some(0) => text.to_string(),
+        Some(over) => std::iter::once('…').chain(text.chars().skip(over + 1)).collect(),
+    }
+}
+
+/// The beginning of a text that may be at most `columns` characters long, with an ellipsis for what is left out.
+pub fn beginning(text: &str, columns: usize) -> String {
+    match text.chars().count() > columns {
+        false => text.to_string(),
+        true => text.chars().take(columns.saturating_sub(1)).chain(std::iter::once('…')).collect(),
+    }
+}
+
 /// Digits in groups of three: `60,965,224`.
 pub fn count(n: usize) -> String {
     let digits = n.to_string();
@@ -128,6 +145,8 @@ mod tests {
         assert_eq!(duration(59.6), "1 min 00 s");
         assert_eq!(duration(7387.0), "2 h 03 min");
         assert_eq!(plural(1, "class", "classes"), "1 class");
+        assert_eq!((ending("a/bc/d", 4), beginning("abcdef", 4)), ("…c/d".into(), "abc…".into()));
+        assert_eq!((ending("abcd", 4), beginning("abcd", 4)), ("abcd".into(), "abcd".into()));
     }
 
     #[test]

@@ -200,7 +200,7 @@ fn name(format: ImageFormat) -> &'static str {
 }
 
 /// Whether this is a regular file; devices, pipes and folders are refused, naming what they are.
-pub(super) fn check_regular(about: &Metadata) -> Result<(), String> {
+pub(crate) fn check_regular(about: &Metadata) -> Result<(), String> {
     if about.is_file() {
         return Ok(());
     }
@@ -238,7 +238,7 @@ fn open_without_waiting(path: &Path) -> std::io::Result<File> {
 }
 
 /// An input/output error in plain words.
-pub(super) fn io_reason(error: &std::io::Error) -> String {
+pub(crate) fn io_reason(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::NotFound => "no such file".into(),
         std::io::ErrorKind::PermissionDenied => "permission denied".into(),

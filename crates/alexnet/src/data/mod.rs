@@ -11,7 +11,7 @@ pub mod disk;
 pub mod generator;
 mod jpeg;
 pub mod loader;
-mod map;
+pub(crate) mod map;
 pub mod pack;
 mod pack_build;
 pub mod paint;

@@ -3,6 +3,7 @@
 use super::pack::Pack;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The side of the split that a picture is on.
@@ -73,7 +74,8 @@ pub fn split(pack: &Pack, rule: &SplitRule) -> Result<Partition> {
                     "validation fraction {fraction}: it must lie between 0 and 1, for example 0.1"
                 )));
             }
-            by_fraction(pack, all, fraction, &mut partition);
+            let (class, path) = (|i: u32| pack.label(i as usize), |i: u32| pack.path(i as usize));
+            by_hash(all, class, path, fraction, 0, &mut partition.val, &mut partition.train);
         }
         SplitRule::TrainPerClass { n, seed } => {
             if n == 0 {
@@ -115,19 +117,31 @@ fn by_class(pack: &Pack, pictures: impl Iterator<Item = u32>) -> Vec<Vec<u32>> {
     classes
 }
 
-/// A threshold on the hash, so that no picture moves when others come or go. By chance a class may end up wholly on
-/// one side; then, and only then, its picture nearest the threshold changes sides, if the class has two.
-fn by_fraction(pack: &Pack, pictures: impl Iterator<Item = u32>, fraction: f64, partition: &mut Partition) {
+/// Splits pictures by a threshold on the hash of each one's path, so that no picture moves when others come or go: of
+/// each class, about `fraction` go to `low`, the rest to `high`. By chance a class may end up wholly on one side; then,
+/// and only then, its picture nearest the threshold changes sides, if the class has two. Another seed, another split.
+pub(crate) fn by_hash<P: AsRef<str>>(
+    pictures: impl Iterator<Item = u32>,
+    class: impl Fn(u32) -> u32,
+    path: impl Fn(u32) -> P,
+    fraction: f64,
+    seed: u64,
+    low: &mut Vec<u32>,
+    high: &mut Vec<u32>,
+) {
     let threshold = (fraction * 2f64.powi(64)) as u64;
-    for mut class in by_class(pack, pictures) {
-        let key = |i: u32| hash(pack.path(i as usize), 0);
-        class.sort_by_key(|&i| (key(i), i));
-        let mut val = class.iter().filter(|&&i| key(i) < threshold).count();
+    let mut classes: BTreeMap<u32, Vec<(u64, u32)>> = BTreeMap::new();
+    for i in pictures {
+        classes.entry(class(i)).or_default().push((hash(path(i).as_ref(), seed), i));
+    }
+    for mut class in classes.into_values() {
+        class.sort_unstable();
+        let mut below = class.iter().filter(|&&(key, _)| key < threshold).count();
         if class.len() >= 2 {
-            val = val.clamp(1, class.len() - 1);
+            below = below.clamp(1, class.len() - 1);
         }
-        partition.val.extend(&class[..val]);
-        partition.train.extend(&class[val..]);
+        low.extend(class[..below].iter().map(|&(_, i)| i));
+        high.extend(class[below..].iter().map(|&(_, i)| i));
     }
 }
 

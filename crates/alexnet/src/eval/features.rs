@@ -1,18 +1,14 @@
 //! Activations of a layer as a file that Python reads with `safetensors.numpy.load_file`.
 //!
-//! | tensor | type, shape | |
-//! |---|---|---|
-//! | `features` | F32 (N, C, H, W), or (N, outputs) of a linear layer | the activations |
-//! | `labels` | I64 (N) | class indices; −1 where the picture's folder is no class of the model; absent if none is |
-//! | `paths` | U8 (bytes) | UTF-8, each ended by a zero byte |
-//!
-//! Metadata: `net`, `layer` (the last layer computed), `classes` (JSON).
+//! The file is that of [`super::rows`]; its rows are called `features` and are (C, H, W), or (outputs) of a linear
+//! layer. The label of a picture is the class that a folder it lies in has the name of. Metadata: `net`, `layer` (the
+//! last layer computed), `classes` (JSON).
 
-use crate::error::{Error, Result};
+use super::rows::RowFile;
+use crate::error::Result;
 use crate::net::{Network, Op};
-use safetensors::tensor::{Dtype, TensorView};
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 /// The layer at which to stop for the activations called `name`: the layer itself, or the activation function
 /// (ReLU or another) that directly follows a convolution or linear layer of that name. So `fc7` means the outputs of
@@ -27,102 +23,94 @@ pub fn last_layer(net: &Network, name: &str) -> Result<usize> {
     Ok(if computes && follows { index + 1 } else { index })
 }
 
-/// Activations of one layer for some pictures.
+/// The layer whose activations stand for a picture unless another is named: fc7, as in the paper; in a network without
+/// it, the last linear layer before the classes; without that, whatever the classes are computed from.
+pub fn default_layer(net: &Network) -> &str {
+    if let Some(fc7) = net.layers.iter().find(|layer| layer.name == "fc7") {
+        return &fc7.name;
+    }
+    let computes = |op: &Op| matches!(op, Op::Conv(_) | Op::Linear(_));
+    let output = net.layers.iter().rposition(|layer| computes(&layer.op)).unwrap_or(0);
+    let before = &net.layers[..output];
+    let hidden = before.iter().rfind(|layer| matches!(layer.op, Op::Linear(_))).or(before.last());
+    &hidden.unwrap_or(&net.layers[output]).name
+}
+
+/// Activations of one layer on their way into a file.
 #[derive(Debug)]
 pub struct Features {
-    shape: Vec<usize>,
-    net: String,
-    layer: String,
-    classes: Vec<String>,
-    values: Vec<f32>,
-    labels: Vec<i64>,
-    paths: Vec<PathBuf>,
+    rows: RowFile,
+    /// Class name -> index.
+    classes: HashMap<String, u32>,
 }
 
 impl Features {
-    /// None yet, of layer `last` (see [`last_layer`]) of a network with these class names.
+    /// Begins the file `out` for layer `last` (see [`last_layer`]) of a network with these class names.
     ///
     /// # Errors
-    /// As [`Network::trace`].
-    pub fn new(net: &Network, last: usize, classes: &[String]) -> Result<Self> {
+    /// As [`Network::trace`]; [`crate::Error::Config`] if the file cannot be created.
+    pub fn create(out: &Path, net: &Network, last: usize, classes: &[String]) -> Result<Self> {
         let trace = net.trace()?;
         let layer = &trace[last];
         let s = layer.output;
         let flat = trace[..=last].iter().any(|t| matches!(t.layer.op, Op::Linear(_)));
+        let shape = if flat { vec![s.len()] } else { vec![s.c, s.h, s.w] };
+        let metadata = BTreeMap::from([
+            ("net".to_string(), net.name.clone()),
+            ("layer".to_string(), layer.layer.name.clone()),
+            ("classes".to_string(), serde_json::json!(classes).to_string()),
+        ]);
         Ok(Features {
-            shape: if flat { vec![s.len()] } else { vec![s.c, s.h, s.w] },
-            net: net.name.clone(),
-            layer: layer.layer.name.clone(),
-            classes: classes.to_vec(),
-            values: vec![],
-            labels: vec![],
-            paths: vec![],
+            rows: RowFile::create(out, "features", &shape, metadata)?,
+            classes: classes.iter().cloned().zip(0..).collect(),
         })
     }
 
-    /// Adds a picture. Its class is known if a folder that it lies in has the name of a class.
+    /// Adds a picture.
     ///
     /// Panics if there are not as many values as the layer has elements.
-    pub fn add(&mut self, path: &Path, values: &[f32]) {
-        assert_eq!(values.len(), self.shape.iter().product::<usize>(), "one picture's activations");
-        let folder = path.parent().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
-        let label = folder.and_then(|name| self.classes.iter().position(|c| *c == name));
-        self.labels.push(label.map_or(-1, |l| l as i64));
-        self.paths.push(path.to_path_buf());
-        self.values.extend_from_slice(values);
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] if it cannot be written.
+    pub fn add(&mut self, path: &Path, values: &[f32]) -> Result<()> {
+        let label = folder_name(path).and_then(|name| self.classes.get(&name).copied());
+        self.rows.push(&path.to_string_lossy(), label, values)
     }
 
     /// Pictures added.
     pub fn len(&self) -> usize {
-        self.paths.len()
+        self.rows.len()
     }
 
     /// True if no picture was added.
     pub fn is_empty(&self) -> bool {
-        self.paths.is_empty()
+        self.rows.is_empty()
     }
 
     /// Elements of one picture, as (C, H, W) or (outputs).
     pub fn shape(&self) -> &[usize] {
-        &self.shape
+        self.rows.shape()
     }
 
-    /// Writes the file; it appears when it is complete.
+    /// Completes the file, which appears now.
     ///
     /// # Errors
-    /// [`Error::Config`] if it cannot be written.
-    pub fn save(&self, out: &Path) -> Result<()> {
-        let fail = |why: String| Error::Config(format!("cannot write {}: {why}", out.display()));
-        let values: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let labels: Vec<u8> = self.labels.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let mut paths = Vec::new();
-        for path in &self.paths {
-            paths.extend_from_slice(path.to_string_lossy().replace('\0', "\\x00").as_bytes());
-            paths.push(0);
-        }
-        let shape: Vec<usize> = std::iter::once(self.len()).chain(self.shape.iter().copied()).collect();
-        let view = |dtype, shape, data| TensorView::new(dtype, shape, data).map_err(|e| fail(e.to_string()));
-        let mut tensors = vec![
-            ("features", view(Dtype::F32, shape, &values)?),
-            ("paths", view(Dtype::U8, vec![paths.len()], &paths)?),
-        ];
-        if self.labels.iter().any(|&l| l >= 0) {
-            tensors.push(("labels", view(Dtype::I64, vec![self.labels.len()], &labels)?));
-        }
-        let metadata = HashMap::from([
-            ("net".to_string(), self.net.clone()),
-            ("layer".to_string(), self.layer.clone()),
-            ("classes".to_string(), serde_json::to_string(&self.classes).map_err(|e| fail(e.to_string()))?),
-        ]);
-        safetensors::serialize_to_file(tensors, Some(metadata), out).map_err(|e| fail(e.to_string()))
+    /// [`crate::Error::Config`] if it cannot be written.
+    pub fn finish(self) -> Result<()> {
+        self.rows.finish()
     }
+}
+
+/// The name of the folder that a file lies in.
+fn folder_name(path: &Path) -> Option<String> {
+    path.parent().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::zoo;
-    use safetensors::SafeTensors;
+    use safetensors::{Dtype, SafeTensors};
 
     #[test]
     fn a_layer_s_name_means_after_its_relu() {
@@ -138,17 +126,30 @@ mod tests {
     }
 
     #[test]
+    fn without_fc7_the_last_hidden_layer_stands_for_the_picture() {
+        assert_eq!(default_layer(&zoo::torchvision(10)), "fc7");
+        let net = |layers: &str| {
+            Network::from_toml(&format!("name = 'n'\ninput = [3, 8, 8]\nlayer = [{layers}]"), "test").unwrap()
+        };
+        let fc = |name: &str| format!("{{ name = '{name}', type = 'linear', outputs = 2 }},");
+        let pool = "{ name = 'pool1', type = 'pool', kind = 'max', size = 2, stride = 2 },";
+        assert_eq!(default_layer(&net(&[pool, &fc("a"), &fc("b")].concat())), "a");
+        assert_eq!(default_layer(&net(&[pool, &fc("a")].concat())), "pool1");
+        assert_eq!(default_layer(&net(&fc("a"))), "a");
+    }
+
+    #[test]
     fn the_file_holds_values_paths_and_labels() {
         let net = zoo::alexnet_mini(2);
         let last = last_layer(&net, "pool5").unwrap();
-        let mut features = Features::new(&net, last, &["cat".into(), "dog".into()]).unwrap();
-        assert_eq!(features.shape(), [64, 3, 3]);
-        let row: Vec<f32> = (0..576).map(|i| i as f32).collect();
-        features.add(Path::new("set/dog/1.jpg"), &row);
-        features.add(Path::new("elsewhere/2.jpg"), &row);
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("f.safetensors");
-        features.save(&out).unwrap();
+        let mut features = Features::create(&out, &net, last, &["cat".into(), "dog".into()]).unwrap();
+        assert_eq!(features.shape(), [64, 3, 3]);
+        let row: Vec<f32> = (0..576).map(|i| i as f32).collect();
+        features.add(Path::new("set/dog/1.jpg"), &row).unwrap();
+        features.add(Path::new("elsewhere/2.jpg"), &row).unwrap();
+        features.finish().unwrap();
         let bytes = std::fs::read(&out).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let tensor = file.tensor("features").unwrap();
@@ -157,6 +158,5 @@ mod tests {
         let labels: Vec<u8> = [1i64, -1].iter().flat_map(|l| l.to_le_bytes()).collect();
         assert_eq!(file.tensor("labels").unwrap().data(), labels);
         assert_eq!(file.tensor("paths").unwrap().data(), b"set/dog/1.jpg\0elsewhere/2.jpg\0");
-        assert!(features.save(&folder.path().join("no/such/folder")).is_err());
     }
 }

@@ -97,8 +97,9 @@ fn looks_like_a_picture(path: &Path) -> bool {
     }
 }
 
-/// Runs an executor for inference over picture files: `each` receives every file in order with its output, or with
-/// the reason why it cannot be read. Decoding runs beside computing.
+/// Runs an executor for inference over views of picture files: `each` receives every file in order with its mean output,
+/// or with the reason why it cannot be read. Decoding runs beside computing; no more than two pieces of 256 pictures are
+/// in memory.
 ///
 /// # Errors
 /// As [`mean_outputs`].
@@ -106,6 +107,7 @@ pub fn outputs(
     executor: &mut dyn Executor,
     files: &[PathBuf],
     preprocess: &Arc<Preprocess>,
+    views: &[View],
     threads: usize,
     each: &mut EachFile,
 ) -> Result<()> {
@@ -128,7 +130,7 @@ pub fn outputs(
             let mut tell = |i: u32, output: Option<&[f32]>| {
                 each(&chunk[i as usize], output.ok_or(reasons[i as usize].unwrap_or("it cannot be decoded")))
             };
-            mean_outputs(executor, &pack, &pictures, preprocess, &[View::Centre], threads, &mut tell)?;
+            mean_outputs(executor, &pack, &pictures, preprocess, views, threads, &mut tell)?;
         }
         Ok(())
     })

@@ -1,10 +1,11 @@
-//! Error rates from probabilities, counted as the original code counts them: a tie is shared among the tied
-//! classes, so that a network that says the same of every class is right as often as chance, not always or never.
+//! Error rates from probabilities, counted as the original code counts them (cuda-convnet, `layer.cu`, `LogregCost`): a
+//! tie is shared among the tied classes, so that a network that says the same of every class is right as often as
+//! chance, not always or never.
 
 use std::collections::BTreeMap;
 
 /// The number of guesses that the top-5 error allows.
-const GUESSES: usize = 5;
+pub const GUESSES: usize = 5;
 
 /// Counts of right and wrong answers over a set of pictures.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,11 +41,7 @@ impl Tally {
         let own = probabilities[label as usize];
         let above = probabilities.iter().filter(|&&p| p > own).count();
         let equal = probabilities.iter().filter(|&&p| p == own).count();
-        let hit = |guesses: usize| match equal {
-            // A value that is not a number equals nothing, itself included, and is never right.
-            0 => 0.0,
-            _ => (guesses.saturating_sub(above) as f64 / equal as f64).min(1.0),
-        };
+        let hit = |guesses: usize| shared_hit(guesses, above, equal);
         let class = label as usize;
         self.pictures[class] += 1;
         self.top1[class] += hit(1);
@@ -88,6 +85,19 @@ impl Tally {
         (n > 0).then(|| self.top1[class] / n as f64)
     }
 
+    /// The fraction of one class's pictures that are right within five guesses; `None` if it has none.
+    pub fn class_top5_accuracy(&self, class: usize) -> Option<f64> {
+        let n = *self.pictures.get(class)?;
+        (n > 0).then(|| self.top5[class] / n as f64)
+    }
+
+    /// The class that pictures of class `label` are most often taken for, and how many; `None` if none is wrong.
+    pub fn taken_for(&self, label: u32) -> Option<(u32, u64)> {
+        let row = self.confusion.range((label, 0)..=(label, u32::MAX));
+        let wrong = row.filter(|((_, predicted), _)| *predicted != label);
+        wrong.map(|(&(_, predicted), &n)| (predicted, n)).max_by_key(|&(p, n)| (n, std::cmp::Reverse(p)))
+    }
+
     /// Pictures of one class.
     pub fn class_pictures(&self, class: usize) -> u64 {
         self.pictures.get(class).copied().unwrap_or(0)
@@ -117,8 +127,18 @@ impl Tally {
     }
 }
 
+/// The part of a hit that a picture counts for, where `above` classes have a larger value than the right one and `equal`
+/// the same, itself included: the slots that are left, shared by those that are equal.
+pub(super) fn shared_hit(guesses: usize, above: usize, equal: usize) -> f64 {
+    match equal {
+        // A value that is not a number equals nothing, itself included, and is never right.
+        0 => 0.0,
+        _ => (guesses.saturating_sub(above) as f64 / equal as f64).min(1.0),
+    }
+}
+
 /// The position of the largest value, the first of several.
-fn first_largest(values: &[f32]) -> usize {
+pub(super) fn first_largest(values: &[f32]) -> usize {
     (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
 }
 
@@ -176,6 +196,8 @@ mod tests {
         );
         assert_eq!((t.confusion(0, 0), t.confusion(1, 0), t.confusion(0, 1)), (9, 1, 0));
         assert_eq!(t.most_confused(5), [(1, 0, 1)]);
+        assert_eq!((t.taken_for(1), t.taken_for(0), t.taken_for(2)), (Some((0, 1)), None, None));
+        assert_eq!((t.class_top5_accuracy(1), t.class_top5_accuracy(2)), (Some(1.0), None));
         assert_eq!(t.pictures(), 10);
     }
 

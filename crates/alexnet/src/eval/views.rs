@@ -7,6 +7,9 @@ use crate::error::{Error, Result};
 use crate::exec::contract::Executor;
 use std::sync::Arc;
 
+/// Pictures whose views are listed at a time, so that the list of millions of pictures takes no room.
+const LISTED: usize = 1 << 16;
+
 /// The views that `--views` stands for: 1, the centre, or 10.
 ///
 /// # Errors
@@ -50,21 +53,23 @@ pub fn mean_outputs(
     let width = executor.output_len();
     let mut output = vec![0.0; config.layout.batch * width];
     let mut loader = Loader::new(config);
-    loader.begin(Sample::of(pictures, views), 0, 0);
     let mut sum = vec![0.0f32; width];
     let mut seen = 0;
-    while let Some(loaded) = loader.next() {
-        let rows = &mut output[..loaded.samples.len() * width];
-        executor.infer(loaded.as_batch(), rows);
-        for (n, sample) in loaded.samples.iter().enumerate() {
-            sum.iter_mut().zip(&rows[n * width..]).for_each(|(total, value)| *total += value);
-            seen += 1;
-            if seen == views.len() {
-                sum.iter_mut().for_each(|total| *total /= views.len() as f32);
-                let readable = loaded.weights[n] > 0.0;
-                each(sample.picture, readable.then_some(&sum[..]))?;
-                sum.fill(0.0);
-                seen = 0;
+    for listed in pictures.chunks(LISTED) {
+        loader.begin(Sample::of(listed, views), 0, 0);
+        while let Some(loaded) = loader.next() {
+            let rows = &mut output[..loaded.samples.len() * width];
+            executor.infer(loaded.as_batch(), rows);
+            for (n, sample) in loaded.samples.iter().enumerate() {
+                sum.iter_mut().zip(&rows[n * width..]).for_each(|(total, value)| *total += value);
+                seen += 1;
+                if seen == views.len() {
+                    sum.iter_mut().for_each(|total| *total /= views.len() as f32);
+                    let readable = loaded.weights[n] > 0.0;
+                    each(sample.picture, readable.then_some(&sum[..]))?;
+                    sum.fill(0.0);
+                    seen = 0;
+                }
             }
         }
     }

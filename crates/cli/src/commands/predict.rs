@@ -1,5 +1,6 @@
 //! `alexnet predict`: the likeliest classes of pictures.
 
+use super::eval::Submission;
 use crate::args::{Format, Predict};
 use crate::failure::Outcome;
 use crate::plan;
@@ -18,35 +19,62 @@ const BATCH: usize = 32;
 /// Runs `alexnet predict`.
 pub fn run(args: &Predict) -> Outcome {
     plan::at_least_one("--top", args.top)?;
+    let views = plan::views(args.views)?;
+    if let Some(out) = &args.submission {
+        plan::can_create("--submission", out)?;
+        for folder in args.paths.iter().filter(|path| path.is_dir()) {
+            plan::refuse_inside(out, folder).map_err(|e| Error::Config(format!("--submission: {e}")))?;
+        }
+    }
     let model = plan::open_model(&args.model)?;
     let paths = files::expand(&args.paths)?;
     let compute = plan::Compute::of(&args.compute)?;
     let mode = alexnet::exec::Mode::Infer { last: None };
-    let mut executor = model.executor(compute.options(BATCH.min(paths.len()), mode), None)?;
+    let batch = BATCH.min(paths.len() * views.len());
+    let mut executor = model.executor(compute.options(batch, mode), None)?;
+    let mut submission = args.submission.as_ref().map(|_| Submission::default());
     let mut printer =
         Printer { args, model: &model, csv: csv::Writer::from_writer(std::io::stdout()), lost: None };
     printer.head();
     let mut progress = Progress::new("predicting");
     let (mut done, mut unreadable) = (0, 0);
-    let result =
-        files::outputs(executor.as_mut(), &paths, &model.preprocess, compute.threads, &mut |path, answer| {
-            done += 1;
-            unreadable += usize::from(answer.is_err());
+    let mut each = |path: &Path, answer: std::result::Result<&[f32], &str>| {
+        done += 1;
+        unreadable += usize::from(answer.is_err());
+        if let Some(submission) = &mut submission {
+            submission.add(&path.to_string_lossy(), answer.ok());
+        }
+        if printer.lost.is_none() {
             let _ = progress.line(|| {
                 printer.picture(path, answer);
                 Ok(())
             });
-            progress.update(done, paths.len(), "");
-            // Any error ends the work; the writing error itself is kept in the printer.
-            if printer.lost.is_some() { Err(Error::Config("standard output is gone".into())) } else { Ok(()) }
-        });
-    if let Some(lost) = printer.lost {
+        }
+        progress.update(done, paths.len(), "");
+        // Any error ends the work, unless there is a file to write; the writing error itself is kept in the printer.
+        if printer.lost.is_some() && submission.is_none() {
+            Err(Error::Config("standard output is gone".into()))
+        } else {
+            Ok(())
+        }
+    };
+    let preprocess = &model.preprocess;
+    let result = files::outputs(executor.as_mut(), &paths, preprocess, views, compute.threads, &mut each);
+    if submission.is_none()
+        && let Some(lost) = printer.lost
+    {
         return Err(lost.into());
     }
     result?;
     progress.finish();
     all_unreadable(unreadable, paths.len(), "none of them can be read")?;
-    Ok(())
+    if let (Some(submission), Some(out)) = (submission, &args.submission) {
+        submission.write(out)?;
+    }
+    match printer.lost {
+        Some(lost) => Err(lost.into()),
+        None => Ok(()),
+    }
 }
 
 /// Says how many pictures were passed over; that every one was is an error.

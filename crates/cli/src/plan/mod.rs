@@ -1,12 +1,13 @@
 //! What the arguments mean.
 
+pub mod eval;
 pub mod train;
 
 use crate::args;
 use crate::progress::Progress;
 use crate::terminal::{complain, plural};
 use alexnet::data::source::Skipped;
-use alexnet::data::{Pack, PackOptions, SplitRule, list_folder, split};
+use alexnet::data::{Pack, PackOptions, View, list_folder};
 use alexnet::eval::model::Model;
 use alexnet::exec::{self, Device, Mode, Precision};
 use alexnet::{Error, Network, Result, zoo};
@@ -174,42 +175,40 @@ pub fn refuse_inside(out: &Path, data: &Path) -> Result<()> {
     }
 }
 
-/// Refuses early what would only fail after all the work: a file in a folder that does not exist, or a folder.
-pub fn can_create(out: &Path) -> Result<()> {
+/// Refuses early what would only fail after all the work: a file in a folder that does not exist, a folder, or
+/// something that is no ordinary file, in whose place none may be put.
+pub fn can_create(flag: &str, out: &Path) -> Result<()> {
+    let refuse = |why: String| Err(Error::Config(format!("{flag} {}{why}", out.display())));
     let folder = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     if !folder.is_dir() {
-        return Err(Error::Config(format!(
-            "--out {}: there is no folder {}",
-            out.display(),
-            folder.display()
-        )));
+        return refuse(format!(": there is no folder {}", folder.display()));
     }
-    if out.is_dir() {
-        return Err(Error::Config(format!("--out {} is a folder; name a file", out.display())));
+    match std::fs::symlink_metadata(out) {
+        Ok(_) if out.is_dir() => refuse(" is a folder; name a file".into()),
+        Ok(about) if !about.is_file() => {
+            refuse(" is not an ordinary file, and would be replaced by one".into())
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// The pictures that `eval` measures with, and what they are in words: of the pictures that the model was trained
-/// on, the part that was kept for validation; of others, `val/` where there is one, else all.
-pub fn held_out(model: &Model, pack: &Pack) -> Result<(Vec<u32>, String)> {
-    if pack.classes() != model.classes {
-        return Err(Error::Data(class_difference(&model.classes, pack.classes())));
+/// A fraction that a flag gives, neither 0 nor 1.
+pub fn fraction(flag: &str, x: f64) -> Result<f64> {
+    match x > 0.0 && x < 1.0 {
+        true => Ok(x),
+        false => Err(Error::Config(format!("{flag} {x}: it must lie between 0 and 1, for example 0.5"))),
     }
-    let val = |rule: &SplitRule| Ok(split(pack, rule)?.val);
-    if pack.fingerprint() == model.state.data_fingerprint {
-        let rule = model.state.split.rule(model.state.seed);
-        return Ok((val(&rule)?, "the part of its own data that it was not trained on".into()));
-    }
-    if pack.has_given_split() {
-        return Ok((val(&SplitRule::Given)?, "val/ of other data than it was trained on".into()));
-    }
-    Ok(((0..pack.len() as u32).collect(), "all of other data than it was trained on".into()))
 }
 
+/// `--views` understood.
+pub fn views(n: usize) -> Result<&'static [View]> {
+    alexnet::eval::views::of_number(n).map_err(|e| Error::Config(format!("--views: {e}")))
+}
+
+/// How the classes of some data differ from a model's.
 fn class_difference(model: &[String], data: &[String]) -> String {
     let only = |a: &[String], b: &[String]| {
         let names: Vec<&str> =

@@ -1,6 +1,6 @@
 //! What `alexnet train …` means: recipe and flags made one, pictures, split, network, weights.
 
-use super::{Compute, at_least_one, names_file, network, pictures, refuse_inside};
+use super::{Compute, at_least_one, fraction, names_file, network, pictures, refuse_inside};
 use crate::args;
 use crate::terminal::{count, plural};
 use alexnet::data::generator::{self, drawn_pack};
@@ -38,8 +38,8 @@ pub struct Request {
     pub changes: Vec<String>,
     /// Keys every random number.
     pub seed: u64,
-    /// `--train-per-class`.
-    pub train_per_class: Option<usize>,
+    /// `--train-per-class` or `--split`.
+    pub split: Option<SplitConfig>,
     /// `--precision` as typed, or `auto`.
     pub precision: String,
 }
@@ -80,23 +80,31 @@ pub fn request(args: &args::Train) -> Result<Request> {
         // The run is resumed from other folders too.
         recipe.net = absolute(Path::new(&recipe.net));
     }
-    if let Some(n) = args.train_per_class {
-        at_least_one("--train-per-class", n)?;
-        if args.data.is_none() {
-            return Err(Error::Config(
-                "--train-per-class splits a folder of pictures, and there is none: name it, as in `alexnet train DATA`"
-                    .into(),
-            ));
-        }
-    }
     Ok(Request {
         data: args.data.clone(),
         recipe,
         changes,
         seed: args.seed.unwrap_or(0),
-        train_per_class: args.train_per_class,
+        split: asked_split(args)?,
         precision: args.compute.precision.clone().unwrap_or_else(|| "auto".into()),
     })
+}
+
+/// The split that a flag asks for.
+fn asked_split(args: &args::Train) -> Result<Option<SplitConfig>> {
+    let (flag, split) = match (args.train_per_class, args.split) {
+        (Some(n), _) => {
+            ("--train-per-class", SplitConfig::TrainPerClass(at_least_one("--train-per-class", n)?))
+        }
+        (None, Some(x)) => ("--split", SplitConfig::Fraction(fraction("--split", x)?)),
+        (None, None) => return Ok(None),
+    };
+    match args.data {
+        Some(_) => Ok(Some(split)),
+        None => Err(Error::Config(format!(
+            "{flag} splits a folder of pictures, and there is none: name it, as in `alexnet train DATA`"
+        ))),
+    }
 }
 
 /// ImageNet's convolutions for a network that they do not fit are refused before an hour of packing.
@@ -148,6 +156,7 @@ pub fn resumed(args: &args::Train, folder: Option<&Path>) -> Result<(RunDirector
         ("--batch", args.batch.is_some()),
         ("--seed", args.seed.is_some()),
         ("--train-per-class", args.train_per_class.is_some()),
+        ("--split", args.split.is_some()),
     ];
     if let Some((flag, _)) = fixed.iter().find(|(_, given)| *given) {
         return Err(Error::Config(format!(
@@ -195,8 +204,8 @@ pub struct Material {
     pub differs: Vec<String>,
 }
 
-/// Reads or draws the pictures, and fits the network `net` (a name or a file) to them. `given` is the split of a run
-/// that goes on.
+/// Reads or draws the pictures, and fits the network `net` (a name or a file) to them. Without a `chosen` split, it is
+/// the folder's own or the recipe's fraction.
 ///
 /// # Errors
 /// As packing, splitting and [`Recipe::apply`].
@@ -205,8 +214,7 @@ pub fn material(
     recipe: &Recipe,
     net: &str,
     seed: u64,
-    train_per_class: Option<usize>,
-    given: Option<SplitConfig>,
+    chosen: Option<SplitConfig>,
 ) -> Result<Material> {
     // A wrong network is found before an hour of packing.
     let net = recipe.apply(network(net, None)?)?;
@@ -218,11 +226,10 @@ pub fn material(
         Some(path) => pictures(path, &recipe.pack_options())?,
     };
     check_unreadable(&pack, MAX_UNREADABLE)?;
-    let split_config = match (given, train_per_class) {
-        (Some(split), _) => split,
-        (None, Some(n)) => SplitConfig::TrainPerClass(n),
-        (None, None) if pack.has_given_split() => SplitConfig::Given,
-        (None, None) => SplitConfig::Fraction(recipe.validation.fraction),
+    let split_config = match chosen {
+        Some(split) => split,
+        None if pack.has_given_split() => SplitConfig::Given,
+        None => SplitConfig::Fraction(recipe.validation.fraction),
     };
     let partition = split(&pack, &split_config.rule(seed))?;
     let net = net.with_classes(pack.classes().len());
@@ -340,7 +347,11 @@ mod tests {
         let r =
             asked("alexnet train x --epochs 3 --batch 16 --lr 0.5 --seed 7 --train-per-class 30").unwrap();
         assert_eq!((r.recipe.epochs, r.recipe.batch, r.recipe.lr, r.seed), (3, 16, 0.5, 7));
-        assert_eq!((r.changes.len(), r.train_per_class), (3, Some(30)), "{:?}", r.changes);
+        assert_eq!((r.changes.len(), r.split), (3, Some(SplitConfig::TrainPerClass(30))), "{:?}", r.changes);
+        assert_eq!(asked("alexnet train x --split 0.5").unwrap().split, Some(SplitConfig::Fraction(0.5)));
+        for wrong in ["alexnet train x --split 1", "alexnet train x --split 0", "alexnet train --split 0.5"] {
+            assert!(asked(wrong).unwrap_err().to_string().contains("--split"), "{wrong}");
+        }
         assert!(
             asked("alexnet train --train-per-class 30")
                 .unwrap_err()
