@@ -48,6 +48,8 @@ enum Start {
 struct Change {
     step: u64,
     norm: f64,
+    /// How far PyTorch's own mixed precision is off, as a fraction of the norm.
+    bfloat16_error: f64,
     /// The whole change, of small tensors.
     #[serde(default)]
     change: Vec<f64>,
@@ -147,7 +149,12 @@ impl Golden {
 
 /// Trains the zoo's network of this name, at an eighth of its width and without dropout, on the executor that
 /// `make` gives for a network and a batch, and compares it with PyTorch.
-fn check_against_golden(name: &str, make: impl Fn(&Network, usize) -> Box<dyn Executor>) {
+fn check_against_golden(
+    name: &str,
+    bound_of: impl Fn(&Change) -> f64,
+    loss_bound: f64,
+    make: impl Fn(&Network, usize) -> Box<dyn Executor>,
+) {
     let golden = Golden::read(name);
     assert_eq!(golden.network, name);
     let mut net = zoo::by_name(name, golden.classes).unwrap().with_width(1, 8).unwrap();
@@ -168,7 +175,7 @@ fn check_against_golden(name: &str, make: impl Fn(&Network, usize) -> Box<dyn Ex
         let report = executor.train_step(batch, &settings);
         let expected = golden.losses[step as usize];
         assert!(
-            (report.loss / expected - 1.0).abs() < 1e-4,
+            (report.loss / expected - 1.0).abs() < loss_bound,
             "step {step}: loss {} is not {expected}",
             report.loss
         );
@@ -177,9 +184,9 @@ fn check_against_golden(name: &str, make: impl Fn(&Network, usize) -> Box<dyn Ex
             let Some(change) = tensor.changes.iter().find(|change| change.step == step + 1) else { continue };
             let pairs = now.0[t].data.iter().zip(&start.0[t].data);
             let found: Vec<f64> = pairs.map(|(&now, &start)| f64::from(now) - f64::from(start)).collect();
-            let error = golden.error(t, &found, change);
+            let (error, bound) = (golden.error(t, &found, change), bound_of(change));
             let what = format!("{} after step {}", tensor.name, change.step);
-            assert!(error <= TOLERANCE, "{}: {what} is off by {error:.1e} of its change", net.name);
+            assert!(error <= bound, "{}: {what} is off by {error:.1e} of its change", net.name);
             if error > worst.0 {
                 worst = (error, what);
             }
@@ -193,25 +200,48 @@ fn reference(net: &Network, batch: usize) -> Box<dyn Executor> {
 }
 
 fn fast(net: &Network, batch: usize) -> Box<dyn Executor> {
-    exec::compile(net, &exec::Options { batch, threads: 2, ..exec::Options::default() }).unwrap()
+    let precision = exec::Precision::F32;
+    exec::compile(net, &exec::Options { batch, threads: 2, precision, ..exec::Options::default() }).unwrap()
+}
+
+/// Two and a half times what PyTorch's own mixed precision is off by: eight bits decide otherwise here and there which element of a window
+/// is the largest, and no two implementations round in the same places. (Where nothing is decided, the bound is 2e-2:
+/// mixed_executor.rs.)
+fn bf16_bound(change: &Change) -> f64 {
+    2.5 * change.bfloat16_error
+}
+
+fn mixed(net: &Network, batch: usize) -> Box<dyn Executor> {
+    let precision = exec::Precision::Bf16;
+    exec::compile(net, &exec::Options { batch, threads: 2, precision, ..exec::Options::default() }).unwrap()
+}
+
+#[test]
+fn alexnet_2012_in_mixed_precision() {
+    check_against_golden("alexnet-2012", bf16_bound, 0.01, mixed);
+}
+
+#[test]
+fn torchvision_in_mixed_precision() {
+    check_against_golden("torchvision", bf16_bound, 0.01, mixed);
 }
 
 #[test]
 fn alexnet_2012_on_the_fast_executor() {
-    check_against_golden("alexnet-2012", fast);
+    check_against_golden("alexnet-2012", |_| TOLERANCE, 1e-4, fast);
 }
 
 #[test]
 fn torchvision_on_the_fast_executor() {
-    check_against_golden("torchvision", fast);
+    check_against_golden("torchvision", |_| TOLERANCE, 1e-4, fast);
 }
 
 #[test]
 fn alexnet_2012_on_the_reference() {
-    check_against_golden("alexnet-2012", reference);
+    check_against_golden("alexnet-2012", |_| TOLERANCE, 1e-4, reference);
 }
 
 #[test]
 fn torchvision_on_the_reference() {
-    check_against_golden("torchvision", reference);
+    check_against_golden("torchvision", |_| TOLERANCE, 1e-4, reference);
 }

@@ -17,6 +17,7 @@ use alexnet::exec::contract::{Batch, Executor, Params, Rate};
 use alexnet::exec::mixed::Mixed;
 use alexnet::exec::plan::{Mode, Plan};
 use alexnet::exec::reference::Reference;
+use alexnet::net::{Activation, Op, PoolKind};
 use alexnet::zoo;
 use alexnet_kernels::bf16::Engine;
 use executors::{distance, input, narrow, params, train};
@@ -92,6 +93,33 @@ fn every_network_of_the_zoo_trains_as_the_reference() {
         }
         // The side keeps every overhang and clipped window that the full size has.
         compare(&narrow(name, if name == "zfnet" { 96 } else { 100 }), 3, &engines);
+    }
+}
+
+/// The orders of the 2012 network with nothing in it that decides: tanh in place of ReLU, mean in place of maximum. What is
+/// left of the difference is rounding.
+#[test]
+fn smooth_networks_stay_within_two_hundredths() {
+    for name in ["alexnet-2012", "alexnet-2012-code", "torchvision"] {
+        let mut net = narrow(name, 100);
+        for layer in &mut net.layers {
+            match &mut layer.op {
+                Op::Activation(f) => *f = Activation::Tanh,
+                Op::Pool(pool) => pool.kind = PoolKind::Average,
+                _ => {}
+            }
+        }
+        let start = params(&net);
+        let mut reference = Reference::<f32>::new(&net, 12, None).unwrap();
+        reference.set_params(&start);
+        train(&mut reference, &net, 12, 1, &rates(&start));
+        for engine in engines() {
+            let (mixed, _) = trained(&net, 12, 1, engine, 2);
+            for ((got, want), start) in mixed.params().0.iter().zip(&reference.params().0).zip(&start.0) {
+                let d = distance(&got.data, &want.data, &start.data);
+                assert!(d < 0.02, "{name} {} {}: {d}", engine.name(), got.name);
+            }
+        }
     }
 }
 
