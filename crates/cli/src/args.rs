@@ -20,9 +20,9 @@ checkpoint (run again with --resume); 130 second Ctrl-C.";
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Train a network on a folder of pictures (one folder a class), or on drawn pictures when there is no folder
+    /// Train a network on pictures (a folder for each class, or another format), or on drawn ones when none are given
     Train(Train),
-    /// Measure a trained network's error rates on a folder of pictures
+    /// Measure a trained network's error rates on pictures
     Eval(Eval),
     /// Name the likeliest classes of pictures
     Predict(Predict),
@@ -32,7 +32,7 @@ pub enum Command {
     Nets(Nets),
     /// List the recipes, print one, or say where two differ
     Recipe(Recipe),
-    /// Check, pack or describe a folder of pictures
+    /// Check, pack or describe a set of pictures
     #[command(subcommand)]
     Data(Data),
     /// Measure speed
@@ -45,8 +45,13 @@ pub enum Command {
 /// `alexnet train`.
 #[derive(Debug, Args)]
 pub struct Train {
-    /// Folder with one folder of pictures a class, or with train/ and val/ folders of such; none: pictures are drawn
+    /// Folder with one folder of pictures a class, or with train/ and val/ folders of such, or pictures in another
+    /// format (--format names them), or a pack; none: pictures are drawn
     pub data: Option<PathBuf>,
+    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
+    /// recognised]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// A network of `alexnet nets`, or a TOML file [default: torchvision; alexnet-mini for drawn pictures]
     #[arg(long, value_name = "NAME|FILE")]
     pub net: Option<String>,
@@ -104,8 +109,12 @@ pub struct Compute {
 pub struct Eval {
     /// A checkpoint or a run folder
     pub model: PathBuf,
-    /// The folder of pictures: of the model's own data the part that it was not trained on, of others val/ or all
+    /// The pictures: of the model's own data the part that it was not trained on, of others val/ or all
     pub data: PathBuf,
+    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
+    /// recognised]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// 1: the centre; 10: corners and centre and their mirror images, probabilities averaged
     #[arg(long, value_name = "1|10", default_value = "1")]
     pub views: usize,
@@ -227,8 +236,12 @@ pub enum Data {
 /// `alexnet data check`.
 #[derive(Debug, Args)]
 pub struct DataCheck {
-    /// The folder
+    /// The folder, or a file that holds or lists pictures
     pub path: PathBuf,
+    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
+    /// recognised]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -237,17 +250,25 @@ pub struct DataCheck {
 /// `alexnet data pack`.
 #[derive(Debug, Args)]
 pub struct DataPack {
-    /// The folder
+    /// The folder, or a file that holds or lists pictures
     pub path: PathBuf,
     /// The file to write [default: where training looks for it, in the cache folder]
     pub out: Option<PathBuf>,
+    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
+    /// recognised]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
 }
 
 /// `alexnet data stats`.
 #[derive(Debug, Args)]
 pub struct DataStats {
-    /// The folder, or a pack
+    /// The folder, a file that holds or lists pictures, or a pack
     pub path: PathBuf,
+    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
+    /// recognised]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

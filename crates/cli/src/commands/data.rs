@@ -1,4 +1,4 @@
-//! `alexnet data`: check, pack and describe a folder of pictures.
+//! `alexnet data`: check, pack and describe a set of pictures.
 
 use crate::args::{Data, DataCheck, DataPack, DataStats};
 use crate::failure::{Failure, Outcome};
@@ -6,7 +6,7 @@ use crate::plan;
 use crate::progress::Progress;
 use crate::terminal::{bytes, plural, print_line, table};
 use alexnet::data::source::Reader;
-use alexnet::data::{Listing, Pack, PackOptions, Stats, list_folder};
+use alexnet::data::{Listing, Pack, PackOptions, Stats};
 use serde_json::json;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ pub fn run(data: Data) -> Outcome {
 
 /// Decodes every picture, without keeping any.
 fn check(args: DataCheck) -> Outcome {
-    let listing = list_folder(&args.path)?;
+    let listing = plan::listing(&args.path, plan::format(args.format.as_deref())?)?;
     let faults = decode_all(&listing);
     if args.json {
         let named = |path: &str, reason: &str| json!({ "path": path, "reason": reason });
@@ -85,19 +85,19 @@ fn decode_all(listing: &Listing) -> Vec<(String, String)> {
         }
     });
     faults.sort_unstable();
-    faults.into_iter().map(|(i, reason)| (listing.entries[i].path.display().to_string(), reason)).collect()
+    faults.into_iter().map(|(i, reason)| (listing.entries[i].name(), reason)).collect()
 }
 
 /// Makes a pack, in the cache folder or in a file.
 fn pack(args: DataPack) -> Outcome {
     let options = PackOptions::default();
+    let listing = plan::listing(&args.path, plan::format(args.format.as_deref())?)?;
     let mut progress = Progress::new("packing");
     let mut tell = |done, total| progress.update(done, total, "");
     let pack = match &args.out {
-        None => Pack::for_folder(&args.path, &options, None, &mut tell)?,
+        None => Pack::for_listing(&listing, &options, None, &mut tell)?,
         Some(out) => {
-            let listing = list_folder(&args.path)?;
-            plan::refuse_inside(out, &args.path)?;
+            plan::refuse_inside(out, &listing.base)?;
             Pack::build(&listing, &options, out, &mut tell)?
         }
     };
@@ -116,7 +116,8 @@ fn pack(args: DataPack) -> Outcome {
 
 /// Counts classes and pictures, and the colours' statistics.
 fn stats(args: DataStats) -> Outcome {
-    let (pack, skipped) = plan::pictures(&args.path, &PackOptions::default())?;
+    let (pack, skipped) =
+        plan::pictures(&args.path, plan::format(args.format.as_deref())?, &PackOptions::default())?;
     let every: Vec<u32> = (0..pack.len() as u32).collect();
     let stats = Stats::compute(&pack, &every, crate::machine::cores())?;
     let sizes = pack.class_sizes();

@@ -22,7 +22,8 @@ pub fn run(args: &Eval) -> Outcome {
     let views = views::of_number(args.views).map_err(|e| Error::Config(format!("--views: {e}")))?;
     let compute = plan::Compute::of(&args.compute)?;
     let model = plan::open_model(&args.model)?;
-    let (pack, skipped) = plan::pictures(&args.data, &model.preprocess.pack_options())?;
+    let (pack, skipped) =
+        plan::pictures(&args.data, plan::format(args.format.as_deref())?, &model.preprocess.pack_options())?;
     let (pictures, part) = plan::held_out(&model, &pack)?;
     let classes = plural(model.classes.len(), "class", "classes");
     words.line(&format!("model     {} for {classes}, {}", model.net.name, model.path.display()))?;
