@@ -7,10 +7,12 @@ writes, into crates/alexnet/tests/fixtures:
   meta-2010.mat        the same for ILSVRC-2010, not compressed
   train.parquet        18 pictures of three classes as Hugging Face's `datasets` writes them, in two row groups
   validation.parquet   6 more
+  plain.parquet        three pictures as plain bytes, labels as names, packed with Snappy and without metadata
 
-Made with scipy, datasets, pyarrow and Pillow; the pictures are computed here.
+Made with scipy 1.17.1, datasets 5.2.0, pyarrow 26.0.1 and Pillow 13.0.0; the pictures are computed here.
 """
 
+import io
 import pathlib
 
 import datasets
@@ -41,6 +43,8 @@ def meta(year, compressed):
     path = here / f"meta-{year[-4:]}.mat"
     # Another variable stands before it, as in ILSVRC-2010's.
     scipy.io.savemat(path, {"cost_matrix": np.eye(3), "synsets": synsets}, do_compression=compressed)
+    # The header begins with words and a date.
+    path.write_bytes(b"MATLAB 5.0 MAT-file, written by scipy".ljust(116) + path.read_bytes()[116:])
 
 
 def picture(label, i):
@@ -66,3 +70,18 @@ meta("ILSVRC2012", True)
 meta("ILSVRC2010", False)
 shard("train", range(18), 10)
 shard("validation", range(18, 24), 10)
+
+
+def plain():
+    def png(label):
+        buffer = io.BytesIO()
+        picture(label, label).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    names = ["blue", "green", "red"]
+    table = pyarrow.table({"class": names, "jpg": [png(label) for label in range(3)]})
+    options = {"compression": "snappy", "store_schema": False}
+    pyarrow.parquet.write_table(table, here / "plain.parquet", **options)
+
+
+plain()

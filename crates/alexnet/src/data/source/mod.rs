@@ -288,7 +288,7 @@ const PICTURE_EXTENSIONS: [&str; 13] =
 /// # Errors
 /// [`Error::Data`] saying what is missing or wrong, by the name of the file that was expected.
 pub fn list(path: &Path, format: Option<Format>, tell: Tell) -> Result<Listing> {
-    match format.or_else(|| Format::of(path)).unwrap_or(Format::Folder) {
+    let listing = match format.or_else(|| Format::of(path)).unwrap_or(Format::Folder) {
         Format::Folder => list_folder(path),
         Format::Ilsvrc => ilsvrc::list(path, tell),
         Format::WebDataset => webdataset::list(path, tell),
@@ -296,7 +296,18 @@ pub fn list(path: &Path, format: Option<Format>, tell: Tell) -> Result<Listing> 
         Format::List => text_list::list(path),
         Format::Cifar => cifar::list(path),
         Format::TinyImagenet => tiny_imagenet::list(path),
-    }
+    };
+    // Errors name what is in files, and files may hold what commands a terminal.
+    listing.map_err(|error| match error {
+        Error::Data(text) => Error::Data(harmless(&text)),
+        other => other,
+    })
+}
+
+/// A text without control characters; they are shown escaped.
+fn harmless(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    if text.contains(char::is_control) { text.chars().map(escape).collect() } else { text.into() }
 }
 
 /// When a file was last written, nanoseconds since 1970; 0 if the system does not say.

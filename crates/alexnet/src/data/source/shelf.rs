@@ -1,7 +1,7 @@
 //! A listing in the making.
 
 use super::reader::open_regular;
-use super::{Container, Entry, Format, Listing, Skipped, modified_ns};
+use super::{Container, Entry, Format, Listing, Skipped, harmless, modified_ns, printable};
 use crate::data::decode::io_reason;
 use crate::data::split::Split;
 use crate::error::{Error, Result};
@@ -41,7 +41,8 @@ impl Shelf {
     /// Notes something that is not used.
     pub fn skip(&mut self, path: impl AsRef<Path>, reason: impl Into<String>) {
         if self.skipped.len() < MAX_SKIPPED {
-            self.skipped.push(Skipped { path: path.as_ref().into(), reason: reason.into() });
+            let path = harmless(&printable(path.as_ref().as_os_str())).into();
+            self.skipped.push(Skipped { path, reason: harmless(&reason.into()) });
         } else {
             self.uncounted += 1;
         }

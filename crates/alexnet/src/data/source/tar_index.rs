@@ -1,7 +1,7 @@
 //! Where the members of a tar lie: the headers are walked, nothing is unpacked.
 //!
 //! Only regular files with plain relative names are listed. Links, devices, folders with data, names with `..`, a
-//! leading `/` or a zero byte are reported and passed over. A size that leads past the end of the archive, a wrong
+//! leading `/` or control characters are reported and passed over. A size that leads past the end of the archive, a wrong
 //! checksum and a missing end are errors: such an archive is damaged or was not downloaded completely.
 //!
 //! Formats: POSIX ustar and pax ("pax Interchange Format"), GNU tar ("Basic Tar Format"), and the old one before both.
@@ -220,6 +220,10 @@ fn understood(kind: u8, name: Result<Vec<u8>, String>, offset: u64, bytes: u64) 
     }
     if name.contains(&0) {
         return passed("a zero byte in its name");
+    }
+    // Names are printed, and these would command a terminal.
+    if name.iter().any(u8::is_ascii_control) {
+        return passed("a control character in its name");
     }
     match relative(&name) {
         Ok(path) => Some(Found::Member(Member { path, offset, bytes })),
