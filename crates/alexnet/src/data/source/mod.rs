@@ -304,10 +304,16 @@ pub fn list(path: &Path, format: Option<Format>, tell: Tell) -> Result<Listing> 
     })
 }
 
-/// A text without control characters; they are shown escaped.
+/// A text without control characters, which are shown escaped, and not too long for a terminal.
 fn harmless(text: &str) -> String {
+    const MAX_CHARS: usize = 1500;
     let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    if text.contains(char::is_control) { text.chars().map(escape).collect() } else { text.into() }
+    let mut shown: String = text.chars().map(escape).collect();
+    if let Some((cut, _)) = shown.char_indices().nth(MAX_CHARS) {
+        shown.truncate(cut);
+        shown.push_str(" ...");
+    }
+    shown
 }
 
 /// When a file was last written, nanoseconds since 1970; 0 if the system does not say.

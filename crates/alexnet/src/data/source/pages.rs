@@ -11,13 +11,20 @@ const SLACK_BYTES: u64 = 4 << 10;
 /// Structures within structures.
 const MAX_DEPTH: usize = 8;
 
-/// Walks the pages in the bytes `start..start + length` of a file.
+/// Kinds of pages, and the encodings that need a dictionary page before them.
+const DATA_PAGE: i64 = 0;
+const DICTIONARY_PAGE: i64 = 2;
+const DICTIONARY_ENCODINGS: [i64; 2] = [2, 8];
+
+/// Walks the pages in the bytes `start..start + length` of a file. `optional`: values may be missing, so that pages
+/// begin with levels.
 ///
 /// # Errors
 /// A header that cannot be read, or sizes that cannot be true, or pages of more than `limit` bytes in all.
-pub fn check(file: &dyn ReadAt, start: u64, length: u64, limit: u64) -> Result<(), String> {
+pub fn check(file: &dyn ReadAt, start: u64, length: u64, limit: u64, optional: bool) -> Result<(), String> {
     let end = start.checked_add(length).ok_or("a column beyond the end of the file")?;
     let (mut at, mut total) = (start, 0u64);
+    let mut has_dictionary = false;
     while at < end {
         let mut head = vec![0; (end - at).min(MAX_HEADER_BYTES) as usize];
         // Most headers are short; the rest is asked for when it is needed.
@@ -37,6 +44,21 @@ pub fn check(file: &dyn ReadAt, start: u64, length: u64, limit: u64) -> Result<(
                 sizes.stored, sizes.unpacked
             ));
         }
+        // Every value of a dictionary takes a byte at least, and a place in memory before it is read.
+        if sizes.dictionary > sizes.unpacked {
+            return Err(format!(
+                "damaged: a dictionary of {} values in {} bytes",
+                sizes.dictionary, sizes.unpacked
+            ));
+        }
+        has_dictionary |= sizes.kind == DICTIONARY_PAGE;
+        if DICTIONARY_ENCODINGS.contains(&sizes.encoding) && !has_dictionary {
+            return Err("damaged: a page that needs a dictionary, and there is none before it".into());
+        }
+        // Four bytes say how long the levels are.
+        if optional && sizes.kind == DATA_PAGE && sizes.unpacked < 4 {
+            return Err(format!("damaged: a page of {} bytes", sizes.unpacked));
+        }
         total += sizes.unpacked;
         if total > limit {
             return Err(format!("a column of a row group with more than {limit} bytes"));
@@ -48,25 +70,37 @@ pub fn check(file: &dyn ReadAt, start: u64, length: u64, limit: u64) -> Result<(
 
 /// What a page header says of sizes, and its own, in bytes.
 struct Header {
+    kind: i64,
+    /// Of a data page, of either version; 0 of others.
+    encoding: i64,
     header: u64,
     unpacked: u64,
     stored: u64,
+    /// Values of a dictionary page.
+    dictionary: u64,
 }
 
 impl Header {
     fn read(bytes: &[u8]) -> Option<Header> {
         let mut rest = bytes;
-        let (mut unpacked, mut stored) = (None, None);
-        structure(&mut rest, 0, &mut |id, value| match id {
-            2 => unpacked = value,
-            3 => stored = value,
+        let (mut kind, mut encoding) = (-1, 0);
+        let (mut unpacked, mut stored, mut dictionary) = (-1, -1, 0);
+        structure(&mut rest, &mut Vec::new(), &mut |path, value| match path {
+            [1] => kind = value,
+            [5, 2] | [8, 4] => encoding = value,
+            [2] => unpacked = value,
+            [3] => stored = value,
+            [7, 1] => dictionary = value,
             _ => {}
         })?;
-        let size = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok());
+        let size = |n: i64| u64::try_from(n).ok();
         Some(Header {
+            kind,
+            encoding,
             header: (bytes.len() - rest.len()) as u64,
             unpacked: size(unpacked)?,
             stored: size(stored)?,
+            dictionary: size(dictionary)?,
         })
     }
 }
@@ -99,32 +133,38 @@ fn skip(rest: &mut &[u8], n: u64) -> Option<()> {
     Some(())
 }
 
-/// Takes a structure; `visit` is told the whole numbers among its fields.
-fn structure(rest: &mut &[u8], depth: usize, visit: &mut dyn FnMut(i64, Option<i64>)) -> Option<()> {
-    if depth > MAX_DEPTH {
+/// Takes a structure; `visit` is told the numbers of the fields that lead to each whole number in it, and the number.
+fn structure(rest: &mut &[u8], path: &mut Vec<i64>, visit: &mut dyn FnMut(&[i64], i64)) -> Option<()> {
+    if path.len() > MAX_DEPTH {
         return None;
     }
-    let mut id = 0i64;
+    path.push(0);
     loop {
         let head = byte(rest)?;
         if head == 0 {
+            path.pop();
             return Some(());
         }
-        id = match head >> 4 {
+        let last = path.last_mut()?;
+        *last = match head >> 4 {
             0 => signed(rest)?,
-            step => id.checked_add(i64::from(step))?,
+            step => last.checked_add(i64::from(step))?,
         };
         match head & 0x0F {
             // The value of a boolean field stands in its type.
             1 | 2 => {}
-            4..=6 => visit(id, Some(signed(rest)?)),
-            kind => value(rest, kind, depth)?,
+            4..=6 => visit(path, signed(rest)?),
+            12 => structure(rest, path, visit)?,
+            kind => value(rest, kind, path.len())?,
         }
     }
 }
 
-/// Takes a value of any kind.
+/// Takes a value of any kind that is not a field.
 fn value(rest: &mut &[u8], kind: u8, depth: usize) -> Option<()> {
+    if depth > MAX_DEPTH {
+        return None;
+    }
     match kind {
         1..=3 => skip(rest, 1),
         4..=6 => signed(rest).map(drop),
@@ -139,9 +179,13 @@ fn value(rest: &mut &[u8], kind: u8, depth: usize) -> Option<()> {
                 15 => varint(rest)?,
                 n => u64::from(n),
             };
+            // No element takes less than a byte.
+            if n > rest.len() as u64 {
+                return None;
+            }
             (0..n).try_for_each(|_| value(rest, head & 0x0F, depth + 1))
         }
-        12 => structure(rest, depth + 1, &mut |_, _| {}),
+        12 => structure(rest, &mut vec![0; depth], &mut |_, _| {}),
         // Page headers have no maps.
         _ => None,
     }

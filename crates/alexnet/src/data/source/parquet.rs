@@ -23,6 +23,9 @@ use std::sync::Arc;
 pub const MAX_GROUP_BYTES: u64 = 1 << 30;
 /// Rows that are asked for at a time.
 const BATCH: usize = 1024;
+/// The smallest picture file: a file has no more rows than pictures of this size would fit in it. Without this limit a
+/// few bytes could stand for billions of missing values.
+const MIN_PICTURE_BYTES: u64 = 8;
 /// Names of columns, the first that is there is taken, where the metadata does not say.
 const PICTURE_NAMES: [&str; 7] = ["image", "img", "picture", "photo", "jpg", "jpeg", "png"];
 const LABEL_NAMES: [&str; 7] = ["label", "labels", "fine_label", "class", "cls", "target", "category"];
@@ -105,7 +108,9 @@ pub fn read_group(
         let mut pictures = Group::new();
         let (column, full) = column(&source, &meta, group as usize, columns.picture)?;
         match column {
-            ColumnReader::ByteArrayColumnReader(reader) => values(reader, full, &mut |v| pictures.push(v))?,
+            ColumnReader::ByteArrayColumnReader(reader) => {
+                values(reader, full, source.bytes / MIN_PICTURE_BYTES, &mut |v| pictures.push(v))?
+            }
             _ => return Err("its column of pictures does not hold bytes".into()),
         }
         Ok(pictures)
@@ -132,19 +137,24 @@ pub fn rows(file: Arc<dyn ReadAt + Send + Sync>, bytes: u64) -> std::result::Res
         let number = |v: Option<i64>| v.map(|v| v.to_string());
         let text = |v: ByteArray| v.as_utf8().ok().map(|t| t.trim().to_string()).filter(|t| !t.is_empty());
         let mut labels = Vec::new();
+        let mut rows = 0;
         for group in 0..meta.num_row_groups() {
             let mut of_group = Vec::new();
+            let limit = (source.bytes / MIN_PICTURE_BYTES).saturating_sub(rows);
             let (column, full) = column(&source, &meta, group, columns.label)?;
             match column {
                 ColumnReader::Int32ColumnReader(r) => {
-                    values(r, full, &mut |v| of_group.push(number(v.map(i64::from))))?;
+                    values(r, full, limit, &mut |v| of_group.push(number(v.map(i64::from))))?;
                 }
-                ColumnReader::Int64ColumnReader(r) => values(r, full, &mut |v| of_group.push(number(v)))?,
+                ColumnReader::Int64ColumnReader(r) => {
+                    values(r, full, limit, &mut |v| of_group.push(number(v)))?
+                }
                 ColumnReader::ByteArrayColumnReader(r) => {
-                    values(r, full, &mut |v| of_group.push(v.and_then(text)))?;
+                    values(r, full, limit, &mut |v| of_group.push(v.and_then(text)))?;
                 }
                 _ => return Err("its column of labels holds neither whole numbers nor text".into()),
             }
+            rows += of_group.len() as u64;
             labels.push(of_group);
         }
         Ok(Rows { classes: columns.classes, labels })
@@ -263,21 +273,24 @@ fn column(
     let (start, length) = range
         .filter(|(start, length)| start.checked_add(*length).is_some_and(|end| end <= source.bytes))
         .ok_or("cut short or damaged: a column lies beyond the end of the file")?;
-    pages::check(&*source.file, start, length, MAX_GROUP_BYTES)?;
+    let full = chunk.column_descr().max_def_level();
+    pages::check(&*source.file, start, length, MAX_GROUP_BYTES, full > 0)?;
     let rows = usize::try_from(meta.row_group(group).num_rows())
         .map_err(|_| "damaged: a negative number of rows")?;
     let pages = SerializedPageReader::new(source.clone(), chunk, rows, None).map_err(|e| plain(&e))?;
-    let full = chunk.column_descr().max_def_level();
     Ok((get_column_reader(chunk.column_descr_ptr(), Box::new(pages)), full))
 }
 
-/// Visits every value of a column; `None` for those that are not set, whose level is below `full`.
+/// Visits every value of a column; `None` for those that are not set, whose level is below `full`. More than `limit`
+/// values are an error.
 fn values<T: DataType>(
     mut reader: ColumnReaderImpl<T>,
     full: i16,
+    limit: u64,
     visit: &mut dyn FnMut(Option<T::T>),
 ) -> std::result::Result<(), String> {
     let (mut defined, mut found) = (Vec::new(), Vec::new());
+    let mut seen = 0;
     loop {
         defined.clear();
         found.clear();
@@ -285,6 +298,10 @@ fn values<T: DataType>(
             reader.read_records(BATCH, Some(&mut defined), None, &mut found).map_err(|e| plain(&e))?;
         if records == 0 {
             return Ok(());
+        }
+        seen += records as u64;
+        if seen > limit {
+            return Err("damaged: more rows than pictures fit in the file".into());
         }
         if full == 0 {
             // No value may be missing, and there are no levels.

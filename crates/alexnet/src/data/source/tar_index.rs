@@ -260,7 +260,7 @@ fn os_name(name: &[u8]) -> std::ffi::OsString {
 
 /// The beginning of a name, fit to be shown.
 fn printable_bytes(name: &[u8]) -> String {
-    printable(&os_name(&name[..name.len().min(256)])).replace('\0', "\\x00")
+    printable(&os_name(&name[..name.len().min(128)])).replace('\0', "\\x00")
 }
 
 fn bounded(size: u64, limit: u64, what: &str) -> Result<u64, String> {
