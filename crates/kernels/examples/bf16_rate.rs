@@ -23,7 +23,13 @@ fn main() {
     ];
     for (name, c, k, groups, one, fold, macs) in layers {
         let map = |c: [usize; 2], side| MapLayout { channels: c[0], splits: c[1], height: side, width: side };
-        let g = Geometry { input: map(c, one.input), output: map(k, one.output), groups, rows: one, columns: one };
+        let g = Geometry {
+            input: map(c, one.input),
+            output: map(k, one.output),
+            groups,
+            rows: one,
+            columns: one,
+        };
         let random = |len: usize| {
             (0..len).map(|i| ((i * 2_654_435_761) >> 7 & 1023) as f32 / 512.0 - 1.0).collect::<Vec<_>>()
         };
@@ -53,9 +59,7 @@ fn main() {
             }
             times[1].push(t.elapsed());
             let t = Instant::now();
-            conv::backward_weight(
-                &mut ctx, engine, &g, fold, &mut plan, 128, &paired, &dy, &mut dw, &mut db,
-            );
+            conv::backward_weight(&mut ctx, engine, &g, fold, &mut plan, 128, &paired, &dy, &mut dw, &mut db);
             times[2].push(t.elapsed());
             let t = Instant::now();
             pair_pictures(&mut ctx, engine, &g.input, 4, &x, &mut paired);

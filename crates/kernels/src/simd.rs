@@ -218,10 +218,8 @@ impl Simd for Avx512 {
         // ... and then the quarters themselves.
         for j in 0..4 {
             let [a, b, c, d] = [quads[j], quads[4 + j], quads[8 + j], quads[12 + j]];
-            let (ab_even, ab_odd) =
-                (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
-            let (cd_even, cd_odd) =
-                (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+            let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+            let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
             let out = [
                 _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even),
                 _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd),

@@ -11,7 +11,9 @@ mod common;
 use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
 use alexnet_kernels::bf16::convert::{self, Entry, flat, pair_pictures, paired_len};
 use alexnet_kernels::bf16::linear::{self, Backward, Output, Rounded, Weights};
-use alexnet_kernels::bf16::{Engine, MapLayout, PICTURES, TAIL, lrn, pairs, pairs_mut, pooling, round, widen};
+use alexnet_kernels::bf16::{
+    Engine, MapLayout, PICTURES, TAIL, lrn, pairs, pairs_mut, pooling, round, widen,
+};
 use alexnet_kernels::conv::Axis;
 use alexnet_kernels::lrn::Lrn;
 use alexnet_kernels::sgd::Update;
@@ -148,7 +150,8 @@ fn check_conv(engine: Engine, threads: usize, g: &Geometry, count: usize, intege
                                 }
                                 let channel = k / kg * cg + c;
                                 let weight = ((k * cg + c) * r + i) * s + j;
-                                let from = n * x.picture() + (channel * g.rows.input + h) * g.columns.input + v;
+                                let from =
+                                    n * x.picture() + (channel * g.rows.input + h) * g.columns.input + v;
                                 y[out] += f64::from(w[weight]) * x.values[from];
                                 dx[from] += f64::from(w[weight]) * dy.values[out];
                                 dw[weight] += x.values[from] * dy.values[out];
@@ -195,7 +198,18 @@ fn check_conv(engine: Engine, threads: usize, g: &Geometry, count: usize, intege
     let mut paired = vec![0.0; paired_len(&g.input, blocks)];
     pair_pictures(&mut ctx, engine, &g.input, blocks, &x.data, &mut paired);
     let (mut got_dw, mut got_db) = (vec![f32::NAN; len], vec![f32::NAN; bias.len()]);
-    conv::backward_weight(&mut ctx, engine, g, fold, &mut plan, count, &paired, &dy.data, &mut got_dw, &mut got_db);
+    conv::backward_weight(
+        &mut ctx,
+        engine,
+        g,
+        fold,
+        &mut plan,
+        count,
+        &paired,
+        &dy.data,
+        &mut got_dw,
+        &mut got_db,
+    );
     let terms = (count * g.rows.output * g.columns.output) as f64;
     let bound = if integers { 0.0 } else { 1e-5 * terms.sqrt() };
     common::assert_close(&format!("dw {what}"), &got_dw, &dw, bound);
@@ -248,12 +262,17 @@ fn random_convolutions() {
 /// A strided first convolution on folded pixels equals itself on plain ones.
 #[test]
 fn folded_pixels_give_the_same_convolution() {
-    for (channels, kernel, stride, pad, after, side) in
-        [(3, 11, 4, 0, 3, 24), (3, 7, 2, 0, 1, 10), (3, 11, 4, 2, 2, 21), (1, 5, 3, 1, 2, 9), (3, 4, 4, 0, 0, 8)]
-    {
+    for (channels, kernel, stride, pad, after, side) in [
+        (3, 11, 4, 0, 3, 24),
+        (3, 7, 2, 0, 1, 10),
+        (3, 11, 4, 2, 2, 21),
+        (1, 5, 3, 1, 2, 9),
+        (3, 4, 4, 0, 0, 8),
+    ] {
         let plain = axis(side, kernel, stride, pad, after);
         let size = plain.output - 1 + kernel.div_ceil(stride);
-        let folded = Axis { input: size, output: plain.output, kernel: kernel.div_ceil(stride), stride: 1, pad: 0 };
+        let folded =
+            Axis { input: size, output: plain.output, kernel: kernel.div_ceil(stride), stride: 1, pad: 0 };
         let (g, f) = (
             geometry([channels, 1], [6, 1], 1, plain, plain),
             geometry([channels * stride * stride, 1], [6, 1], 1, folded, folded),
@@ -288,7 +307,9 @@ fn folded_pixels_give_the_same_convolution() {
                 pair_pictures(ctx, engine, &g.input, blocks, x, &mut paired);
                 let mut plan = WeightPlan::new(g, blocks);
                 let (mut dw, mut db) = (vec![0.0; w.len()], vec![0.0; 6]);
-                conv::backward_weight(ctx, engine, g, fold, &mut plan, count, &paired, &dy.data, &mut dw, &mut db);
+                conv::backward_weight(
+                    ctx, engine, g, fold, &mut plan, count, &paired, &dy.data, &mut dw, &mut db,
+                );
                 (load(&g.output, count, &y), dw, db)
             };
             let want = run(&mut ctx, &g, Fold { kernel, fold: 1 }, &x.data);
@@ -304,7 +325,9 @@ fn folded_pixels_give_the_same_convolution() {
 fn linear_layers() {
     for engine in engines() {
         for (i, &(inputs, outputs, count)) in
-            [(1, 1, 1), (31, 33, 32), (128, 64, 17), (129, 10, 16), (300, 100, 70), (64, 130, 290)].iter().enumerate()
+            [(1, 1, 1), (31, 33, 32), (128, 64, 17), (129, 10, 16), (300, 100, 70), (64, 130, 290)]
+                .iter()
+                .enumerate()
         {
             for integers in [true, false] {
                 let what = format!("{} {inputs} {outputs} {count}", engine.name());
@@ -313,14 +336,17 @@ fn linear_layers() {
                 let (x_map, y_map) = (flat(inputs), flat(outputs));
                 let x = Map::random(x_map, count, integers, &mut random);
                 let dy = Map::random(y_map, count, integers, &mut random);
-                let draw = |len, random: &mut Random| if integers { random.integers(len) } else { random.reals(len) };
+                let draw = |len, random: &mut Random| {
+                    if integers { random.integers(len) } else { random.reals(len) }
+                };
                 let w = rounded(draw(outputs * inputs, &mut random));
                 let v = draw(outputs * inputs, &mut random);
                 let bias = draw(outputs, &mut random);
                 let mut y = vec![0.0f64; count * outputs];
                 for n in 0..count {
                     for o in 0..outputs {
-                        let sum = (0..inputs).map(|c| x.at(n, c, 0, 0) * f64::from(w[o * inputs + c])).sum::<f64>();
+                        let sum =
+                            (0..inputs).map(|c| x.at(n, c, 0, 0) * f64::from(w[o * inputs + c])).sum::<f64>();
                         y[n * outputs + o] = sum + f64::from(bias[o]);
                     }
                 }
@@ -349,7 +375,8 @@ fn linear_layers() {
                 let want_db: Vec<f64> =
                     (0..outputs).map(|o| (0..count).map(|n| dy.at(n, o, 0, 0)).sum()).collect();
                 common::assert_close(&format!("db {what}"), &db, &want_db, terms);
-                for (wanted, masked, lr) in [(true, false, 0.5), (true, true, 0.25), (false, false, 1.0), (true, true, 0.0)]
+                for (wanted, masked, lr) in
+                    [(true, false, 0.5), (true, true, 0.25), (false, false, 1.0), (true, true, 0.0)]
                 {
                     let update = Update { lr, decay: 0.5, momentum: 0.5 };
                     let (mut got_w, mut got_v) = (w.clone(), v.clone());
@@ -382,7 +409,8 @@ fn linear_layers() {
                         let mut want = vec![0.0; count * inputs];
                         for n in 0..count {
                             for c in 0..inputs {
-                                let sum = (0..outputs).map(|o| dy.at(n, o, 0, 0) * f64::from(w[o * inputs + c]));
+                                let sum =
+                                    (0..outputs).map(|o| dy.at(n, o, 0, 0) * f64::from(w[o * inputs + c]));
                                 let hidden = masked && x.at(n, c, 0, 0) <= 0.0;
                                 want[n * inputs + c] = if hidden { 0.0 } else { sum.sum() };
                             }
@@ -400,18 +428,20 @@ fn linear_layers() {
 fn normalization_across_maps() {
     for isa in Isa::all() {
         let mut ctx = Context::new(isa, 2);
-        for (channels, splits, towers, size, beta) in
-            [(96, 2, 2, 5, 0.75f64), (96, 2, 1, 5, 0.75), (16, 1, 2, 4, 0.5), (5, 1, 1, 9, 0.75), (10, 2, 1, 3, 0.75)]
-        {
+        for (channels, splits, towers, size, beta) in [
+            (96, 2, 2, 5, 0.75f64),
+            (96, 2, 1, 5, 0.75),
+            (16, 1, 2, 4, 0.5),
+            (5, 1, 1, 9, 0.75),
+            (10, 2, 1, 3, 0.75),
+        ] {
             let map = MapLayout { channels, splits, height: 2, width: 3 };
             let (k, alpha) = (2.0f64, 0.3f64);
             let op = Lrn { size, k: k as f32, alpha: alpha as f32, beta: beta as f32, channels, towers };
             let mut random = Random(channels as u64);
             let count = 33;
-            let (x, dy) = (
-                Map::random(map, count, false, &mut random),
-                Map::random(map, count, false, &mut random),
-            );
+            let (x, dy) =
+                (Map::random(map, count, false, &mut random), Map::random(map, count, false, &mut random));
             let width = channels / towers;
             let window = |c: usize| {
                 let (tower, i) = (c / width, c % width);
@@ -430,7 +460,12 @@ fn normalization_across_maps() {
                             dx[at] += dy.values[at] * d[c].powf(-beta);
                             for j in window(c) {
                                 let other = n * x.picture() + (j * 2 + h) * 3 + w;
-                                dx[other] -= 2.0 * alpha * beta * x.values[other] * dy.values[at] * x.values[at]
+                                dx[other] -= 2.0
+                                    * alpha
+                                    * beta
+                                    * x.values[other]
+                                    * dy.values[at]
+                                    * x.values[at]
                                     * d[c].powf(-beta - 1.0);
                             }
                         }
@@ -482,7 +517,8 @@ fn max_pooling_between_splits() {
                             let mut window = vec![];
                             for h in p * stride..(p * stride + size).min(side) {
                                 for w in q * stride..(q * stride + size).min(side) {
-                                    let here = (x.at(n, c, h, w), n * x.picture() + (c * side + h) * side + w);
+                                    let here =
+                                        (x.at(n, c, h, w), n * x.picture() + (c * side + h) * side + w);
                                     best = if here.0 > best.0 { here } else { best };
                                     window.push(here);
                                 }

@@ -43,7 +43,13 @@ pub fn labels(net: &Network, count: usize) -> Vec<u32> {
 }
 
 /// `steps` training steps; the losses.
-pub fn train(executor: &mut dyn Executor, net: &Network, batch: usize, steps: u64, rates: &[Rate]) -> Vec<f64> {
+pub fn train(
+    executor: &mut dyn Executor,
+    net: &Network,
+    batch: usize,
+    steps: u64,
+    rates: &[Rate],
+) -> Vec<f64> {
     (0..steps)
         .map(|step| {
             // The last batch of an epoch is short, and one picture could not be decoded.

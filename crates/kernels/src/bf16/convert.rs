@@ -12,7 +12,14 @@ const TILE: usize = EDGE * EDGE;
 /// 16 pairs of pictures, 16 channels).
 ///
 /// Shapes: x as `map` says; returns with `to` filled for `blocks` blocks.
-pub fn pair_pictures(ctx: &mut Context, engine: Engine, map: &MapLayout, blocks: usize, x: &[f32], to: &mut [f32]) {
+pub fn pair_pictures(
+    ctx: &mut Context,
+    engine: Engine,
+    map: &MapLayout,
+    blocks: usize,
+    x: &[f32],
+    to: &mut [f32],
+) {
     assert!(x.len() >= blocks * map.block_len() && to.len() >= paired_len(map, blocks), "maps");
     run(ctx, engine, &PairPictures { map: *map, blocks, x: pairs(x), to: Ptr::from_mut(to) });
 }
@@ -289,7 +296,8 @@ impl Kernel for Enter<'_> {
                 });
                 // SAFETY: this unit owns its row of the map, whose length was checked.
                 unsafe {
-                    let to = self.to.at((unit * map.width + w) * map.position_len() + p * PICTURES).cast::<u32>();
+                    let to =
+                        self.to.at((unit * map.width + w) * map.position_len() + p * PICTURES).cast::<u32>();
                     for n in (0..PICTURES).step_by(S::LANES) {
                         let [even, odd] = [0, 1].map(|half| S::load(halves[half].as_ptr().add(n)));
                         S::store_pairs(to.add(n), even, odd);

@@ -170,7 +170,8 @@ impl<S: Simd> Matrix for Widen<S> {
                             let left = a.add(run.a + step * shape.a_step + first * EDGE);
                             let right = b.add(run.b + step * shape.b_step + lane);
                             for depth in 0..EDGE {
-                                let (even, odd) = S::load_pairs(right.add(right_row(shape.right, depth, tile)));
+                                let (even, odd) =
+                                    S::load_pairs(right.add(right_row(shape.right, depth, tile)));
                                 for r in 0..TOGETHER {
                                     let bits = *left.add(r * EDGE + depth);
                                     let low = S::splat(f32::from_bits(bits << 16));

@@ -100,7 +100,8 @@ unsafe fn round_rows(w: *const f32, inputs: usize, rows: usize, first: usize, st
                     to.cast::<[u32; EDGE]>().write_unaligned(out);
                 } else {
                     for i in 0..EDGE {
-                        let value = |c: usize| if row < rows && column + c < inputs { *w.add(c) } else { 0.0 };
+                        let value =
+                            |c: usize| if row < rows && column + c < inputs { *w.add(c) } else { 0.0 };
                         *to.add(i) = pair(value(2 * i), value(2 * i + 1));
                     }
                 }
@@ -266,7 +267,8 @@ impl Forward<'_> {
             }
             let lanes = if self.count <= EDGE { EDGE } else { PICTURES };
             for m in (0..rows).step_by(2) {
-                let to = self.y.at(block * flat(outputs).block_len() + (first + m) / 2 * PICTURES).cast::<u32>();
+                let to =
+                    self.y.at(block * flat(outputs).block_len() + (first + m) / 2 * PICTURES).cast::<u32>();
                 for n in (0..lanes).step_by(S::LANES) {
                     let even = S::add(S::load(sums.add(m * C_STRIDE + n)), S::splat(self.bias[first + m]));
                     let odd = if m + 1 < rows {
@@ -288,7 +290,10 @@ impl Forward<'_> {
 /// dy of a linear layer in rows of picture pairs, (blocks, tiles of outputs, 16 outputs, 16 pairs of pictures): the left
 /// operand of its weight gradient. And db (O).
 pub fn unzip(ctx: &mut Context, outputs: usize, blocks: usize, dy: &[f32], to: &mut [f32], db: &mut [f32]) {
-    assert!(dy.len() >= blocks * flat(outputs).block_len() && to.len() >= unzipped_len(outputs, blocks), "maps");
+    assert!(
+        dy.len() >= blocks * flat(outputs).block_len() && to.len() >= unzipped_len(outputs, blocks),
+        "maps"
+    );
     assert_eq!(db.len(), outputs, "bias gradient");
     ctx.run(&Unzip { outputs, blocks, dy: pairs(dy), to: Ptr::from_mut(to), db: Ptr::from_mut(db) });
 }

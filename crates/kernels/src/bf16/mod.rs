@@ -122,7 +122,9 @@ mod tests {
 
     #[test]
     fn rounding_is_to_nearest_even() {
-        for (x, want) in [(1.0, 1.0), (1.0 + 2f32.powi(-8), 1.0), (1.0 + 3.0 * 2f32.powi(-8), 1.0 + 2f32.powi(-6))] {
+        for (x, want) in
+            [(1.0, 1.0), (1.0 + 2f32.powi(-8), 1.0), (1.0 + 3.0 * 2f32.powi(-8), 1.0 + 2f32.powi(-6))]
+        {
             assert_eq!(widen(round(x)), want);
             assert_eq!(widen(round(-x)), -want);
         }

@@ -47,7 +47,14 @@ impl Geometry {
 
 /// y = max over each window of x; `winner` receives the place of the (first) maximum, for each pair first the even
 /// channel's and then the odd one's of 32 pictures.
-pub fn max_forward(ctx: &mut Context, g: &Geometry, blocks: usize, x: &[f32], y: &mut [f32], winner: &mut [u8]) {
+pub fn max_forward(
+    ctx: &mut Context,
+    g: &Geometry,
+    blocks: usize,
+    x: &[f32],
+    y: &mut [f32],
+    winner: &mut [u8],
+) {
     g.check(blocks, x.len(), y.len(), winner.len());
     let winner = winner.as_mut_ptr() as usize;
     ctx.run(&MaxForward { g: *g, blocks, x: pairs(x), y: Ptr::from_mut(y), winner });
@@ -198,8 +205,7 @@ impl Kernel for MaxBackward<'_> {
                         let dy: &[u32; PICTURES] = self.dy[out..out + PICTURES].try_into().expect("32 pairs");
                         match self.share {
                             Share::Winner(winner) => {
-                                let (even, odd) =
-                                    winner[2 * out..2 * out + 2 * PICTURES].split_at(PICTURES);
+                                let (even, odd) = winner[2 * out..2 * out + 2 * PICTURES].split_at(PICTURES);
                                 let this = (r * columns.kernel + s) as u8;
                                 add_where(&mut sums, dy, |n| even[n] == this, |n| odd[n] == this);
                             }

@@ -84,7 +84,9 @@ mod tests {
 
     fn classes(labels: &[&str], known: Option<&[&str]>) -> Result<(Vec<String>, Vec<u32>), String> {
         let mut all = Labels::default();
-        labels.iter().for_each(|l| drop(all.id(l)));
+        for label in labels {
+            all.id(label);
+        }
         all.classes(known.map(|k| k.iter().map(|n| n.to_string()).collect()))
     }
 

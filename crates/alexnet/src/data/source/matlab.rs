@@ -215,7 +215,7 @@ impl Order {
         let size = match element.kind {
             1 | 2 => 1,
             3 | 4 => 2,
-            5 | 6 | 7 => 4,
+            5..=7 => 4,
             9 | 12 | 13 => 8,
             kind => return Err(format!("numbers of an unknown type {kind}")),
         };

@@ -44,6 +44,9 @@ impl Contents {
     }
 }
 
+/// File and row group.
+type GroupKey = (u32, u32);
+
 /// Reads the pictures of a listing. Shared by threads; holds at most a few files open.
 #[derive(Debug)]
 pub struct Reader<'a> {
@@ -51,7 +54,7 @@ pub struct Reader<'a> {
     /// By index into the listing's files, the most recently used last.
     open: Mutex<VecDeque<(u32, Arc<File>)>>,
     /// By file and row group, the most recently used last.
-    groups: Mutex<VecDeque<((u32, u32), Arc<Group>)>>,
+    groups: Mutex<VecDeque<(GroupKey, Arc<Group>)>>,
 }
 
 impl<'a> Reader<'a> {

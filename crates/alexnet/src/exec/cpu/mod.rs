@@ -421,7 +421,11 @@ impl Executor for Cpu {
 }
 
 /// The values of `params`, whose names and shapes must be those of `names`.
-pub(super) fn checked<'a>(params: &'a Params, names: &'a Params, net: &'a str) -> impl Iterator<Item = &'a [f32]> {
+pub(super) fn checked<'a>(
+    params: &'a Params,
+    names: &'a Params,
+    net: &'a str,
+) -> impl Iterator<Item = &'a [f32]> {
     let key = |p: &'a Params| p.0.iter().map(|p| (&p.name, &p.shape));
     assert!(key(params).eq(key(names)), "these are not the parameters of network {net}");
     params.0.iter().map(|p| p.data.as_slice())

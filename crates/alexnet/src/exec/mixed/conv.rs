@@ -103,18 +103,7 @@ impl Mixed {
         convert::pair_pictures(&mut self.ctx, self.engine, &g.input, blocks, x, paired);
         let ([paired, dy], [dw, db]) =
             self.arena.split([self.paired, self.gradients[i + 1]], [w.gradient, b.gradient]);
-        conv::backward_weight(
-            &mut self.ctx,
-            self.engine,
-            g,
-            state.fold,
-            plan,
-            pictures,
-            paired,
-            dy,
-            dw,
-            db,
-        );
+        conv::backward_weight(&mut self.ctx, self.engine, g, state.fold, plan, pictures, paired, dy, dw, db);
         let mut finite = true;
         for (tensor, rate) in [w, b].into_iter().zip(rates) {
             let ([g], [w, v]) = self.arena.split([tensor.gradient], [tensor.value, tensor.momentum]);

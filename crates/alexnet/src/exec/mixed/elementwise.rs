@@ -44,7 +44,8 @@ impl Mixed {
         }
         widen_map(&mut self.ctx, x, x_wide);
         let x_wide = &*x_wide;
-        self.ctx.for_each_chunk(y_wide, CHUNK, |c, y| activation::forward(f, &x_wide[c * CHUNK..][..y.len()], y));
+        self.ctx
+            .for_each_chunk(y_wide, CHUNK, |c, y| activation::forward(f, &x_wide[c * CHUNK..][..y.len()], y));
         round_map(&mut self.ctx, y_wide, y);
     }
 
@@ -150,8 +151,7 @@ impl Mixed {
 
     pub(super) fn flatten_backward(&mut self, i: usize, batch: &Batch) {
         let blocks = self.blocks(batch);
-        let ([x, dy], [dx]) =
-            self.arena.split([self.maps[i], self.gradients[i + 1]], [self.gradients[i]]);
+        let ([x, dy], [dx]) = self.arena.split([self.maps[i], self.gradients[i + 1]], [self.gradients[i]]);
         let relu = self.plan.stages[i].masks_input.then_some(x);
         convert::unflatten(&mut self.ctx, &self.layouts[i], blocks, dy, relu, dx);
     }

@@ -64,12 +64,8 @@ pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<MapLayout>)> 
         if conv.stride > 1 && conv.groups == 1 && folded <= MOST_FOLDED {
             let output = plan.maps[1].shape;
             let read = |output: usize| output - 1 + conv.kernel.div_ceil(conv.stride);
-            layouts[0] = MapLayout {
-                channels: folded,
-                splits: 1,
-                height: read(output.h),
-                width: read(output.w),
-            };
+            layouts[0] =
+                MapLayout { channels: folded, splits: 1, height: read(output.h), width: read(output.w) };
             entry = Entry { fold: conv.stride, pad: conv.pad.before, map: layouts[0], ..entry };
         }
     }

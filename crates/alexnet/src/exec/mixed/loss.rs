@@ -22,9 +22,10 @@ impl Mixed {
         let classes = self.net.classes();
         let last = self.maps.len() - 1;
         let len = batch.count * classes;
-        let ([z], [p, dz]) = self
-            .arena
-            .split([self.logits.first(len)], [self.probabilities.first(len), self.logits_gradient.first(len)]);
+        let ([z], [p, dz]) = self.arena.split(
+            [self.logits.first(len)],
+            [self.probabilities.first(len), self.logits_gradient.first(len)],
+        );
         loss::probabilities(self.net.loss, classes, z, p);
         loss::backward(classes, p, batch.labels, batch.weights, dz);
         let pictures = z.chunks_exact(classes).zip(batch.labels).zip(batch.weights);

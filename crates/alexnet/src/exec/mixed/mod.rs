@@ -80,13 +80,17 @@ pub fn unsupported(net: &Network, rule: &Rule) -> Option<String> {
     /// Rows of a window times splits: the runs of a product that the kernels plan for.
     const MOST_RUNS: usize = 64;
     if rule.needs_whole_gradients() {
-        return Some("this update rule needs whole gradients, which linear layers in bf16 do not store".into());
+        return Some(
+            "this update rule needs whole gradients, which linear layers in bf16 do not store".into(),
+        );
     }
     net.layers.iter().find_map(|layer| match &layer.op {
         Op::Conv(conv) if conv.groups * conv.kernel > MOST_RUNS => {
             Some(format!("layer {}: groups times kernel size is above {MOST_RUNS}", layer.name))
         }
-        Op::BatchNorm(_) => Some(format!("layer {}: batch normalization is computed in f32 only", layer.name)),
+        Op::BatchNorm(_) => {
+            Some(format!("layer {}: batch normalization is computed in f32 only", layer.name))
+        }
         _ => None,
     })
 }
@@ -171,7 +175,8 @@ impl Mixed {
                     let state = linear::State::new(&plan, i, op.outputs, *relu, i == last - 1 && rows_at_end);
                     if trains {
                         paired = paired.max(paired_len(&layouts[i], blocks));
-                        dy_rows = dy_rows.max(alexnet_kernels::bf16::linear::unzipped_len(op.outputs, blocks));
+                        dy_rows =
+                            dy_rows.max(alexnet_kernels::bf16::linear::unzipped_len(op.outputs, blocks));
                     }
                     StageState::Linear(Box::new(state))
                 }
@@ -246,11 +251,7 @@ impl Mixed {
 
     /// Pictures that kernels compute: in training whole blocks, so that every lane of a gradient is defined.
     fn pictures(&self, batch: &Batch) -> usize {
-        if self.plan.trains() {
-            batch.count.next_multiple_of(self.plan.block)
-        } else {
-            batch.count
-        }
+        if self.plan.trains() { batch.count.next_multiple_of(self.plan.block) } else { batch.count }
     }
 
     /// Blocks in which the batch has pictures.

@@ -49,7 +49,11 @@ impl PoolState {
 
     /// The geometry on widened maps, whose splits count as blocks.
     fn wide(&self) -> Geometry {
-        Geometry { rows: self.geometry.rows, columns: self.geometry.columns, depth: depth(&self.geometry.input) }
+        Geometry {
+            rows: self.geometry.rows,
+            columns: self.geometry.columns,
+            depth: depth(&self.geometry.input),
+        }
     }
 }
 

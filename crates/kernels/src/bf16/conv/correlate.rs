@@ -102,7 +102,9 @@ fn correlate(
         // A chunk does not reach across groups, which read different splits.
         let group = |split: usize| split * groups / packed.target.splits;
         let apart = group(panel.split) != group(packed.panels[first].split);
-        if apart || (packed.starts[i + 1] - packed.starts[first]) * size_of::<u32>() > CHUNK_BYTES && i > first {
+        if apart
+            || (packed.starts[i + 1] - packed.starts[first]) * size_of::<u32>() > CHUNK_BYTES && i > first
+        {
             chunks.push(i);
         }
     }
@@ -165,7 +167,8 @@ impl MatrixKernel for Correlate<'_> {
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
         let (p, target) = (self.packed, self.packed.target);
-        let (chunk, rest) = (unit / (self.blocks * self.block_units()), unit % (self.blocks * self.block_units()));
+        let (chunk, rest) =
+            (unit / (self.blocks * self.block_units()), unit % (self.blocks * self.block_units()));
         let (block, first_row) = (rest / self.block_units(), rest % self.block_units() * self.unit_rows);
         let source = block * p.source.block_len();
         let columns = if self.narrow { 1 } else { 2 };
@@ -204,7 +207,14 @@ impl MatrixKernel for Correlate<'_> {
                     // SAFETY: `correlate` checked the maps; runs lie within them and, where the last step of a run
                     // reaches beyond, within the map's tail; this unit owns the panel's pairs at these rows.
                     unsafe {
-                        M::product(shape, &runs[..count], self.weights.as_ptr(), self.source.as_ptr(), scratch, false);
+                        M::product(
+                            shape,
+                            &runs[..count],
+                            self.weights.as_ptr(),
+                            self.source.as_ptr(),
+                            scratch,
+                            false,
+                        );
                         self.store::<M::S>(block, &panel, row, w, scratch);
                     }
                 }
@@ -216,7 +226,14 @@ impl MatrixKernel for Correlate<'_> {
 impl Correlate<'_> {
     /// Rounds the sums of a position to pairs, after what follows them.
     #[inline(always)]
-    unsafe fn store<S: Simd>(&self, block: usize, panel: &Panel, row: usize, column: usize, sums: *const f32) {
+    unsafe fn store<S: Simd>(
+        &self,
+        block: usize,
+        panel: &Panel,
+        row: usize,
+        column: usize,
+        sums: *const f32,
+    ) {
         let map = self.packed.target;
         let at = block * map.block_len() + map.at(panel.split, row, column) + panel.first / 2 * PICTURES;
         let channel = panel.split * map.split_channels() + panel.first;
@@ -255,4 +272,3 @@ impl Correlate<'_> {
         }
     }
 }
-

@@ -35,7 +35,10 @@ pub struct Geometry {
 impl Geometry {
     fn check(&self) {
         for map in [self.input, self.output] {
-            assert!(map.splits.is_multiple_of(self.groups) && map.channels.is_multiple_of(map.splits), "splits");
+            assert!(
+                map.splits.is_multiple_of(self.groups) && map.channels.is_multiple_of(map.splits),
+                "splits"
+            );
         }
         assert_eq!((self.input.height, self.input.width), (self.rows.input, self.columns.input), "x");
         assert_eq!((self.output.height, self.output.width), (self.rows.output, self.columns.output), "y");
@@ -101,7 +104,8 @@ pub(super) struct Walk {
 impl Walk {
     /// From outputs to the inputs that they read.
     pub fn forward(axis: &Axis) -> Walk {
-        let reads = (0..axis.output).map(|q| (0..axis.kernel).map(move |s| (0, s, axis.forward(q, s))).collect());
+        let reads =
+            (0..axis.output).map(|q| (0..axis.kernel).map(move |s| (0, s, axis.forward(q, s))).collect());
         Walk::new(vec![(0..axis.kernel).collect()], reads)
     }
 
@@ -125,7 +129,8 @@ impl Walk {
         let mut all: Vec<Taps> = Vec::new();
         let columns = reads
             .map(|reads| {
-                let mut inside = reads.iter().filter_map(|&(sequence, i, source)| Some((sequence, i, source?)));
+                let mut inside =
+                    reads.iter().filter_map(|&(sequence, i, source)| Some((sequence, i, source?)));
                 let (sequence, first, source) = inside.next()?;
                 let taps = Taps { sequence, first, count: 1 + inside.count() };
                 let index = all.iter().position(|t| *t == taps).unwrap_or_else(|| {
@@ -149,13 +154,20 @@ mod tests {
 
     #[test]
     fn a_walk_visits_what_the_window_reads() {
-        for a in [axis(27, 27, 5, 1, 2), axis(13, 13, 3, 1, 1), axis(55, 26, 5, 2, 0), axis(7, 3, 4, 3, 2), axis(2, 4, 5, 1, 3)] {
+        for a in [
+            axis(27, 27, 5, 1, 2),
+            axis(13, 13, 3, 1, 1),
+            axis(55, 26, 5, 2, 0),
+            axis(7, 3, 4, 3, 2),
+            axis(2, 4, 5, 1, 3),
+        ] {
             let (forward, backward) = (Walk::forward(&a), Walk::backward(&a));
             for (walk, targets, is_forward) in [(forward, a.output, true), (backward, a.input, false)] {
                 for target in 0..targets {
                     let mut want: Vec<(usize, usize)> = (0..a.kernel)
                         .filter_map(|s| {
-                            let source = if is_forward { a.forward(target, s) } else { a.backward(target, s) };
+                            let source =
+                                if is_forward { a.forward(target, s) } else { a.backward(target, s) };
                             Some((source?, s))
                         })
                         .collect();

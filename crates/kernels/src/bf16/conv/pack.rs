@@ -157,21 +157,24 @@ impl Kernel for Pack<'_> {
         let panel = p.panels[unit];
         let rows = self.g.rows.kernel;
         let group = panel.split * self.g.groups / p.target.splits;
-        let group_target = panel.split % (p.target.splits / self.g.groups) * p.target.split_channels() + panel.first;
+        let group_target =
+            panel.split % (p.target.splits / self.g.groups) * p.target.split_channels() + panel.first;
         let start = p.starts[unit];
         let len = p.starts[unit + 1] - start;
         // SAFETY: panels' parts of the data are disjoint and within it.
         let to = pairs_mut(unsafe { std::slice::from_raw_parts_mut(self.data.at(start), len) });
         let (pairs, source_channels) = (p.source.split_pairs(), p.source.split_channels());
         // Every tap of every run: (where its first pair's tiles begin, its depth there, row and column of the window, split).
-        let taps = (0..p.group_splits).flat_map(|split| (0..rows).map(move |r| (split, r))).flat_map(|(split, r)| {
-            let row = p.row_start(unit, split, rows, r) - start;
-            p.walk.taps.iter().zip(&p.runs).flat_map(move |(taps, &(first_step, _))| {
-                let sequence = &p.walk.sequences[taps.sequence][taps.first..taps.first + taps.count];
-                let run = row + first_step * panel.tiles * TILE;
-                sequence.iter().enumerate().map(move |(i, &s)| (run, i * pairs, split, r, s))
-            })
-        });
+        let taps = (0..p.group_splits).flat_map(|split| (0..rows).map(move |r| (split, r))).flat_map(
+            |(split, r)| {
+                let row = p.row_start(unit, split, rows, r) - start;
+                p.walk.taps.iter().zip(&p.runs).flat_map(move |(taps, &(first_step, _))| {
+                    let sequence = &p.walk.sequences[taps.sequence][taps.first..taps.first + taps.count];
+                    let run = row + first_step * panel.tiles * TILE;
+                    sequence.iter().enumerate().map(move |(i, &s)| (run, i * pairs, split, r, s))
+                })
+            },
+        );
         // Where a pair of source channels goes for row 0 of the panel. What lies beyond the channels stays zero.
         let place = |run: usize, depth: usize| run + depth / EDGE * panel.tiles * TILE + depth % EDGE;
         if self.fold.fold > 1 {
@@ -224,7 +227,11 @@ impl Kernel for Pack<'_> {
 }
 
 /// The kernel's rows along an axis: forward and backward share the packing by rows of the window.
-pub(super) fn rows_of(axis: &Axis, target: usize, forward: bool) -> impl Iterator<Item = (usize, usize)> + '_ {
+pub(super) fn rows_of(
+    axis: &Axis,
+    target: usize,
+    forward: bool,
+) -> impl Iterator<Item = (usize, usize)> + '_ {
     (0..axis.kernel).filter_map(move |r| {
         let source = if forward { axis.forward(target, r) } else { axis.backward(target, r) };
         Some((r, source?))

@@ -64,7 +64,14 @@ impl WeightPlan {
         let panel_len = splits * g.rows.kernel * g.columns.kernel * channel_panels * C_LEN;
         let parts = blocks.min(MOST_PARTS);
         let sums = Buffer::zeros(parts * panels.len() * (panel_len + 2 * EDGE));
-        WeightPlan { panels, units, band: band.clamp(1, BAND_ROWS.min(g.rows.output)), parts, panel_len, sums }
+        WeightPlan {
+            panels,
+            units,
+            band: band.clamp(1, BAND_ROWS.min(g.rows.output)),
+            parts,
+            panel_len,
+            sums,
+        }
     }
 
     /// Bytes held.
@@ -94,7 +101,10 @@ pub fn backward_weight(
     db: &mut [f32],
 ) {
     let blocks = count.div_ceil(PICTURES);
-    assert!(paired.len() >= paired_len(&g.input, blocks) && dy.len() >= blocks * g.output.block_len(), "maps");
+    assert!(
+        paired.len() >= paired_len(&g.input, blocks) && dy.len() >= blocks * g.output.block_len(),
+        "maps"
+    );
     let channels = g.input.channels / g.groups / (fold.fold * fold.fold);
     assert_eq!(dw.len(), g.output.channels * channels * fold.kernel * fold.kernel, "weight gradient");
     assert_eq!(db.len(), g.output.channels, "bias gradient");
@@ -175,9 +185,8 @@ impl MatrixKernel for WeightGradient<'_> {
                     for p in band.clone() {
                         for q in 0..columns.output {
                             let from = dy.add(g.output.at(first.split, p, q) + first.first / 2 * PICTURES);
-                            let to = scratch
-                                .add(((p - p0) * columns.output + q) * position_len)
-                                .cast::<u32>();
+                            let to =
+                                scratch.add(((p - p0) * columns.output + q) * position_len).cast::<u32>();
                             unzip_pairs::<M::S>(from, unit_pairs, to);
                             std::ptr::write_bytes(
                                 to.add(2 * unit_pairs * EDGE),
@@ -297,7 +306,9 @@ impl Kernel for SumParts<'_> {
                         for m in 0..panel.valid {
                             for c in 0..(split_channels - first).min(2 * EDGE) {
                                 let channel = split * split_channels + first + c;
-                                let Some(place) = self.place(first_filter + m, channel, r, s) else { continue };
+                                let Some(place) = self.place(first_filter + m, channel, r, s) else {
+                                    continue;
+                                };
                                 // SAFETY: the panel owns its filters' elements, which are within dw.
                                 unsafe { *self.dw.at(place) = sum(at + m * C_STRIDE + c) };
                             }
