@@ -21,9 +21,9 @@ was missed); 2 usage or configuration; 3 data unusable; 4 checkpoint unusable; 5
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Train a network on a folder of pictures (one folder a class), or on drawn pictures when there is no folder
+    /// Train a network on pictures (a folder for each class, or another format), or on drawn ones when none are given
     Train(Train),
-    /// Measure a trained network's error rates on a folder of pictures
+    /// Measure a trained network's error rates on pictures
     Eval(Eval),
     /// Name the likeliest classes of pictures
     Predict(Predict),
@@ -33,7 +33,7 @@ pub enum Command {
     Nets(Nets),
     /// List the recipes, print one, or say where two differ
     Recipe(Recipe),
-    /// Check, pack or describe a folder of pictures
+    /// Check, pack or describe a set of pictures
     #[command(subcommand)]
     Data(Data),
     /// Measure speed
@@ -46,8 +46,13 @@ pub enum Command {
 /// `alexnet train`.
 #[derive(Debug, Args)]
 pub struct Train {
-    /// Folder with one folder of pictures a class, or with train/ and val/ folders of such; none: pictures are drawn
+    /// Folder with one folder of pictures a class, or with train/ and val/ folders of such, or pictures in another
+    /// format (--format names them), or a pack; none: pictures are drawn
     pub data: Option<PathBuf>,
+    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
+    /// recognised]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// A network of `alexnet nets`, or a TOML file [default: torchvision; alexnet-mini for drawn pictures]
     #[arg(long, value_name = "NAME|FILE")]
     pub net: Option<String>,
@@ -115,6 +120,10 @@ pub struct Eval {
     /// --save-predictions stands for the model that made it; if there are only such files, no folder is needed
     #[arg(required = true, num_args = 1.., value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
+    /// recognised]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// 1: the centre; 10: corners and centre and their mirror images, probabilities averaged
     #[arg(long, value_name = "1|10", default_value = "1")]
     pub views: usize,
@@ -268,8 +277,12 @@ pub enum Data {
 /// `alexnet data check`.
 #[derive(Debug, Args)]
 pub struct DataCheck {
-    /// The folder
+    /// The folder, or a file that holds or lists pictures
     pub path: PathBuf,
+    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
+    /// recognised]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -278,17 +291,25 @@ pub struct DataCheck {
 /// `alexnet data pack`.
 #[derive(Debug, Args)]
 pub struct DataPack {
-    /// The folder
+    /// The folder, or a file that holds or lists pictures
     pub path: PathBuf,
     /// The file to write [default: where training looks for it, in the cache folder]
     pub out: Option<PathBuf>,
+    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
+    /// recognised]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
 }
 
 /// `alexnet data stats`.
 #[derive(Debug, Args)]
 pub struct DataStats {
-    /// The folder, or a pack
+    /// The folder, a file that holds or lists pictures, or a pack
     pub path: PathBuf,
+    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
+    /// recognised]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -30,6 +30,9 @@ pub struct RunConfig {
     /// The folder or pack of pictures; absent for pictures that the program draws.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
+    /// How they are kept, where that was said; absent if it is recognised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
     /// How the pictures are split.
     pub split: SplitConfig,
     /// Keys every random number of the run.
@@ -356,6 +359,7 @@ mod tests {
         let run = RunDirectory::create(&path).unwrap();
         let config = RunConfig {
             data: Some("pictures".into()),
+            format: None,
             split: SplitConfig::TrainPerClass(30),
             seed: 5,
             precision: "f32".into(),

@@ -1,12 +1,12 @@
-//! `alexnet data`: check, pack and describe a folder of pictures.
+//! `alexnet data`: check, pack and describe a set of pictures.
 
 use crate::args::{Data, DataCheck, DataPack, DataStats};
 use crate::failure::{Failure, Outcome};
 use crate::plan;
 use crate::progress::Progress;
 use crate::terminal::{bytes, plural, print_line, table};
-use alexnet::data::decode::decode_file;
-use alexnet::data::{Listing, Pack, PackOptions, Stats, list_folder};
+use alexnet::data::source::Reader;
+use alexnet::data::{Listing, Pack, PackOptions, Stats};
 use serde_json::json;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ pub fn run(data: Data) -> Outcome {
 
 /// Decodes every picture, without keeping any.
 fn check(args: DataCheck) -> Outcome {
-    let listing = list_folder(&args.path)?;
+    let listing = plan::listing(&args.path, plan::format(args.format.as_deref())?)?;
     let faults = decode_all(&listing);
     if args.json {
         let named = |path: &str, reason: &str| json!({ "path": path, "reason": reason });
@@ -58,17 +58,18 @@ fn decode_all(listing: &Listing) -> Vec<(String, String)> {
     let next = AtomicUsize::new(0);
     let total = listing.entries.len();
     let exif = PackOptions::default().exif;
+    let reader = Reader::new(listing);
     let mut progress = Progress::new("checking");
     let mut faults = Vec::new();
     std::thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
         for _ in 0..crate::machine::cores().min(total) {
-            let (send, next) = (send.clone(), &next);
+            let (send, next, reader) = (send.clone(), &next, &reader);
             scope.spawn(move || {
                 while let Some((i, entry)) = Some(next.fetch_add(1, Ordering::Relaxed))
                     .and_then(|i| listing.entries.get(i).map(|entry| (i, entry)))
                 {
-                    let result = decode_file(&listing.root.join(&entry.path), exif).map(|_| ());
+                    let result = reader.picture(entry, exif).map(|_| ());
                     if send.send((i, result)).is_err() {
                         break;
                     }
@@ -84,19 +85,19 @@ fn decode_all(listing: &Listing) -> Vec<(String, String)> {
         }
     });
     faults.sort_unstable();
-    faults.into_iter().map(|(i, reason)| (listing.entries[i].path.display().to_string(), reason)).collect()
+    faults.into_iter().map(|(i, reason)| (listing.entries[i].name(), reason)).collect()
 }
 
 /// Makes a pack, in the cache folder or in a file.
 fn pack(args: DataPack) -> Outcome {
     let options = PackOptions::default();
+    let listing = plan::listing(&args.path, plan::format(args.format.as_deref())?)?;
     let mut progress = Progress::new("packing");
     let mut tell = |done, total| progress.update(done, total, "");
     let pack = match &args.out {
-        None => Pack::for_folder(&args.path, &options, None, &mut tell)?,
+        None => Pack::for_listing(&listing, &options, None, &mut tell)?,
         Some(out) => {
-            let listing = list_folder(&args.path)?;
-            plan::refuse_inside(out, &args.path)?;
+            plan::refuse_inside(out, &listing.base)?;
             Pack::build(&listing, &options, out, &mut tell)?
         }
     };
@@ -115,7 +116,8 @@ fn pack(args: DataPack) -> Outcome {
 
 /// Counts classes and pictures, and the colours' statistics.
 fn stats(args: DataStats) -> Outcome {
-    let (pack, skipped) = plan::pictures(&args.path, &PackOptions::default())?;
+    let (pack, skipped) =
+        plan::pictures(&args.path, plan::format(args.format.as_deref())?, &PackOptions::default())?;
     let every: Vec<u32> = (0..pack.len() as u32).collect();
     let stats = Stats::compute(&pack, &every, crate::machine::cores())?;
     let sizes = pack.class_sizes();

@@ -36,10 +36,11 @@ fn begin(args: &Train) -> Outcome {
     plan_train::check_out(args.out.as_deref(), asked.data.as_deref())?;
     let data = asked.data.as_deref();
     let (recipe, net, seed) = (&asked.recipe, &asked.recipe.net, asked.seed);
-    let material = plan_train::material(data, recipe, net, seed, asked.split)?;
+    let material = plan_train::material(data, asked.format, recipe, net, seed, asked.split)?;
     let run = plan_train::run_folder(args.out.as_deref(), data)?;
     let config = RunConfig {
         data: data.map(plan_train::absolute),
+        format: asked.format.map(|f| f.name().into()),
         split: material.split,
         seed: asked.seed,
         precision: asked.precision,
@@ -54,8 +55,9 @@ fn go_on(args: &Train, folder: Option<&Path>) -> Outcome {
     let (run, config, changes) = plan_train::resumed(args, folder)?;
     let compute = plan_train::compute(&args.compute, &config.precision)?;
     let data = config.data.as_deref().map(Path::new);
+    let format = plan::format(config.format.as_deref())?;
     let net = plan_train::network_of(&run, &config.recipe);
-    let material = plan_train::material(data, &config.recipe, &net, config.seed, Some(config.split))?;
+    let material = plan_train::material(data, format, &config.recipe, &net, config.seed, Some(config.split))?;
     // A run that was killed before its first checkpoint begins again.
     let resume = !run.store().is_empty();
     Session { args, compute, material, config, changes, run }.train(resume)

@@ -3,7 +3,7 @@
 use super::{can_create, class_difference, fraction, open_model, pictures, refuse_inside, views};
 use crate::args;
 use alexnet::data::source::Skipped;
-use alexnet::data::{Pack, PackOptions, SplitRule, View, split};
+use alexnet::data::{Format, Pack, PackOptions, SplitRule, View, split};
 use alexnet::eval::align::{Catalogue, Common, common};
 use alexnet::eval::ensemble::Weights;
 use alexnet::eval::model::Model;
@@ -25,6 +25,8 @@ pub struct Request<'a> {
     pub views: &'static [View],
     /// How the members are weighed.
     pub weights: Weights,
+    /// `--format`.
+    format: Option<Format>,
     split: Option<f64>,
     /// The accuracy that must be reached.
     pub min_top1: Option<f64>,
@@ -87,7 +89,8 @@ pub fn request(args: &args::Eval) -> Result<Request<'_>> {
     {
         return Err(Error::Config("--save-predictions and --submission name the same file".into()));
     }
-    Ok(Request { members, data, views, weights, split, min_top1: args.min_top1 })
+    let format = super::format(args.format.as_deref())?;
+    Ok(Request { members, data, views, weights, format, split, min_top1: args.min_top1 })
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {
@@ -233,7 +236,7 @@ pub fn material(request: &Request) -> Result<Material> {
                 let pack = match packs.iter().find(|(own, _)| *own == options) {
                     Some((_, pack)) => Arc::clone(pack),
                     None => {
-                        let (pack, others) = pictures(data, &options)?;
+                        let (pack, others) = pictures(data, request.format, &options)?;
                         skipped = others;
                         packs.push((options, Arc::new(pack)));
                         Arc::clone(&packs[packs.len() - 1].1)

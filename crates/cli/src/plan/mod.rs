@@ -7,7 +7,7 @@ use crate::args;
 use crate::progress::Progress;
 use crate::terminal::{complain, plural};
 use alexnet::data::source::Skipped;
-use alexnet::data::{Pack, PackOptions, View, list_folder};
+use alexnet::data::{Format, Listing, Pack, PackOptions, View, list};
 use alexnet::eval::model::Model;
 use alexnet::exec::{self, Device, Mode, Precision};
 use alexnet::{Error, Network, Result, zoo};
@@ -53,10 +53,25 @@ pub fn read_text(path: &Path, what: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The pictures of a folder, packed or found packed, or of a pack file; and what else is in the folder.
-pub fn pictures(path: &Path, options: &PackOptions) -> Result<(Pack, Vec<Skipped>)> {
-    if !path.is_file() {
-        let listing = list_folder(path)?;
+/// What `--format` names.
+pub fn format(typed: Option<&str>) -> Result<Option<Format>> {
+    typed.map(|t| t.parse().map_err(|e| Error::Config(format!("--format: {e}")))).transpose()
+}
+
+/// The pictures of a source, not yet decoded. Says on standard error which format was recognised.
+pub fn listing(path: &Path, format: Option<Format>) -> Result<Listing> {
+    let mut progress = Progress::new("listing");
+    let listing = list(path, format, &mut |done, all| progress.update(done, all, ""))?;
+    progress.finish();
+    let how = if format.is_some() { "as --format says" } else { "recognised" };
+    complain(&format!("source    {} ({how})", listing.format));
+    Ok(listing)
+}
+
+/// The pictures of a source, packed or found packed, or of a pack file; and what else is in the source.
+pub fn pictures(path: &Path, format: Option<Format>, options: &PackOptions) -> Result<(Pack, Vec<Skipped>)> {
+    if !path.is_file() || format.is_some() || Format::of(path).is_some() {
+        let listing = listing(path, format)?;
         let mut progress = Progress::new("packing");
         let pack =
             Pack::for_listing(&listing, options, None, &mut |done, all| progress.update(done, all, ""))?;

@@ -6,7 +6,7 @@ use crate::terminal::{count, plural};
 use alexnet::data::generator::{self, drawn_pack};
 use alexnet::data::pack::MAX_UNREADABLE;
 use alexnet::data::source::Skipped;
-use alexnet::data::{Pack, Partition, check_unreadable, split};
+use alexnet::data::{Format, Pack, Partition, check_unreadable, split};
 use alexnet::interchange::imagenet;
 use alexnet::train::recipe::{self, Recipe};
 use alexnet::train::run_directory::{RunConfig, RunDirectory, SplitConfig};
@@ -32,6 +32,8 @@ const SIDE_OVER_INPUT: f64 = 256.0 / 224.0;
 pub struct Request {
     /// The folder or pack; none for drawn pictures.
     pub data: Option<PathBuf>,
+    /// `--format`.
+    pub format: Option<Format>,
     /// With the flags taken in.
     pub recipe: Recipe,
     /// Where the flags, or the choice of network, made it differ from what its name promises.
@@ -82,6 +84,7 @@ pub fn request(args: &args::Train) -> Result<Request> {
     }
     Ok(Request {
         data: args.data.clone(),
+        format: super::format(args.format.as_deref())?,
         recipe,
         changes,
         seed: args.seed.unwrap_or(0),
@@ -175,6 +178,9 @@ pub fn resumed(args: &args::Train, folder: Option<&Path>) -> Result<(RunDirector
     if let Some(data) = &args.data {
         config.data = Some(absolute(data));
     }
+    if args.format.is_some() {
+        config.format = super::format(args.format.as_deref())?.map(|f| f.name().into());
+    }
     if let Some(precision) = &args.compute.precision {
         config.precision = precision.clone();
     }
@@ -211,6 +217,7 @@ pub struct Material {
 /// As packing, splitting and [`Recipe::apply`].
 pub fn material(
     data: Option<&Path>,
+    format: Option<Format>,
     recipe: &Recipe,
     net: &str,
     seed: u64,
@@ -223,7 +230,7 @@ pub fn material(
             let (train, val) = (generator::TRAIN_PER_CLASS, generator::VAL_PER_CLASS);
             (drawn_pack(seed, train, val, recipe.preprocess.side)?, vec![])
         }
-        Some(path) => pictures(path, &recipe.pack_options())?,
+        Some(path) => pictures(path, format, &recipe.pack_options())?,
     };
     check_unreadable(&pack, MAX_UNREADABLE)?;
     let split_config = match chosen {
