@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Training speed beside PyTorch, in one run on one machine: the two take turns, and the ratio is that of the medians.
+"""Speed beside PyTorch, in one run on one machine: the sides take turns, and the ratio is that of the medians.
 
-    python bench/versus/pytorch.py target/release/alexnet [--net alexnet-2012|torchvision] [--batch 128] [--rounds 3]
-                                   [--steps 4] [--no-compile]
+    python bench/versus/pytorch.py target/release/alexnet [--mode train|infer] [--net alexnet-2012|torchvision]
+        [--precision f32|bf16] [--batch 128] [--rounds 3] [--steps 4] [--variants eager,compiled,eager-last,compiled-last]
 
-Needs PyTorch (and torchvision for that network) from PyPI, and a C++ compiler for torch.compile. Both sides train in f32
-on made-up pictures with SGD, momentum and weight decay. Prints one JSON object.
+Needs PyTorch (and torchvision for that network) from PyPI, and a C++ compiler for torch.compile. All sides compute on
+made-up pictures; training is SGD with momentum and weight decay. In bf16 PyTorch trains with autocast (weights in
+float32) and infers with the model itself in bfloat16. "-last" is the channels-last memory format. The best variant is
+the peer. ONEDNN_MAX_CPU_ISA and ALEXNET_ISA hold both sides to one instruction set. Prints one JSON object.
 """
 
 import argparse
@@ -46,14 +48,25 @@ def peer(args):
             nn.Linear(9216, 4096), nn.ReLU(True), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(True), nn.Dropout(),
             nn.Linear(4096, 1000),
         ), 227
+    train, bf16 = args.mode == "train", args.precision == "bf16"
     pictures = torch.randn(args.batch, 3, side, side)
     labels = torch.randint(0, 1000, (args.batch,))
+    if args.peer.endswith("-last"):
+        model, pictures = (x.to(memory_format=torch.channels_last) for x in (model, pictures))
+    if bf16 and not train:
+        model, pictures = model.bfloat16(), pictures.bfloat16()
+    model.train(train)
     sgd = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, foreach=True)
-    run = model if args.no_compile else torch.compile(model)
+    run = torch.compile(model) if args.peer.startswith("compiled") else model
 
     def step():
+        if not train:
+            with torch.inference_mode():
+                return run(pictures)
         sgd.zero_grad(set_to_none=True)
-        functional.cross_entropy(run(pictures), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = functional.cross_entropy(run(pictures), labels)
+        loss.backward()
         sgd.step()
 
     step(), step()
@@ -62,41 +75,50 @@ def peer(args):
         start = time.perf_counter()
         step()
         times.append((time.perf_counter() - start) * 1e3)
-    print(json.dumps({"torch": torch.__version__, "ms": times}))
+    print(json.dumps({"torch": torch.__version__, "times_ms": times}))
 
 
-def last_json(command):
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+def last_line(command):
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("alexnet")
-    parser.add_argument("--net", default="alexnet-2012")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("alexnet", nargs="?")
+    parser.add_argument("--mode", default="train", choices=["train", "infer"])
+    parser.add_argument("--net", default="alexnet-2012", choices=["alexnet-2012", "torchvision"])
+    parser.add_argument("--precision", default="f32", choices=["f32", "bf16"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--variants", default="eager,compiled,eager-last,compiled-last")
+    parser.add_argument("--peer", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
         return peer(args)
-    ours, theirs, version = [], [], None
-    same = ["--net", args.net, "--batch", str(args.batch), "--steps", str(args.steps), "--threads", str(args.threads)]
+    common = ["--net", args.net, "--batch", str(args.batch), "--steps", str(args.steps), "--threads", str(args.threads)]
+    common += ["--precision", args.precision]
+    variants = args.variants.split(",")
+    ours, theirs, resident = [], {v: [] for v in variants}, 0
     for _ in range(args.rounds):
-        result = last_json([args.alexnet, "bench", "train", *same, "--precision", "f32", "--json"])
+        result = last_line([args.alexnet, "bench", args.mode, "--json", *common])
         ours.append(result["ms"])
-        result = last_json([sys.executable, __file__, *sys.argv[1:], "--peer"])
-        theirs.append(statistics.median(result["ms"]))
-        version = result["torch"]
-    rate = lambda ms: round(args.batch / statistics.median(ms) * 1e3, 1)
+        resident = max(resident, result["peak_resident_bytes"] or 0)
+        for variant in variants:
+            other = last_line([sys.executable, __file__, "--peer", variant, "--mode", args.mode, *common])
+            theirs[variant] += other["times_ms"]
+    medians = {v: statistics.median(times) for v, times in theirs.items()}
+    best = min(medians, key=medians.get)
+    us, them = statistics.median(ours), medians[best]
     print(json.dumps({
-        "net": args.net, "batch": args.batch, "precision": "f32", "torch": version, "compiled": not args.no_compile,
-        "alexnet_ms": [round(t, 1) for t in ours], "torch_ms": [round(t, 1) for t in theirs],
-        "alexnet_img_s": rate(ours), "torch_img_s": rate(theirs),
-        "ratio": round(statistics.median(theirs) / statistics.median(ours), 2),
+        "mode": args.mode, "net": args.net, "precision": args.precision, "batch": args.batch, "threads": args.threads,
+        "kernel": result["kernel"], "torch": other["torch"],
+        "alexnet_ms": us, "alexnet_ms_range": [min(ours), max(ours)], "alexnet_img_s": args.batch * 1e3 / us,
+        "torch_best": best, "torch_ms": them, "torch_ms_range": [min(theirs[best]), max(theirs[best])],
+        "torch_img_s": args.batch * 1e3 / them,
+        "torch_ms_medians": medians, "ratio": them / us, "alexnet_peak_resident_bytes": resident,
     }))
 
 

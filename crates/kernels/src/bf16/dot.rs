@@ -79,7 +79,8 @@ unsafe fn dot_rows<const R: usize, const V: usize>(
     add: bool,
 ) {
     use std::arch::x86_64::{
-        __m512bh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
+        _mm512_storeu_ps,
     };
     // SAFETY: the caller's promise; bits are only reinterpreted.
     unsafe {
@@ -95,14 +96,14 @@ unsafe fn dot_rows<const R: usize, const V: usize>(
             let (mut left, mut right) = (a.add(run.a + first * EDGE), b.add(run.b));
             for _ in 0..run.steps {
                 for depth in 0..EDGE {
-                    let mut columns = [std::mem::transmute::<_, __m512bh>(_mm512_setzero_ps()); V];
+                    let mut columns = [std::mem::transmute::<__m512, __m512bh>(_mm512_setzero_ps()); V];
                     for v in 0..V {
                         let row = right.add(right_row(shape.right, depth, v));
-                        columns[v] = std::mem::transmute::<_, __m512bh>(_mm512_loadu_ps(row.cast()));
+                        columns[v] = std::mem::transmute::<__m512, __m512bh>(_mm512_loadu_ps(row.cast()));
                     }
                     for r in 0..R {
                         let bits = left.add(r * EDGE + depth).cast::<i32>().read();
-                        let row = std::mem::transmute::<_, __m512bh>(_mm512_set1_epi32(bits));
+                        let row = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(bits));
                         for v in 0..V {
                             sums[r][v] = _mm512_dpbf16_ps(sums[r][v], row, columns[v]);
                         }

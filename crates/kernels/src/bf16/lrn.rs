@@ -106,6 +106,14 @@ impl Kernel for Normalize<'_> {
         let [squares, terms, products] = [1, 2, 3].map(|i| scratch.wrapping_add(i * rows_len(&self.lrn)));
         // SAFETY: positions are within the maps; scratch has four times `rows_len`.
         unsafe {
+            if self.in_pairs() {
+                for w in 0..map.width {
+                    for lane in (0..PICTURES).step_by(S::LANES) {
+                        self.position_in_pairs::<S>(block, h, w, lane);
+                    }
+                }
+                return;
+            }
             for w in 0..map.width {
                 for lane in (0..PICTURES).step_by(S::LANES) {
                     let at = |split: usize, p: usize| {
@@ -153,7 +161,106 @@ impl Kernel for Normalize<'_> {
     }
 }
 
+/// The window of every published AlexNet: two maps on either side.
+const FIVE: usize = 5;
+
+/// Two vectors, of an even channel and of the odd one beside it.
+type Two<V> = [V; 2];
+
+/// The sums of five around both channels of the middle pair.
+#[inline(always)]
+unsafe fn sums_of_five<S: Simd>(before: Two<S::V>, middle: Two<S::V>, after: Two<S::V>) -> Two<S::V> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let common = S::add(S::add(before[1], middle[0]), S::add(middle[1], after[0]));
+        [S::add(before[0], common), S::add(common, after[1])]
+    }
+}
+
+#[inline(always)]
+unsafe fn squares_of<S: Simd>(x: Two<S::V>) -> Two<S::V> {
+    // SAFETY: the caller's promise.
+    unsafe { [S::mul(x[0], x[0]), S::mul(x[1], x[1])] }
+}
+
 impl Normalize<'_> {
+    /// Whether windows are of five and no pair lies across towers: then a position is one walk along its pairs, with
+    /// everything that a window needs in registers.
+    #[inline(always)]
+    fn in_pairs(&self) -> bool {
+        let even = |channels: usize| channels.is_multiple_of(2);
+        self.lrn.size == FIVE
+            && even(self.lrn.channels / self.lrn.towers)
+            && (self.map.splits == 1 || even(self.map.split_channels()))
+    }
+
+    /// A position for as many pictures as a vector has lanes.
+    #[inline(always)]
+    unsafe fn position_in_pairs<S: Simd>(&self, block: usize, h: usize, w: usize, lane: usize) {
+        let (map, Lrn { k, alpha, beta, channels, towers, .. }) = (self.map, self.lrn);
+        let split_pairs = map.split_pairs();
+        let pairs = channels / towers / 2;
+        // SAFETY: the caller's promise that the position is within the maps.
+        unsafe {
+            let (k, scale) = (S::splat(k), S::splat(alpha));
+            let factor = S::splat(-2.0 * alpha * beta);
+            let zero = [S::zero(); 2];
+            for tower in 0..towers {
+                let at = |pair: usize| {
+                    let pair = tower * pairs + pair;
+                    let (split, pair) = (pair / split_pairs, pair % split_pairs);
+                    block * map.block_len() + map.at(split, h, w) + pair * PICTURES + lane
+                };
+                let load = |from: &[u32], pair: usize| {
+                    let (even, odd) = S::load_pairs(from.as_ptr().add(at(pair)));
+                    [even, odd]
+                };
+                // x and squares of the pairs before, at and after the one whose window is summed.
+                let mut x = [zero, load(self.x, 0)];
+                let mut squares = [zero, squares_of::<S>(x[1])];
+                // The same of the terms g·x·d^(−β−1), one pair behind; and g·d^−β of the pair before.
+                let (mut terms, mut product) = ([zero; 2], zero);
+                for pair in 0..=pairs {
+                    let next = if pair + 1 < pairs { load(self.x, pair + 1) } else { zero };
+                    let next_squares = squares_of::<S>(next);
+                    let mut term = zero;
+                    let mut this_product = zero;
+                    if pair < pairs {
+                        let sums = sums_of_five::<S>(squares[0], squares[1], next_squares);
+                        let [(p0, i0), (p1, i1)] = [
+                            powers::<S>(S::fma(scale, sums[0], k), beta),
+                            powers::<S>(S::fma(scale, sums[1], k), beta),
+                        ];
+                        let Some(dy) = self.dy else {
+                            let [even, odd] = [S::mul(x[1][0], p0), S::mul(x[1][1], p1)];
+                            S::store_pairs(self.out.at(at(pair)).cast(), even, odd);
+                            (x, squares) = ([x[1], next], [squares[1], next_squares]);
+                            continue;
+                        };
+                        let g = load(dy, pair);
+                        this_product = [S::mul(g[0], p0), S::mul(g[1], p1)];
+                        term = [
+                            S::mul(S::mul(this_product[0], x[1][0]), i0),
+                            S::mul(S::mul(this_product[1], x[1][1]), i1),
+                        ];
+                    }
+                    if pair > 0 && self.dy.is_some() {
+                        let sums = sums_of_five::<S>(terms[0], terms[1], term);
+                        let mut even = S::fma(S::mul(factor, x[0][0]), sums[0], product[0]);
+                        let mut odd = S::fma(S::mul(factor, x[0][1]), sums[1], product[1]);
+                        if self.relu {
+                            even = S::where_positive(x[0][0], even);
+                            odd = S::where_positive(x[0][1], odd);
+                        }
+                        S::store_pairs(self.out.at(at(pair - 1)).cast(), even, odd);
+                    }
+                    (x, squares) = ([x[1], next], [squares[1], next_squares]);
+                    (terms, product) = ([terms[1], term], this_product);
+                }
+            }
+        }
+    }
+
     /// values ← values·d^−β.
     #[inline(always)]
     unsafe fn normalize<S: Simd>(&self, values: *mut f32, squares: *const f32) {

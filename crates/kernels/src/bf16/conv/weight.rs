@@ -253,7 +253,7 @@ impl MatrixKernel for WeightGradient<'_> {
 /// Outputs whose window has tap `s` inside the map: consecutive ones.
 fn inside(axis: &crate::conv::Axis, s: usize) -> (usize, usize) {
     let mut reads = (0..axis.output).filter(|&q| axis.forward(q, s).is_some());
-    reads.next().map_or((0, 0), |first| (first, reads.last().unwrap_or(first) + 1))
+    reads.next().map_or((0, 0), |first| (first, reads.next_back().unwrap_or(first) + 1))
 }
 
 /// Adds the pictures of `pairs` pairs of channels to the channels' sums.
