@@ -494,7 +494,7 @@ fn max_pooling_between_splits() {
         for (channels, splits, side, size, stride) in
             [(8, [2, 1], 7, 3, 2), (12, [2, 2], 6, 3, 2), (5, [1, 1], 5, 2, 2), (4, [1, 2], 4, 2, 1)]
         {
-            let output = (side - size).div_ceil(stride) + 1;
+            let output = usize::div_ceil(side - size, stride) + 1;
             let one = Axis { input: side, output, kernel: size, stride, pad: 0 };
             let layout = |splits, side| MapLayout { channels, splits, height: side, width: side };
             let g = pooling::Geometry {
