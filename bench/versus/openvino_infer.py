@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Inference beside OpenVINO, in one run on one machine: the two take turns, and the ratio is that of the medians.
 
-    python bench/versus/openvino.py target/release/alexnet [--precision f32|bf16] [--batch 128] [--rounds 3] [--steps 10]
+    python bench/versus/openvino_infer.py target/release/alexnet [--precision f32|bf16] [--batch 128] [--rounds 3] [--steps 10]
 
 Needs openvino, torch and torchvision from PyPI. The network is torchvision's, on made-up pictures. Prints one JSON object.
 """
