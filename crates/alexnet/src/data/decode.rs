@@ -58,7 +58,12 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     // The name may have changed its meaning since; the open file cannot.
     let about = file.metadata().map_err(|e| io_reason(&e))?;
     check_regular(&about)?;
-    let length = about.len();
+    read_bounded(&mut file, about.len())
+}
+
+/// The `length` bytes of a picture file that lies anywhere, if that is a sensible size and it does not announce too
+/// many pixels.
+pub(super) fn read_bounded(from: &mut impl Read, length: u64) -> Result<Vec<u8>, String> {
     if length == 0 {
         return Err("empty file".into());
     }
@@ -67,15 +72,16 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     }
     let mut bytes = Vec::with_capacity(HEAD_BYTES.min(length as usize));
     let mut take = |n: u64, bytes: &mut Vec<u8>| {
-        (&mut file).take(n).read_to_end(bytes).map(drop).map_err(|e| io_reason(&e))
+        from.by_ref().take(n).read_to_end(bytes).map(drop).map_err(|e| io_reason(&e))
     };
-    take(HEAD_BYTES as u64, &mut bytes)?;
+    take(length.min(HEAD_BYTES as u64), &mut bytes)?;
     let format = sniff(&bytes)?;
     if let Some((w, h)) = announced_size(format, &bytes) {
         check_size(w, h)?;
     }
-    bytes.reserve_exact((length as usize).saturating_sub(bytes.len()));
-    take(MAX_FILE_BYTES, &mut bytes)?;
+    let rest = length.saturating_sub(bytes.len() as u64);
+    bytes.reserve_exact(rest as usize);
+    take(rest, &mut bytes)?;
     Ok(bytes)
 }
 

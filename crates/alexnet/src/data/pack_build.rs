@@ -1,12 +1,11 @@
 //! Making packs: every picture of a folder decoded once, on all cores, straight into the file.
 
-use super::decode::{Picture, decode, read_file};
 use super::disk::{free_bytes, human_bytes};
 use super::pack::{
     FORMAT, Index, Pack, PackOptions, Unreadable, json, le_bytes_u32, le_bytes_u64, picture_len,
 };
 use super::resize::Squarer;
-use super::source::{Listing, list_folder, printable};
+use super::source::{Contents, Entry, Listing, Reader, list_folder, printable};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json as value};
 use std::fs::File;
@@ -56,10 +55,11 @@ impl Pack {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Pack> {
         let cache = cache_dir.map_or_else(default_cache_dir, Path::to_path_buf);
-        let root = listing.root.canonicalize().unwrap_or_else(|_| listing.root.clone());
+        let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        let (root, base) = (canonical(&listing.root), canonical(&listing.base));
         // Before it is made: the part of its path that exists decides.
         let existing = cache.ancestors().find_map(|p| p.canonicalize().ok());
-        if cache_dir.is_some() && existing.is_some_and(|c| c.starts_with(&root)) {
+        if cache_dir.is_some() && existing.is_some_and(|c| c.starts_with(&base)) {
             return Err(Error::Config(format!(
                 "the cache folder {} lies in the data folder, which is never written to; name another",
                 cache.display()
@@ -94,25 +94,26 @@ impl Pack {
     ) -> Result<Pack> {
         let mut index = Index { classes: listing.classes.clone(), ..Default::default() };
         for entry in &listing.entries {
-            index.push(&text_path(&entry.path), entry.class, entry.split);
+            index.push(&entry.name(), entry.class, entry.split);
         }
         let writer = Writer::create(out, options, &index)?;
         let total = listing.entries.len();
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
         let large = Mutex::new(());
+        let reader = Reader::new(listing);
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(total.max(1));
         let result = std::thread::scope(|scope| {
             let (send, receive) = mpsc::channel();
             for _ in 0..threads {
-                let (send, writer, next, stop, large) = (send.clone(), &writer, &next, &stop, &large);
+                let (send, writer, next, stop, large, reader) =
+                    (send.clone(), &writer, &next, &stop, &large, &reader);
                 scope.spawn(move || {
                     let mut squarer = Squarer::default();
                     while !stop.load(Ordering::Relaxed) {
                         let i = next.fetch_add(1, Ordering::Relaxed);
                         let Some(entry) = listing.entries.get(i) else { break };
-                        let square =
-                            load_square(&listing.root.join(&entry.path), options, &mut squarer, large);
+                        let square = load_square(reader, entry, options, &mut squarer, large);
                         let outcome = square.map(|pixels| (xxh3_64(&pixels), writer.put(i, &pixels)));
                         if send.send((i, outcome)).is_err() {
                             break;
@@ -130,7 +131,7 @@ impl Pack {
                         return Err(cannot_write(out, &e, Some(writer.total_bytes)));
                     }
                     Err(reason) => {
-                        let path = text_path(&listing.entries[i].path);
+                        let path = listing.entries[i].name();
                         index.unreadable.push(Unreadable { index: i as u32, path, reason });
                     }
                 }
@@ -159,21 +160,18 @@ impl Pack {
     }
 }
 
-/// A path as a pack stores it: parts joined by `/`, bytes that are not UTF-8 as `\xNN`.
-fn text_path(path: &Path) -> String {
-    path.components().map(|c| printable(c.as_os_str())).collect::<Vec<_>>().join("/")
-}
-
-/// Reads, decodes and squares one file.
+/// Reads, decodes and squares one picture.
 fn load_square(
-    path: &Path,
+    reader: &Reader,
+    entry: &Entry,
     options: &PackOptions,
     squarer: &mut Squarer,
     large: &Mutex<()>,
 ) -> std::result::Result<Vec<u8>, String> {
-    let bytes = read_file(path)?;
-    let _alone = (bytes.len() > LARGE_FILE_BYTES).then(|| large.lock().unwrap_or_else(|e| e.into_inner()));
-    let picture: Picture = decode(&bytes, options.exif)?;
+    let contents: Contents = reader.read(entry)?;
+    let _alone =
+        (contents.bytes() > LARGE_FILE_BYTES).then(|| large.lock().unwrap_or_else(|e| e.into_inner()));
+    let picture = contents.decode(options.exif)?;
     Ok(squarer.square(&picture, options.side, options.fit))
 }
 
@@ -185,14 +183,7 @@ fn source_key(listing: &Listing, options: &PackOptions) -> String {
         hash.update(bytes);
     };
     part(&json(options));
-    part(&json(&listing.classes));
-    for entry in &listing.entries {
-        part(entry.path.as_os_str().as_encoded_bytes());
-        part(&entry.class.to_le_bytes());
-        part(&[entry.split.map_or(0, |s| s as u8 + 1)]);
-        part(&entry.file_bytes.to_le_bytes());
-        part(&entry.modified_ns.to_le_bytes());
-    }
+    listing.key_parts(&mut part);
     format!("{:032x}", hash.digest128())
 }
 

@@ -5,7 +5,7 @@ use crate::failure::{Failure, Outcome};
 use crate::plan;
 use crate::progress::Progress;
 use crate::terminal::{bytes, plural, print_line, table};
-use alexnet::data::decode::decode_file;
+use alexnet::data::source::Reader;
 use alexnet::data::{Listing, Pack, PackOptions, Stats, list_folder};
 use serde_json::json;
 use std::path::Path;
@@ -58,17 +58,18 @@ fn decode_all(listing: &Listing) -> Vec<(String, String)> {
     let next = AtomicUsize::new(0);
     let total = listing.entries.len();
     let exif = PackOptions::default().exif;
+    let reader = Reader::new(listing);
     let mut progress = Progress::new("checking");
     let mut faults = Vec::new();
     std::thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
         for _ in 0..crate::machine::cores().min(total) {
-            let (send, next) = (send.clone(), &next);
+            let (send, next, reader) = (send.clone(), &next, &reader);
             scope.spawn(move || {
                 while let Some((i, entry)) = Some(next.fetch_add(1, Ordering::Relaxed))
                     .and_then(|i| listing.entries.get(i).map(|entry| (i, entry)))
                 {
-                    let result = decode_file(&listing.root.join(&entry.path), exif).map(|_| ());
+                    let result = reader.picture(entry, exif).map(|_| ());
                     if send.send((i, result)).is_err() {
                         break;
                     }

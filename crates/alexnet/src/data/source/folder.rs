@@ -1,51 +1,14 @@
-//! What is in a folder of pictures: classes, files, and whatever was passed over and why.
+//! A folder for each class.
 
-use super::decode::{check_regular, io_reason, sniff};
-use super::split::Split;
+use super::super::decode::{check_regular, io_reason, sniff};
+use super::{Entry, Format, Listing, Place, Skipped, modified_ns, printable};
+use crate::data::split::Split;
 use crate::error::{Error, Result, nearest};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::Metadata;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
-
-/// One file that is taken for a picture until it is decoded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Relative to the root.
-    pub path: PathBuf,
-    /// Index into [`Listing::classes`].
-    pub class: u32,
-    /// Its side, where the folder has `train/` and `val/`.
-    pub split: Option<Split>,
-    /// Size of the file.
-    pub file_bytes: u64,
-    /// When it was last written, nanoseconds since 1970; 0 if the system does not say.
-    pub modified_ns: i128,
-}
-
-/// Something in the folder that is not used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Skipped {
-    /// Relative to the root.
-    pub path: PathBuf,
-    /// Why, in a few words.
-    pub reason: String,
-}
-
-/// What is in a folder of class folders.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listing {
-    /// The folder, as given.
-    pub root: PathBuf,
-    /// Class names, sorted by their bytes.
-    pub classes: Vec<String>,
-    /// Sorted by the bytes of the path.
-    pub entries: Vec<Entry>,
-    /// What is not used, in the order of the walk.
-    pub skipped: Vec<Skipped>,
-}
 
 /// Names that the two sides of a split go by; the first of each that exists is taken.
 const TRAIN_NAMES: [&str; 2] = ["train", "training"];
@@ -137,7 +100,9 @@ fn gather(mut walk: Walk, sides: Vec<(Option<Split>, Vec<Found>)>) -> Result<Lis
         entries.extend(members.into_iter().map(|e| Entry { class: class as u32, ..e }));
     }
     entries.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
-    Ok(Listing { root, classes, entries, skipped: walk.skipped })
+    let base = root.clone();
+    let skipped = walk.skipped;
+    Ok(Listing { format: Format::Folder, root, base, classes, entries, files: Vec::new(), skipped })
 }
 
 /// Says what is wrong with a folder of fewer than two classes, and which folder was probably meant.
@@ -325,13 +290,8 @@ impl Walk {
             {
                 self.skip(&found.path, reason);
             } else {
-                let modified = found.about.modified().ok();
-                let modified_ns = modified.map_or(0, |t| match t.duration_since(UNIX_EPOCH) {
-                    Ok(after) => after.as_nanos() as i128,
-                    Err(before) => -(before.duration().as_nanos() as i128),
-                });
-                let file_bytes = found.about.len();
-                entries.push(Entry { path: found.path, class: 0, split, file_bytes, modified_ns });
+                let place = Place::File { bytes: found.about.len(), modified_ns: modified_ns(&found.about) };
+                entries.push(Entry { path: found.path, class: 0, split, place });
             }
         }
         self.ancestors.pop();
@@ -360,16 +320,4 @@ fn ignored(name: &OsStr) -> bool {
         || [&b"Thumbs.db"[..], b"desktop.ini", b"__MACOSX", b"__pycache__"]
             .iter()
             .any(|n| bytes.eq_ignore_ascii_case(n))
-}
-
-/// A name as text; bytes that are not UTF-8 as `\xNN`, so that different names stay different.
-pub(super) fn printable(name: &OsStr) -> String {
-    let mut text = String::new();
-    for chunk in name.as_encoded_bytes().utf8_chunks() {
-        text.push_str(chunk.valid());
-        for byte in chunk.invalid() {
-            text.push_str(&format!("\\x{byte:02X}"));
-        }
-    }
-    text
 }
