@@ -29,6 +29,6 @@ pub use pack::{Pack, PackOptions, Unreadable, check_unreadable};
 pub use pack_build::default_cache_dir;
 pub use preprocess::{Mean, Preprocess};
 pub use resize::Fit;
-pub use source::{Listing, list, list_folder};
+pub use source::{Format, Listing, list, list_folder};
 pub use split::{Partition, Split, SplitRule, split};
 pub use stats::Stats;

@@ -1,7 +1,8 @@
 //! A folder for each class.
 
 use super::super::decode::{check_regular, io_reason, sniff};
-use super::{Entry, Format, Listing, Place, Skipped, modified_ns, printable};
+use super::shelf::Shelf;
+use super::{Entry, Format, Listing, PICTURE_EXTENSIONS, Place, Skipped, modified_ns, printable};
 use crate::data::split::Split;
 use crate::error::{Error, Result, nearest};
 use std::collections::BTreeMap;
@@ -13,9 +14,6 @@ use std::path::{Path, PathBuf};
 /// Names that the two sides of a split go by; the first of each that exists is taken.
 const TRAIN_NAMES: [&str; 2] = ["train", "training"];
 const VAL_NAMES: [&str; 5] = ["val", "valid", "validation", "test", "testing"];
-/// Files with these extensions are taken for pictures without a look inside; others are sniffed.
-const PICTURE_EXTENSIONS: [&str; 13] =
-    ["jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "heic", "heif", "avif"];
 /// Folders within folders within a class.
 const MAX_DEPTH: usize = 32;
 
@@ -311,6 +309,25 @@ impl Walk {
             .map_err(|e| io_reason(&e))?;
         sniff(&head).map(drop).map_err(|_| "not a picture".into())
     }
+}
+
+/// The pictures in and below a folder of a source that is not a folder for each class: those of its `images/`, if it
+/// has one.
+pub(super) fn pictures_in(root: &Path, folder: &Path, shelf: &mut Shelf) -> Vec<(PathBuf, Place)> {
+    let inner = folder.join("images");
+    let path = if root.join(&inner).is_dir() { inner } else { folder.to_path_buf() };
+    let mut walk = Walk { root: root.to_path_buf(), skipped: Vec::new(), ancestors: Vec::new() };
+    let mut entries = Vec::new();
+    match std::fs::metadata(root.join(&path)) {
+        Ok(about) => {
+            let found = Found { name: String::new(), path, is_dir: about.is_dir(), about };
+            // Folders that cannot be read are among those skipped.
+            let _ = walk.pictures(&found, None, &mut entries);
+        }
+        Err(e) => walk.skip(&path, io_reason(&e)),
+    }
+    walk.skipped.into_iter().for_each(|s| shelf.skip(s.path, s.reason));
+    entries.into_iter().map(|e| (e.path, e.place)).collect()
 }
 
 /// Names that systems leave behind, and hidden ones.

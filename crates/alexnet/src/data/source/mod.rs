@@ -1,10 +1,24 @@
 //! What a set of pictures holds: classes, pictures and where their bytes lie, and whatever was passed over and why.
 //!
 //! A source is read in place and never unpacked. [`list`] recognises its format and finds every picture without
-//! decoding any; a [`Reader`] fetches one picture at a time. One file a format: [`folder`].
+//! decoding any; a [`Reader`] fetches one picture at a time. One file a format; `tar_index` walks the archives, `shelf`
+//! collects what a format finds.
 
-pub mod folder;
+mod cifar;
+mod devkit;
+mod folder;
+mod ilsvrc;
+mod labels;
+
+mod matlab;
+mod pages;
+mod parquet;
 mod reader;
+mod shelf;
+mod tar_index;
+mod text_list;
+mod tiny_imagenet;
+mod webdataset;
 
 pub use folder::list_folder;
 pub use reader::{Contents, Reader};
@@ -22,16 +36,42 @@ use std::time::UNIX_EPOCH;
 pub enum Format {
     /// One folder of picture files for each class, with or without `train/` and `val/` above them.
     Folder,
+    /// The archives of ILSVRC-2012 or ILSVRC-2010 and their development kit, as downloaded.
+    Ilsvrc,
+    /// Tars with `KEY.jpg` and `KEY.cls` or `KEY.json`.
+    WebDataset,
+    /// Hugging Face's Parquet files: a column of picture files and one of labels.
+    Parquet,
+    /// A text with a path and a label in each line.
+    List,
+    /// The binary files of CIFAR-10 or CIFAR-100.
+    Cifar,
+    /// Tiny-ImageNet as downloaded.
+    TinyImagenet,
 }
 
 impl Format {
     /// All of them.
-    pub const ALL: [Format; 1] = [Format::Folder];
+    pub const ALL: [Format; 7] = [
+        Format::Folder,
+        Format::Ilsvrc,
+        Format::WebDataset,
+        Format::Parquet,
+        Format::List,
+        Format::Cifar,
+        Format::TinyImagenet,
+    ];
 
     /// The word for it in `--format`.
     pub fn name(self) -> &'static str {
         match self {
             Format::Folder => "folder",
+            Format::Ilsvrc => "ilsvrc",
+            Format::WebDataset => "webdataset",
+            Format::Parquet => "parquet",
+            Format::List => "list",
+            Format::Cifar => "cifar",
+            Format::TinyImagenet => "tiny-imagenet",
         }
     }
 
@@ -39,7 +79,48 @@ impl Format {
     pub fn description(self) -> &'static str {
         match self {
             Format::Folder => "a folder for each class",
+            Format::Ilsvrc => "archives of ILSVRC as downloaded",
+            Format::WebDataset => "WebDataset tars",
+            Format::Parquet => "Parquet files with pictures and labels",
+            Format::List => "a list of paths and labels",
+            Format::Cifar => "binary files of CIFAR",
+            Format::TinyImagenet => "Tiny-ImageNet as downloaded",
         }
+    }
+
+    /// The format of a folder or file, by the names of the files in it. A folder that holds nothing known is taken for
+    /// a folder of class folders; a file of no known name is no source.
+    pub fn of(path: &Path) -> Option<Format> {
+        if path.is_file() {
+            let name = path.file_name().and_then(OsStr::to_str).unwrap_or("").to_ascii_lowercase();
+            let extension = name.rsplit('.').next().unwrap_or("");
+            return match extension {
+                "tar" if ilsvrc::is_archive(path.file_name()?.to_str()?) => Some(Format::Ilsvrc),
+                "tar" => Some(Format::WebDataset),
+                "parquet" => Some(Format::Parquet),
+                "csv" | "tsv" | "txt" => Some(Format::List),
+                _ => None,
+            };
+        }
+        if ilsvrc::recognise(path) {
+            Some(Format::Ilsvrc)
+        } else if cifar::recognise(path) {
+            Some(Format::Cifar)
+        } else if tiny_imagenet::recognise(path) {
+            Some(Format::TinyImagenet)
+        } else if !shelf::shards(path, ".parquet").is_empty() {
+            Some(Format::Parquet)
+        } else if !shelf::shards(path, ".tar").is_empty() {
+            Some(Format::WebDataset)
+        } else {
+            Some(Format::Folder)
+        }
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.name(), self.description())
     }
 }
 
@@ -73,6 +154,22 @@ pub enum Place {
         offset: u64,
         /// Its length.
         bytes: u64,
+    },
+    /// A row of a Parquet file.
+    Row {
+        /// Index into [`Listing::files`].
+        file: u32,
+        /// The row group.
+        group: u32,
+        /// The row within its group.
+        row: u32,
+    },
+    /// The pixels of one of CIFAR's pictures: planes of 32×32 bytes, red, green, blue.
+    Planes {
+        /// Index into [`Listing::files`].
+        file: u32,
+        /// Where they begin.
+        offset: u64,
     },
 }
 
@@ -167,18 +264,38 @@ impl Listing {
                     part(&offset.to_le_bytes());
                     part(&bytes.to_le_bytes());
                 }
+                Place::Row { file, group, row } => {
+                    [file, group, row].iter().for_each(|n| part(&n.to_le_bytes()));
+                }
+                Place::Planes { file, offset } => {
+                    part(&file.to_le_bytes());
+                    part(&offset.to_le_bytes());
+                }
             }
         }
     }
 }
 
+/// Told how many parts of a source (archives, files) have been looked through, and how many there are.
+pub type Tell<'a> = &'a mut dyn FnMut(usize, usize);
+
+/// Files with these extensions are taken for pictures without a look inside; others are sniffed.
+const PICTURE_EXTENSIONS: [&str; 13] =
+    ["jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "heic", "heif", "avif"];
+
 /// Lists the pictures of a folder or file, in the given format or in the one that is recognised.
 ///
 /// # Errors
 /// [`Error::Data`] saying what is missing or wrong, by the name of the file that was expected.
-pub fn list(path: &Path, format: Option<Format>) -> Result<Listing> {
-    match format.unwrap_or(Format::Folder) {
+pub fn list(path: &Path, format: Option<Format>, tell: Tell) -> Result<Listing> {
+    match format.or_else(|| Format::of(path)).unwrap_or(Format::Folder) {
         Format::Folder => list_folder(path),
+        Format::Ilsvrc => ilsvrc::list(path, tell),
+        Format::WebDataset => webdataset::list(path, tell),
+        Format::Parquet => parquet::list(path, tell),
+        Format::List => text_list::list(path),
+        Format::Cifar => cifar::list(path),
+        Format::TinyImagenet => tiny_imagenet::list(path),
     }
 }
 
