@@ -139,7 +139,7 @@ fn more_kept_shows_the_same_squares_and_statistics() {
             let twice: Vec<u32> = train.iter().chain(&train).copied().collect();
             let read = Stats::compute(pack, &twice, 3).unwrap();
             assert_eq!(stored, read);
-            assert_ne!(stored, Stats::compute(pack, &every, 2).unwrap());
+            assert_ne!(stored, Stats::compute(pack, &every[..7], 2).unwrap());
             if lossless {
                 assert_eq!(stored, Stats::compute(&packs[0], &train, 1).unwrap());
             }
@@ -253,7 +253,8 @@ fn packs_of_varied_sizes_that_lie_are_refused() {
         let bytes = fs::read(&file).unwrap();
         let refused = |bytes: &[u8], what: &str| {
             fs::write(&file, bytes).unwrap();
-            assert_eq!(Pack::open(&file).unwrap_err().exit_code(), 3, "{keep:?} {form:?}: {what}");
+            let code = Pack::open(&file).map(|_| 0).unwrap_or_else(|e| e.exit_code());
+            assert_eq!(code, 3, "{keep:?} {form:?}: {what}");
         };
         for length in (0..bytes.len()).step_by(bytes.len() / 60).chain([bytes.len() - 1]) {
             refused(&bytes[..length], "cut");
@@ -383,7 +384,6 @@ fn killed_at_any_time_the_pack_is_the_same() {
         }
     }
     assert!(resumed > 0, "no build went on where another was killed");
-    println!("{kills} kills, {resumed} builds went on, {finished} finished");
 }
 
 #[test]

@@ -421,7 +421,7 @@ impl Pack {
     pub(super) fn check_picture(&self, i: usize) -> std::result::Result<(), String> {
         let good = match self.picture(i) {
             Some(pixels) => xxh3_64(pixels) == self.index.hashes[i],
-            None => self.index.hashes[i] == 0,
+            None => self.index.hashes[i] == 0 && self.stored_bytes(i).iter().all(|&b| b == 0),
         };
         if good {
             Ok(())

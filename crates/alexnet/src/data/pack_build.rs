@@ -530,6 +530,7 @@ impl Assembly {
                 let full = self.piece.pictures.len() >= build.piece.max(1) && self.done < total;
                 if result.is_ok() && full {
                     let piece = std::mem::replace(&mut self.piece, Piece::new(self.options.side));
+                    self.total.merge(&piece.sums);
                     self.recorded += 1;
                     // Fails if the recorder met an error, which it will tell.
                     result = records.send(piece).map_err(|_| Error::Data("the journal was not written".into()));

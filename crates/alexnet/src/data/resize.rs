@@ -160,8 +160,16 @@ impl Squarer {
                 return resample(frame.part(), new_w, new_h, rule);
             }
         };
-        let options =
-            ResizeOptions::new().resize_alg(ResizeAlg::Convolution(convolution)).use_alpha(false);
+        if convolution == FilterType::CatmullRom && new_w != frame.width && new_h != frame.height {
+            // Pillow clips what overshoots after the rows and again after the columns.
+            let rows = self.convolve(frame, new_w, frame.height, convolution);
+            return self.convolve(&Frame::whole(rows, new_w, frame.height), new_w, new_h, convolution);
+        }
+        self.convolve(frame, new_w, new_h, convolution)
+    }
+
+    fn convolve(&mut self, frame: &Frame, new_w: usize, new_h: usize, filter: FilterType) -> Vec<u8> {
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
         let px = |v: usize| u32::try_from(v).expect("decoded pictures are below 2^32 pixels");
         let rows = frame.pixels.len() / (frame.row_px * 3);
         let source = ImageRef::new(px(frame.row_px), px(rows), &frame.pixels, PixelType::U8x3)
