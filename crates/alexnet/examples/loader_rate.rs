@@ -43,7 +43,7 @@ fn main() -> alexnet::Result<()> {
         let preprocess = Arc::new(Preprocess { keep, ..Preprocess::torchvision() });
         let mut loader = Loader::new(LoaderConfig {
             pack: pack.clone(),
-            layout,
+            layout: layout.clone(),
             preprocess,
             augment: augment.clone(),
             seed: 0,

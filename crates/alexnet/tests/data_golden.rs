@@ -108,9 +108,7 @@ fn every_rule_of_resizing_is_that_of_its_tool() {
     let scene = decode_file(&fixture("resize-in.png"), Exif::Apply).unwrap();
     let golden = std::fs::read(fixture("framed.bin")).unwrap();
     let mut squarer = Squarer::default();
-    let mut square = |side, resize| {
-        squarer.square(&scene, Framing { side, fit: Fit::CentralSquare, resize })
-    };
+    let mut square = |side, resize| squarer.square(&scene, Framing { side, fit: Fit::CentralSquare, resize });
     let mut results = vec![
         ("torchvision, bilinear", square(40, Filter::Bilinear)),
         ("torchvision, bicubic", square(40, Filter::Cubic)),

@@ -73,7 +73,10 @@ fn threads_pieces_and_shards_make_the_same_bytes() {
         let other = work.path().join("other");
         for (threads, piece) in [(1, 1024), (1, 1), (3, 10), (5, 106)] {
             build(&listing, &options, &BuildOptions { threads, piece, ..Default::default() }, &other);
-            assert!(fs::read(&other).unwrap() == bytes, "{keep:?} {form:?}: {threads} threads, pieces of {piece}");
+            assert!(
+                fs::read(&other).unwrap() == bytes,
+                "{keep:?} {form:?}: {threads} threads, pieces of {piece}"
+            );
         }
         // Three machines, their parts put together in another order.
         let parts: Vec<PathBuf> = (1..=3)
@@ -98,9 +101,9 @@ fn threads_pieces_and_shards_make_the_same_bytes() {
         // Saved again, the same.
         pack.save(&other).unwrap();
         assert!(fs::read(&other).unwrap() == bytes);
-        let left = fs::read_dir(work.path()).unwrap().filter(|e| {
-            e.as_ref().unwrap().file_name().to_string_lossy().starts_with('.')
-        });
+        let left = fs::read_dir(work.path())
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'));
         assert_eq!(left.count(), 0, "something was left behind");
     }
 }
@@ -195,7 +198,10 @@ fn the_loader_shows_the_same_views_however_pictures_are_kept() {
     let original = load(&packs[2], Keep::Original, &areas, &[View::Train], 1);
     assert!(original == load(&packs[2], Keep::Original, &areas, &[View::Train], 4));
     assert!(original != load(&packs[2], Keep::Whole, &areas, &[View::Train], 1));
-    assert!(load(&packs[1], Keep::Whole, &areas, &[View::Train], 1) == load(&packs[2], Keep::Whole, &areas, &[View::Train], 2));
+    assert!(
+        load(&packs[1], Keep::Whole, &areas, &[View::Train], 1)
+            == load(&packs[2], Keep::Whole, &areas, &[View::Train], 2)
+    );
 }
 
 #[test]
@@ -214,7 +220,9 @@ fn what_keeps_less_than_the_recipe_wants_is_refused() {
     ] {
         assert_eq!(bad.check().unwrap_err().exit_code(), 2);
     }
-    for (text, good) in [("1/1", true), ("4/4", true), ("0/4", false), ("5/4", false), ("x", false), ("1/", false)] {
+    for (text, good) in
+        [("1/1", true), ("4/4", true), ("0/4", false), ("5/4", false), ("x", false), ("1/", false)]
+    {
         assert_eq!(text.parse::<Shard>().is_ok(), good, "{text}");
     }
 }
@@ -341,8 +349,14 @@ fn build_to_be_killed() {
         }
         std::thread::sleep(Duration::from_micros(100));
     };
-    Pack::build_with(&listing, &options(Keep::Whole, Form::Jpeg), &small_pieces(), Path::new(out), &mut slowly)
-        .unwrap();
+    Pack::build_with(
+        &listing,
+        &options(Keep::Whole, Form::Jpeg),
+        &small_pieces(),
+        Path::new(out),
+        &mut slowly,
+    )
+    .unwrap();
 }
 
 #[test]
@@ -368,7 +382,8 @@ fn killed_at_any_time_the_pack_is_the_same() {
     while kills < 20 || finished == 0 {
         let mut child = run();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let begun = lines.find_map(|line| Some(line.ok()?.split_once("begun with ")?.1.parse::<usize>().unwrap()));
+        let begun =
+            lines.find_map(|line| Some(line.ok()?.split_once("begun with ")?.1.parse::<usize>().unwrap()));
         resumed += usize::from(begun.unwrap() > 0);
         if kills < 20 {
             std::thread::sleep(Duration::from_micros(random.below(25_000) as u64));

@@ -125,7 +125,7 @@ pub fn decode_gated<'a>(bytes: &[u8], exif: Exif, gate: &'a Gate) -> Result<(Pic
         _ => decode_as(bytes, format, exif, gate),
     });
     std::panic::catch_unwind(decoded)
-    .unwrap_or_else(|_| Err(format!("the {} decoder failed on it", name(format))))
+        .unwrap_or_else(|_| Err(format!("the {} decoder failed on it", name(format))))
 }
 
 /// Width and height as a viewer would show them, from the head of a file.
@@ -153,7 +153,11 @@ fn decode_jpeg<'a>(bytes: &[u8], exif: Exif, gate: &'a Gate) -> Result<(Picture,
             // The turn is taken already.
             let open = Gate::default();
             let (other, _) = decode_as(&fill(0x6D), ImageFormat::Jpeg, exif, &open)?;
-            if one == other { Ok((one, turn)) } else { Err("truncated: the picture's data ends too early".into()) }
+            if one == other {
+                Ok((one, turn))
+            } else {
+                Err("truncated: the picture's data ends too early".into())
+            }
         }
     }
 }

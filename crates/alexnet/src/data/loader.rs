@@ -331,9 +331,7 @@ fn fill_block(
         .enumerate()
         .map(|(n, shown)| match shown {
             Shown::Nothing => None,
-            Shown::Of(i) => {
-                Some(painter.prepare(&frames[i].1, samples[n].view, key(n), &mut tools.squarer))
-            }
+            Shown::Of(i) => Some(painter.prepare(&frames[i].1, samples[n].view, key(n), &mut tools.squarer)),
             Shown::Drawn(view) => Some(view),
         })
         .collect();

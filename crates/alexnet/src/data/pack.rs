@@ -185,11 +185,7 @@ impl Pack {
         Ok(pack)
     }
 
-    fn assemble(
-        parsed: Parsed,
-        path: Option<PathBuf>,
-        pixels: Pixels,
-    ) -> std::result::Result<Pack, String> {
+    fn assemble(parsed: Parsed, path: Option<PathBuf>, pixels: Pixels) -> std::result::Result<Pack, String> {
         let Parsed { options, index, source, shard, fingerprint, .. } = parsed;
         let n = index.labels.len();
         if let Some(bad) = index.labels.iter().find(|&&l| l as usize >= index.classes.len()) {
@@ -300,7 +296,11 @@ impl Pack {
         keep: Keep,
         squarer: &mut Squarer,
     ) -> Option<std::result::Result<Frame<'_>, String>> {
-        assert!(keep <= self.options.keep, "{keep:?} pictures from a pack that keeps {:?}", self.options.keep);
+        assert!(
+            keep <= self.options.keep,
+            "{keep:?} pictures from a pack that keeps {:?}",
+            self.options.keep
+        );
         let stored = self.picture(i)?;
         let (width, height) = self.size_px(i);
         let PackOptions { side, exif, resize, .. } = self.options;
@@ -423,11 +423,7 @@ impl Pack {
             Some(pixels) => xxh3_64(pixels) == self.index.hashes[i],
             None => self.index.hashes[i] == 0 && self.stored_bytes(i).iter().all(|&b| b == 0),
         };
-        if good {
-            Ok(())
-        } else {
-            Err(format!("damaged: {} is not as it was stored", self.path(i)))
-        }
+        if good { Ok(()) } else { Err(format!("damaged: {} is not as it was stored", self.path(i))) }
     }
 }
 
@@ -455,4 +451,3 @@ pub fn check_unreadable(pack: &Pack, limit: f64) -> Result<()> {
         if bad.len() > 3 { "; ..." } else { "" }
     )))
 }
-

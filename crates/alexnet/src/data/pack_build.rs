@@ -291,7 +291,9 @@ fn open_parts(paths: &[PathBuf]) -> Result<Vec<Pack>> {
     }
     let fail = |why: String| Err(Error::Data(why));
     let Some(first) = parts.first() else { return fail("no parts to put together".into()) };
-    let Some(shard) = first.shard() else { return fail(format!("{} is a whole pack, not a part", first.place())) };
+    let Some(shard) = first.shard() else {
+        return fail(format!("{} is a whole pack, not a part", first.place()));
+    };
     for part in &parts {
         let of = part.shard().map(|s| s.of);
         if of != Some(shard.of) || part.source() != first.source() || part.options() != first.options() {
@@ -304,7 +306,9 @@ fn open_parts(paths: &[PathBuf]) -> Result<Vec<Pack>> {
         match found[..] {
             [_] => {}
             [] => return fail(format!("part {part}/{} is missing", shard.of)),
-            [a, b, ..] => return fail(format!("{} and {} are both part {part}/{}", a.place(), b.place(), shard.of)),
+            [a, b, ..] => {
+                return fail(format!("{} and {} are both part {part}/{}", a.place(), b.place(), shard.of));
+            }
         }
     }
     Ok(parts)
@@ -318,7 +322,8 @@ fn unique_key() -> Vec<u8> {
 
 fn estimate(listing: &Listing, entries: &[Entry], options: &PackOptions) -> Estimate {
     let n = entries.len() as u64;
-    let square = n.saturating_mul((picture_len(1) as u64).saturating_mul((options.side as u64).saturating_pow(2)));
+    let square =
+        n.saturating_mul((picture_len(1) as u64).saturating_mul((options.side as u64).saturating_pow(2)));
     let raw = match options.keep {
         Keep::Original => {
             let bytes = entries.iter().map(|e| file_bytes(e)).fold(0, u64::saturating_add);
@@ -354,7 +359,7 @@ fn file_bytes(entry: &Entry) -> u64 {
 }
 
 fn too_large(out: &Path, options: &PackOptions, n: usize, bytes: u64) -> Error {
-    let free = out.ancestors().find(|p| p.is_dir()).and_then(free_bytes);
+    let free = free_bytes(out.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new(".")));
     let free = free.map_or(String::new(), |free| format!("; {} are free there", human_bytes(free)));
     let smaller = match (options.keep, options.form) {
         (Keep::Square | Keep::Whole, Form::Raw) => {
@@ -437,7 +442,8 @@ impl Maker<'_> {
 }
 
 fn jpeg(pixels: &[u8], width: usize, height: usize) -> std::result::Result<Vec<u8>, String> {
-    let side = |v: usize| u16::try_from(v).map_err(|_| format!("a side of {v} pixels is too long for a JPEG"));
+    let side =
+        |v: usize| u16::try_from(v).map_err(|_| format!("a side of {v} pixels is too long for a JPEG"));
     let mut bytes = Vec::with_capacity(pixels.len() / RAW_OVER_JPEG as usize);
     let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, JPEG_QUALITY);
     encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::F_2_2);
@@ -529,11 +535,13 @@ impl Assembly {
                 result = self.take(made, maker, &mut writer);
                 let full = self.piece.pictures.len() >= build.piece.max(1) && self.done < total;
                 if result.is_ok() && full {
+                    self.piece.sums.settle();
                     let piece = std::mem::replace(&mut self.piece, Piece::new(self.options.side));
                     self.total.merge(&piece.sums);
                     self.recorded += 1;
                     // Fails if the recorder met an error, which it will tell.
-                    result = records.send(piece).map_err(|_| Error::Data("the journal was not written".into()));
+                    result =
+                        records.send(piece).map_err(|_| Error::Data("the journal was not written".into()));
                 }
                 if result.is_err() {
                     line.stop();
@@ -546,6 +554,7 @@ impl Assembly {
             let recorded = recorded.map_err(|e| writer.cannot_write(&e));
             (recorded.and(result), journal)
         });
+        self.piece.sums.settle();
         self.total.merge(&self.piece.sums);
         self.index.sums = Some(self.total.clone());
         (result, writer, journal)

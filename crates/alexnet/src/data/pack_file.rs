@@ -92,7 +92,8 @@ impl Journal {
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
-                    let why = "another process is making this pack; wait until it is done, then run this again";
+                    let why =
+                        "another process is making this pack; wait until it is done, then run this again";
                     return Err(std::io::Error::new(ErrorKind::ResourceBusy, why));
                 }
                 Err(TryLockError::Error(e)) => return Err(e),

@@ -175,8 +175,7 @@ pub(super) fn header(
     let mut head = Map::new();
     head.insert("__metadata__".into(), metadata);
     for p in places {
-        let tensor: Value =
-            value!({"dtype": p.dtype, "shape": p.shape, "data_offsets": [p.start, p.end]});
+        let tensor: Value = value!({"dtype": p.dtype, "shape": p.shape, "data_offsets": [p.start, p.end]});
         head.insert(p.name.into(), tensor);
     }
     json(&head)
@@ -202,9 +201,8 @@ pub(super) struct Parsed {
 /// the pictures, every size fits its bytes.
 pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     let unreadable = |e: safetensors::SafeTensorError| match e {
-        safetensors::SafeTensorError::MetadataIncompleteBuffer | safetensors::SafeTensorError::HeaderTooSmall => {
-            "truncated".to_string()
-        }
+        safetensors::SafeTensorError::MetadataIncompleteBuffer
+        | safetensors::SafeTensorError::HeaderTooSmall => "truncated".to_string(),
         e => format!("not a pack ({e})"),
     };
     let tensors = SafeTensors::deserialize(bytes).map_err(unreadable)?;
@@ -234,14 +232,16 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     };
     let splits = tensor("splits")?.data().iter().map(side_of).collect::<Result<Vec<_>, _>>()?;
     let paths = String::from_utf8(data("paths")?).map_err(|e| e.to_string())?;
-    let unreadable: Vec<Unreadable> = serde_json::from_slice(tensor("unreadable")?.data()).map_err(bad_json)?;
+    let unreadable: Vec<Unreadable> =
+        serde_json::from_slice(tensor("unreadable")?.data()).map_err(bad_json)?;
     let varied = !options.is_raw_squares();
     let offsets = if varied { u64s(&data("offsets")?) } else { Vec::new() };
     let sizes = if varied { u32s(&data("sizes")?) } else { Vec::new() };
     let sizes: Vec<[u32; 2]> = sizes.chunks_exact(2).map(|s| [s[0], s[1]]).collect();
     let pictures = tensor("pictures")?;
     // Shapes, types and places are those that this program would write for so many pictures, or nothing is trusted.
-    let (pictures_len, unreadable_len) = (pictures.data().len() as u64, tensor("unreadable")?.data().len() as u64);
+    let (pictures_len, unreadable_len) =
+        (pictures.data().len() as u64, tensor("unreadable")?.data().len() as u64);
     for p in places(n, &options, paths.len(), pictures_len, unreadable_len) {
         let t = tensor(p.name)?;
         let shape: Vec<u64> = t.shape().iter().map(|&d| d as u64).collect();

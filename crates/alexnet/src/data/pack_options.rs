@@ -90,7 +90,8 @@ impl PackOptions {
     /// # Errors
     /// The reason, in a few words.
     pub fn serves(&self, wanted: &PackOptions) -> std::result::Result<(), String> {
-        let differ = |what: &str, has: String, wants: String| Err(format!("{what} {has}, and {wants} is needed"));
+        let differ =
+            |what: &str, has: String, wants: String| Err(format!("{what} {has}, and {wants} is needed"));
         if self.keep < wanted.keep {
             return differ("it keeps", format!("{:?}", self.keep), format!("{:?}", wanted.keep));
         }
@@ -104,7 +105,11 @@ impl PackOptions {
             return differ("it was resized by", format!("{:?}", self.resize), format!("{:?}", wanted.resize));
         }
         if self.exif != wanted.exif {
-            return differ("its orientation marks:", format!("{:?}", self.exif), format!("{:?}", wanted.exif));
+            return differ(
+                "its orientation marks:",
+                format!("{:?}", self.exif),
+                format!("{:?}", wanted.exif),
+            );
         }
         Ok(())
     }
@@ -147,10 +152,13 @@ impl std::str::FromStr for Shard {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let numbers = text.split_once('/').and_then(|(part, of)| Some((part.parse().ok()?, of.parse().ok()?)));
+        let numbers =
+            text.split_once('/').and_then(|(part, of)| Some((part.parse().ok()?, of.parse().ok()?)));
         match numbers {
             Some((part, of)) if (1..=of).contains(&part) => Ok(Shard { part, of }),
-            _ => Err(Error::Config(format!("shard {text:?}: give part and number of parts, from 1/4 to 4/4"))),
+            _ => {
+                Err(Error::Config(format!("shard {text:?}: give part and number of parts, from 1/4 to 4/4")))
+            }
         }
     }
 }

@@ -338,7 +338,8 @@ mod tests {
         let pre = Preprocess { scale: 1.0, mean: Mean::Channels([0.0; 3]), std: [1.0; 3], ..plain() };
         let augment = Augment { area: Some([0.3, 0.5]), ..Default::default() };
         for picture in 0..50 {
-            let Draw { region: r, mirrored, .. } = augment.draw(View::Train, key(picture), (SIDE, SIDE), CROP);
+            let Draw { region: r, mirrored, .. } =
+                augment.draw(View::Train, key(picture), (SIDE, SIDE), CROP);
             let share = (r.width * r.height) as f64 / (SIDE * SIDE) as f64;
             assert!((0.25..0.56).contains(&share), "{r:?}");
             assert!(r.left + r.width <= SIDE && r.top + r.height <= SIDE);

@@ -168,8 +168,7 @@ mod tests {
         for rule in [Rule::Area, Rule::Cubic] {
             assert_eq!(resample(whole(&pixels, 9, 7), 9, 7, rule), pixels);
             let part = Part { left: 2, top: 1, width: 5, height: 4, ..whole(&pixels, 9, 7) };
-            let cut: Vec<u8> =
-                (1..5).flat_map(|y| pixels[(y * 9 + 2) * 3..][..15].iter().copied()).collect();
+            let cut: Vec<u8> = (1..5).flat_map(|y| pixels[(y * 9 + 2) * 3..][..15].iter().copied()).collect();
             assert_eq!(resample(part, 5, 4, rule), cut);
             // What lies around the part has no influence.
             assert_eq!(resample(part, 13, 11, rule), resample(whole(&cut, 5, 4), 13, 11, rule));

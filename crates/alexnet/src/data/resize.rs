@@ -87,8 +87,12 @@ impl<'a> Frame<'a> {
 
     /// The pixels alone, (height, width, 3).
     pub fn to_pixels(&self) -> Vec<u8> {
-        let row = |y: usize| &self.pixels[((self.top + y) * self.row_px + self.left) * 3..][..self.width * 3];
-        (0..self.height).flat_map(|y| row(y).iter().copied()).collect()
+        let mut pixels = Vec::with_capacity(self.width * self.height * 3);
+        for y in self.top..self.top + self.height {
+            let start = (y * self.row_px + self.left) * 3;
+            pixels.extend_from_slice(&self.pixels[start..start + self.width * 3]);
+        }
+        pixels
     }
 
     fn part(&self) -> Part<'_> {

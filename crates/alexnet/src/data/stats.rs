@@ -33,6 +33,9 @@ pub(super) struct Sums {
     pub products: [u64; 6],
     /// How many pictures.
     pub pictures: u64,
+    /// Of each position and channel, what is not in [`Sums::position`] yet; may be empty.
+    recent: Vec<u32>,
+    recent_pictures: u32,
 }
 
 /// Bytes whose products are gathered before they are sorted by channel: whole pixels, and few enough for 32 bits.
@@ -43,7 +46,7 @@ impl Sums {
     pub const MOMENTS: usize = 7;
 
     pub fn new(side: usize) -> Self {
-        Sums { position: vec![0; side * side * 3], products: [0; 6], pictures: 0 }
+        Sums::from_parts(vec![0; side * side * 3], &[0; Sums::MOMENTS])
     }
 
     /// Number of pictures, then the products.
@@ -53,16 +56,18 @@ impl Sums {
 
     /// The other way round; `moments` has [`Sums::MOMENTS`] numbers.
     pub fn from_parts(position: Vec<u64>, moments: &[u64]) -> Self {
-        Sums { position, products: std::array::from_fn(|i| moments[1 + i]), pictures: moments[0] }
+        let products = std::array::from_fn(|i| moments[1 + i]);
+        Sums { position, products, pictures: moments[0], recent: Vec::new(), recent_pictures: 0 }
     }
 
     /// Adds a square of this side.
     pub fn add(&mut self, square: &Frame) {
         let row_len = square.width * 3;
-        for (y, sums) in self.position.chunks_exact_mut(row_len).enumerate() {
+        self.recent.resize(self.position.len(), 0);
+        for (y, sums) in self.recent.chunks_exact_mut(row_len).enumerate() {
             let row = &square.pixels[((square.top + y) * square.row_px + square.left) * 3..][..row_len];
             for (sum, &p) in sums.iter_mut().zip(row) {
-                *sum += u64::from(p);
+                *sum += u32::from(p);
             }
             // 255² · (8192 / 16) < 2³²: a lane sees every sixteenth pixel.
             for piece in row.chunks(3 * 8192) {
@@ -70,9 +75,24 @@ impl Sums {
             }
         }
         self.pictures += 1;
+        self.recent_pictures += 1;
+        // 255 · 2²⁴ < 2³².
+        if self.recent_pictures == 1 << 24 {
+            self.settle();
+        }
     }
 
+    /// Moves the recent sums, which have 32 bits because that is twice as fast, to the others.
+    pub fn settle(&mut self) {
+        for (sum, recent) in self.position.iter_mut().zip(&mut self.recent) {
+            *sum += u64::from(std::mem::take(recent));
+        }
+        self.recent_pictures = 0;
+    }
+
+    /// Adds the sums of other pictures, which are settled.
     pub fn merge(&mut self, other: &Sums) {
+        debug_assert_eq!(other.recent_pictures, 0, "sums that are not settled");
         for (a, b) in self.position.iter_mut().zip(&other.position) {
             *a += b;
         }
@@ -148,6 +168,7 @@ impl Stats {
                                 None => {}
                             }
                         }
+                        sums.settle();
                         Ok(sums)
                     })
                 })
@@ -265,15 +286,18 @@ mod tests {
     fn products_are_those_of_one_pixel_after_the_other() {
         let mut random = Stream::new(4, Purpose::Synthetic, 0, 0);
         for side in [1, 2, 15, 16, 17, 33, 100] {
-            let pixels: Vec<u8> =
-                (0..side * side * 3).map(|_| if side == 100 { 255 } else { random.below(256) as u8 }).collect();
+            let pixels: Vec<u8> = (0..side * side * 3)
+                .map(|_| if side == 100 { 255 } else { random.below(256) as u8 })
+                .collect();
             let mut sums = Sums::new(side);
             sums.add(&Frame::whole(&pixels[..], side, side));
+            sums.settle();
             let sum = |a: usize, b: usize| -> u64 {
                 pixels.chunks_exact(3).map(|p| u64::from(p[a]) * u64::from(p[b])).sum()
             };
             assert_eq!(sums.products, [sum(0, 0), sum(0, 1), sum(0, 2), sum(1, 1), sum(1, 2), sum(2, 2)]);
-            assert_eq!(Sums::from_parts(sums.position.clone(), &sums.moments()), sums);
+            let again = Sums::from_parts(sums.position.clone(), &sums.moments());
+            assert_eq!((again.position, again.products, again.pictures), (sums.position, sums.products, 1));
         }
         // The longest piece, all white.
         let mut products = [0; 6];

@@ -5,12 +5,12 @@ use crate::failure::{Failure, Outcome};
 use crate::plan;
 use crate::progress::Progress;
 use crate::terminal::{bytes, complain, plural, print_line, table};
+use alexnet::Error;
 use alexnet::data::source::Reader;
 use alexnet::data::{
     BuildOptions, Filter, Form, Keep, Listing, Pack, PackOptions, Shard, Stats, list_folder,
 };
 use alexnet::train::recipe;
-use alexnet::Error;
 use serde_json::json;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
