@@ -16,6 +16,7 @@ fn every_command_has_help() {
         &["nets", "--help"],
         &["data", "check", "--help"],
         &["data", "pack", "--help"],
+        &["data", "join", "--help"],
         &["data", "stats", "--help"],
         &["bench", "train", "--help"],
         &["bench", "infer", "--help"],

@@ -2,7 +2,7 @@
 //! `recipes/`; a published recipe names its source, its result, and where it differs from the source.
 
 use super::schedule::Schedule;
-use crate::data::{Exif, Fit, MeanAt};
+use crate::data::{Exif, Filter, Fit, Form, Keep, MeanAt};
 use crate::error::{Error, Result};
 use crate::net::{Layer, Network, Op};
 use crate::ops::update::{Lars, Rule};
@@ -252,6 +252,17 @@ pub struct Preprocessing {
     /// What to do with a camera's orientation mark.
     #[serde(default)]
     pub exif: Exif,
+    /// How much of each picture is stored: `square`; `whole`, for crops of random size out of the whole picture with its
+    /// shorter side at `side`; `original`, the files as they are, from which such crops are taken as torchvision does.
+    #[serde(default)]
+    pub keep: Keep,
+    /// `raw`, or `jpeg`: a seventh of the bytes, decoded while training.
+    #[serde(default)]
+    pub form: Form,
+    /// `bilinear` (antialiased, as Pillow and torchvision), `cubic` (likewise), `area`, or `area-cubic` (the tool of
+    /// 2014: OpenCV's area when shrinking, its cubic when enlarging).
+    #[serde(default)]
+    pub resize: Filter,
     /// What pixels 0-255 are divided by first.
     #[serde(default = "one")]
     pub divisor: f64,
@@ -272,6 +283,9 @@ impl Default for Preprocessing {
             side: side(),
             fit: Fit::default(),
             exif: Exif::default(),
+            keep: Keep::default(),
+            form: Form::default(),
+            resize: Filter::default(),
             divisor: 1.0,
             mean: measured_channels(),
             mean_at: MeanAt::default(),
@@ -473,6 +487,9 @@ impl Recipe {
         }
         if self.lr.is_nan() || self.lr <= 0.0 || self.lr > 1e6 {
             return fail("lr", format!("lr = {} must be above 0", self.lr));
+        }
+        if let (Err(e), true) = (self.pack_options().check(), self.preprocess.side > 0) {
+            return fail("preprocess.keep", e.to_string());
         }
         within("momentum", self.momentum, 0.0, 0.9999)?;
         within("weight_decay", self.weight_decay, 0.0, 1e3)?;
