@@ -133,8 +133,14 @@ fn more_kept_shows_the_same_squares_and_statistics() {
                 if lossless {
                     assert!(got == want, "{:?}: {}", pack.options(), pack.path(i));
                 } else {
-                    let sum: u32 = got.iter().zip(want).map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
-                    assert!(sum < 12 * got.len() as u32, "{}: {sum}", pack.path(i));
+                    // Chroma is halved, which these small pictures with their sharp edges show; lightness is kept.
+                    let light = |p: &[u8]| {
+                        0.299 * f64::from(p[0]) + 0.587 * f64::from(p[1]) + 0.114 * f64::from(p[2])
+                    };
+                    let pairs = got.chunks_exact(3).zip(want.chunks_exact(3));
+                    let mean =
+                        pairs.map(|(a, b)| (light(a) - light(b)).abs()).sum::<f64>() / (SIDE * SIDE) as f64;
+                    assert!(mean < 5.0, "{}: {mean}", pack.path(i));
                 }
             }
             // Those of the pass that made the pack are those of reading it again.

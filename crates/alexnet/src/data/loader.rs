@@ -2,7 +2,7 @@
 //! epoch and the samples, never on the number of threads or on what was loaded before.
 
 use super::augment::{Augment, Key, View};
-use super::pack::{Keep, Pack};
+use super::pack::{Keep, Pack, PackOptions};
 use super::paint::{Painter, Prepared, Scratch};
 use super::preprocess::Preprocess;
 use super::resize::{Frame, Squarer};
@@ -59,11 +59,10 @@ impl LoaderConfig {
     pub fn check(&self) -> Result<()> {
         self.preprocess.check()?;
         let (pack, crop, shape) = (&self.pack, self.preprocess.crop, self.layout.shape);
-        let mut wanted = self.preprocess.pack_options();
-        if self.augment.area.is_none() && !self.augment.random_crop {
-            // Fixed views are those of the square.
-            wanted.keep = Keep::Square;
-        }
+        // Fixed views are those of the square. How pictures came to be stored is a matter of who chose the pack.
+        let varied = self.augment.area.is_some() || self.augment.random_crop;
+        let keep = if varied { self.preprocess.keep } else { Keep::Square };
+        let wanted = PackOptions { keep, side: self.preprocess.side, ..pack.options().clone() };
         pack.options().serves(&wanted).map_err(|why| {
             Error::Config(format!("the pack does not fit the preprocessing: {why}; pack the pictures again"))
         })?;
@@ -353,7 +352,7 @@ fn fill_block(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::pack::{NewPicture, PackOptions};
+    use crate::data::pack::NewPicture;
     use crate::net::Shape;
 
     const BAD: u32 = 5;
