@@ -98,7 +98,7 @@ def picture(n):
     """(SIDE, SIDE, 3), bytes."""
     y, x, c = np.meshgrid(np.arange(SIDE), np.arange(SIDE), np.arange(3), indexing="ij")
     value = (x * (5 + n % 7) + y * (3 + n % 5) + 61 * n + 83 * c + ((x * y * (n + 1)) >> 7)) & 255
-    flat = (80 <= y) & (y < 176) & (80 <= x) & (x < 176)
+    flat = (56 <= y) & (y < 200) & (56 <= x) & (x < 200)
     return np.where(flat, 128, value).astype(np.float64)
 
 

@@ -6,13 +6,13 @@ use alexnet::data::pack::NewPicture;
 use alexnet::data::{Loader, LoaderConfig, Pack, PackOptions, Sample, Split, split};
 use alexnet::exec::contract::{Executor, InputLayout, Params, Role};
 use alexnet::exec::reference::Reference;
-use alexnet::exec::{self, Mode, Options};
-use alexnet::net::Network;
+use alexnet::exec::{self, Options, Precision};
+use alexnet::net::{Network, Ties};
 use alexnet::rng::{Purpose, Stream};
 use alexnet::train::checkpoint::Checkpoint;
 use alexnet::train::observer::{Observer, StepInfo};
 use alexnet::train::rates::rates;
-use alexnet::train::recipe::{AxesSpec, Recipe, load};
+use alexnet::train::recipe::{AxesSpec, Choices, Recipe, load};
 use alexnet::train::run_directory::{RunDirectory, SplitConfig};
 use alexnet::train::schedule::{Moment, PlateauState};
 use alexnet::train::start::weights;
@@ -115,7 +115,7 @@ fn pixels(n: usize) -> Vec<u8> {
         for x in 0..SIDE {
             for c in 0..3 {
                 let value = x * (5 + n % 7) + y * (3 + n % 5) + 61 * n + 83 * c + ((x * y * (n + 1)) >> 7);
-                let flat = (80..176).contains(&y) && (80..176).contains(&x);
+                let flat = (56..200).contains(&y) && (56..200).contains(&x);
                 pixels.push(if flat { 128 } else { value as u8 });
             }
         }
@@ -276,7 +276,8 @@ fn run(make: &dyn Fn(&Network, usize) -> Box<dyn Executor>, after: u64) -> (Vec<
 }
 
 /// Trains four steps and compares momentum and weights with the script's after the first and the last.
-fn check(make: &dyn Fn(&Network, usize) -> Box<dyn Executor>, tolerance: f64) {
+/// `tolerance` is for a tensor's name.
+fn check(make: &dyn Fn(&Network, usize) -> Box<dyn Executor>, tolerance: &dyn Fn(&str) -> f64) {
     let golden = golden();
     let steps = golden.losses.len() as u64;
     for after in [1, steps] {
@@ -287,6 +288,7 @@ fn check(make: &dyn Fn(&Network, usize) -> Box<dyn Executor>, tolerance: f64) {
         for (t, tensor) in golden.tensors.iter().enumerate() {
             let (now, start) = (&checkpoint.params.0[t], &begin.0[t]);
             assert_eq!(now.shape, tensor.shape);
+            let tolerance = tolerance(&now.name);
             let want = tensor.after.iter().find(|a| a.step == after).unwrap();
             let v: Vec<f64> = checkpoint.momentum.0[t].data.iter().map(|&x| f64::from(x)).collect();
             let change: Vec<f64> =
@@ -308,17 +310,40 @@ fn check(make: &dyn Fn(&Network, usize) -> Box<dyn Executor>, tolerance: f64) {
 
 #[test]
 fn four_steps_of_the_reference_are_the_scripts() {
-    check(&|net, batch| Box::new(Reference::<f64>::new(net, batch, None).unwrap()), 1e-4);
+    check(&reference, &|_| 1e-4);
 }
 
+fn reference(net: &Network, batch: usize) -> Box<dyn Executor> {
+    Box::new(Reference::<f64>::new(net, batch, None).unwrap())
+}
+
+/// In f32, rounding makes maxima equal that are not, or the other way round, and each of them receives the gradient: what
+/// lies below the first two poolings agrees to some per cent only, in the reference as well.
 #[test]
 fn four_steps_of_the_fast_executor_are_the_scripts() {
-    let options = |batch| Options {
-        batch,
-        mode: Mode::Train { frozen_below: 0 },
-        precision: exec::Precision::F32,
-        threads: 2,
-        ..Options::default()
+    let options = |batch| Options { batch, precision: Precision::F32, threads: 2, ..Options::default() };
+    let below_a_pooling = |name: &str| name.starts_with("conv1") || name.starts_with("conv2");
+    check(&|net, batch| exec::compile(net, &options(batch)).unwrap(), &|name| {
+        if below_a_pooling(name) { 0.1 } else { 5e-3 }
+    });
+}
+
+/// The comparison notices a detail of #145 that others do differently: who receives the gradient of equal maxima.
+#[test]
+fn first_maxima_alone_are_noticed() {
+    let golden = golden();
+    let first = |net: &Network, batch| {
+        let mut net = net.clone();
+        Choices { pool_ties: Some(Ties::First), ..Choices::default() }.apply(&mut net);
+        reference(&net, batch)
     };
-    check(&|net, batch| exec::compile(net, &options(batch)).unwrap(), 5e-3);
+    let (_, checkpoint, _) = run(&first, 1);
+    let error = |name: &str| {
+        let t = checkpoint.momentum.0.iter().position(|p| p.name == name).unwrap();
+        let v: Vec<f64> = checkpoint.momentum.0[t].data.iter().map(|&x| f64::from(x)).collect();
+        golden.tensors[t].after[0].momentum.error(golden.seed, t, &v)
+    };
+    let errors = ["conv1.bias", "conv2.bias"].map(error);
+    assert!(errors.iter().all(|e| *e > 0.05), "{errors:?}");
+    assert!(error("fc6.weight") < 1e-4);
 }
