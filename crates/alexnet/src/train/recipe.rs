@@ -586,6 +586,22 @@ impl Recipe {
         Rule { lars: self.lars, filter_rms: self.filter_rms.map(|limit| limit as f32) }
     }
 
+    /// The same course in another number of epochs: everything that happens at an epoch happens at the same part of the
+    /// run.
+    pub fn with_epochs(mut self, epochs: u64) -> Self {
+        let ratio = epochs as f64 / self.epochs.max(1) as f64;
+        self.epochs = epochs;
+        self.warmup_epochs *= ratio;
+        self.schedule = self.schedule.stretched(ratio);
+        self.bias.schedule = self.bias.schedule.map(|schedule| schedule.stretched(ratio));
+        for change in self.layers.values_mut().flat_map(|layer| &mut layer.changes) {
+            change.from_epoch *= ratio;
+        }
+        let until = &mut self.augment.colour_noise_until;
+        *until = until.map(|epoch| (epoch as f64 * ratio).round() as u64);
+        self
+    }
+
     /// `net` with these hidden fully connected layers; itself if it has them already.
     fn with_hidden(&self, mut net: Network, widths: &[usize]) -> Result<Network> {
         let linear = |layer: &Layer| matches!(layer.op, Op::Linear(_));
