@@ -68,7 +68,7 @@ pub struct Train {
     /// Continue the run in DIR, or the newest in runs/, from its newest valid checkpoint
     #[arg(long, value_name = "DIR", num_args = 0..=1)]
     pub resume: Option<Option<PathBuf>>,
-    /// Passes over the training pictures [default: the recipe's]
+    /// Passes over the training pictures; what a recipe does at an epoch moves with them [default: the recipe's]
     #[arg(long, value_name = "N")]
     pub epochs: Option<u32>,
     /// Pictures a step [default: the recipe's]
