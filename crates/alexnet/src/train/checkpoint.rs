@@ -9,7 +9,7 @@ use super::schedule::PlateauState;
 use super::tensor_file::{self, Reader, TensorRef};
 use crate::data::{ColourAxes, Mean, Preprocess};
 use crate::error::{Error, Result};
-use crate::exec::contract::Params;
+use crate::exec::contract::{Param, Params, Role};
 use crate::net::Network;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -201,36 +201,57 @@ impl Checkpoint {
         let mut reader = Reader::open(path)?;
         let mut state = read_state(reader.metadata("state")?).map_err(fail)?;
         let net = state.network().map_err(|e| fail(e.to_string()))?;
-        let mut params = Params::zeros(&net).map_err(|e| fail(e.to_string()))?;
-        let mut momentum = if with_momentum { params.clone() } else { Params::default() };
-        let mut missing: Vec<&str> = params.0.iter().map(|p| p.name.as_str()).collect();
-        let mut tensors = reader.read(|name| with_momentum || !name.starts_with(MOMENTUM))?;
-        missing.retain(|name| {
-            let has = |prefix: &str| tensors.iter().any(|t| t.name == format!("{prefix}{name}"));
-            !has("") || (with_momentum && !has(MOMENTUM))
-        });
-        if let Some(name) = missing.first() {
-            return Err(fail(format!("tensor {name} or its momentum is missing")));
+        let wanted = |name: &str| with_momentum || !name.starts_with(MOMENTUM);
+        // The sizes are compared before anything is read: a network that lies about them gets no memory.
+        let shapes = parameter_shapes(&net).map_err(|e| fail(e.to_string()))?;
+        for (name, shape) in reader.shapes().filter(|(name, _)| wanted(name)) {
+            let own = name.strip_prefix(MOMENTUM).unwrap_or(name);
+            if name != MEAN_PICTURE && shapes.iter().all(|(n, _, _, s)| n != own || s != shape) {
+                return Err(fail(format!("tensor {name} does not belong to its network")));
+            }
         }
+        let mut tensors = reader.read(wanted)?;
         if let Some(at) = tensors.iter().position(|t| t.name == MEAN_PICTURE) {
             state.preprocess.mean = Mean::Picture(tensors.swap_remove(at).data);
         }
-        for t in tensors {
-            let (target, name) = match t.name.strip_prefix(MOMENTUM) {
-                Some(name) => (&mut momentum, name),
-                None => (&mut params, t.name.as_str()),
-            };
-            match target.0.iter_mut().find(|p| p.name == name) {
-                Some(p) if p.shape == t.shape => p.data = t.data,
-                _ => return Err(fail(format!("tensor {} does not belong to its network", t.name))),
-            }
-        }
+        let mut take = |prefix: &str| -> Result<Params> {
+            let params = shapes.iter().map(|(name, layer, role, shape)| {
+                match tensors.iter().position(|t| t.name.strip_prefix(prefix) == Some(name)) {
+                    Some(at) => Ok(Param {
+                        name: name.clone(),
+                        layer: *layer,
+                        role: *role,
+                        shape: shape.clone(),
+                        data: tensors.swap_remove(at).data,
+                    }),
+                    None => Err(fail(format!("tensor {name} or its momentum is missing"))),
+                }
+            });
+            Ok(Params(params.collect::<Result<_>>()?))
+        };
+        let params = take("")?;
+        let momentum = if with_momentum { take(MOMENTUM)? } else { Params::default() };
         state.preprocess.check().map_err(|e| fail(e.to_string()))?;
         if state.classes.len() != net.classes() {
             return Err(fail(format!("{} class names for {} outputs", state.classes.len(), net.classes())));
         }
         Ok(Checkpoint { state, params, momentum })
     }
+}
+
+/// Name, layer, role and sizes of every parameter of a network, in the order of [`Params`].
+fn parameter_shapes(net: &Network) -> Result<Vec<(String, usize, Role, Vec<usize>)>> {
+    let trace = net.trace()?;
+    let with_any = trace.iter().enumerate().filter(|(_, t)| t.params() > 0);
+    Ok(with_any
+        .flat_map(|(layer, t)| {
+            let name = &t.layer.name;
+            [
+                (format!("{name}.weight"), layer, Role::Weight, t.weight.clone()),
+                (format!("{name}.bias"), layer, Role::Bias, vec![t.biases()]),
+            ]
+        })
+        .collect())
 }
 
 fn read_state(text: &str) -> std::result::Result<State, String> {

@@ -193,6 +193,11 @@ impl Reader {
         })
     }
 
+    /// Name and sizes of every tensor, in the order of the file.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.entries.iter().map(|e| (e.name.as_str(), &e.shape[..]))
+    }
+
     /// Reads the tensors whose names `wanted` accepts, in the order of the file.
     ///
     /// # Errors
