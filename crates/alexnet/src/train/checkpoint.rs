@@ -98,9 +98,34 @@ pub struct State {
     pub data_fingerprint: String,
     /// How they are split; the seed of [`SplitConfig::rule`] is the run's.
     pub split: SplitConfig,
+    /// Where the weights come from, if they were imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 impl State {
+    /// The state of a model that was made elsewhere: it has no recipe, no history and no data, and cannot be resumed.
+    pub fn imported(net: &Network, classes: Vec<String>, preprocess: Preprocess, origin: &str) -> Self {
+        State {
+            format: FORMAT,
+            program: env!("CARGO_PKG_VERSION").into(),
+            network: net.to_toml(),
+            recipe: String::new(),
+            seed: 0,
+            position: Position::default(),
+            sums: EpochSums::default(),
+            plateau: PlateauState::default(),
+            history: vec![],
+            metrics_bytes: 0,
+            classes,
+            preprocess,
+            colour_axes: None,
+            data_fingerprint: String::new(),
+            split: SplitConfig::Given,
+            origin: Some(origin.into()),
+        }
+    }
+
     /// The epoch with the lowest validation top-1 error so far; the first of equals.
     pub fn best(&self) -> Option<&EpochMetrics> {
         self.history.iter().min_by(|a, b| a.val_top1_error.total_cmp(&b.val_top1_error))
@@ -120,6 +145,11 @@ impl State {
     /// # Errors
     /// As [`Recipe::from_toml`].
     pub fn recipe(&self) -> Result<Recipe> {
+        if let Some(origin) = &self.origin {
+            return Err(Error::Checkpoint(format!(
+                "the model was imported ({origin}) and has no recipe; train from it with --from"
+            )));
+        }
         Recipe::from_toml(&self.recipe, "the checkpoint's recipe")
             .map_err(|e| Error::Checkpoint(e.to_string()))
     }
@@ -209,6 +239,11 @@ impl Checkpoint {
             if name != MEAN_PICTURE && shapes.iter().all(|(n, _, _, s)| n != own || s != shape) {
                 return Err(fail(format!("tensor {name} does not belong to its network")));
             }
+        }
+        if with_momentum && reader.shapes().all(|(name, _)| !name.starts_with(MOMENTUM)) {
+            return Err(fail(
+                "holds a model without momentum, which cannot be resumed; train from it with --from".into(),
+            ));
         }
         let mut tensors = reader.read(wanted)?;
         if let Some(at) = tensors.iter().position(|t| t.name == MEAN_PICTURE) {
