@@ -18,3 +18,4 @@ mod mutate;
 mod sources;
 mod tars;
 mod text;
+mod weights;
