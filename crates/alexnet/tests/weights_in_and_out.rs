@@ -4,7 +4,6 @@
 use alexnet::Network;
 use alexnet::exec::contract::{Batch, Executor, InputLayout, Params};
 use alexnet::exec::reference::Reference;
-use alexnet::exec::{Mode, Options};
 use alexnet::interchange::export::{self, onnx::Output};
 use alexnet::interchange::import::{Imported, Settings, import, usual_preprocessing};
 use alexnet::interchange::recognise::recognise;
@@ -26,8 +25,7 @@ fn expected(name: &str) -> Vec<f64> {
 
 /// The picture of `golden/weights.py`: (7919·i mod 512) / 256 − 1 in C, H, W order.
 fn probabilities(net: &Network, params: &Params) -> Vec<f32> {
-    let options = Options { batch: 1, mode: Mode::Infer { last: None }, ..Options::default() };
-    let mut executor = Reference::<f32>::new(net, &options).unwrap();
+    let mut executor = Reference::<f32>::new(net, 1, None).unwrap();
     executor.set_params(params);
     let layout: InputLayout = executor.input_layout();
     let mut input = vec![0.0; layout.len()];

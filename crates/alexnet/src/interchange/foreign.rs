@@ -203,7 +203,7 @@ impl<'a> ForeignTensor<'a> {
         // Only of bytes that lie in the file: a copy for every mention would grow without bounds.
         match (&self.shape[..], &self.strides, &self.bytes) {
             (&[rows, columns], None, &Cow::Borrowed(bytes)) => Ok(ForeignTensor {
-                name: format!("{} (turned)", self.name),
+                name: format!("{}{TURNED}", self.name),
                 shape: vec![columns, rows],
                 dtype: self.dtype,
                 bytes: Cow::Borrowed(bytes),
@@ -211,6 +211,11 @@ impl<'a> ForeignTensor<'a> {
             }),
             _ => Err(format!("tensor {} is no plain matrix", short(&self.name))),
         }
+    }
+
+    /// Whether it is [`ForeignTensor::transposed`] of another, and not in the file itself.
+    pub fn is_turned(&self) -> bool {
+        self.name.ends_with(TURNED) && self.strides.is_some()
     }
 
     /// The number of elements.
@@ -246,6 +251,9 @@ impl<'a> ForeignTensor<'a> {
         }
     }
 }
+
+/// What the name of an exchanged matrix ends with.
+pub(super) const TURNED: &str = " (turned)";
 
 fn check_name(name: &str) -> std::result::Result<(), String> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES {

@@ -112,11 +112,13 @@ pub fn recognise(foreign: &Foreign, forced: Option<&Network>) -> Result<Recognis
 fn found(foreign: &Foreign, net: Network, tensors: Vec<(usize, Role, usize)>, how: String) -> Recognised {
     let is_used = |at: usize| {
         tensors.iter().any(|&(_, _, t)| {
-            t == at || foreign.tensors[t].name.strip_suffix(" (turned)") == Some(&foreign.tensors[at].name)
+            t == at
+                || foreign.tensors[t].name.strip_suffix(super::foreign::TURNED)
+                    == Some(&foreign.tensors[at].name)
         })
     };
     let unused = (0..foreign.tensors.len())
-        .filter(|&at| !is_used(at))
+        .filter(|&at| !is_used(at) && !foreign.tensors[at].is_turned())
         .map(|at| foreign.tensors[at].name.clone())
         .collect();
     Recognised { net, how, tensors, unused }

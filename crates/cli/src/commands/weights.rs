@@ -64,6 +64,7 @@ fn info(args: &WeightsInfo) -> Outcome {
         let tensors: Vec<_> = foreign
             .tensors
             .iter()
+            .filter(|t| !t.is_turned())
             .map(|t| json!({"name": t.name, "shape": t.shape, "dtype": t.dtype.to_string()}))
             .collect();
         let about: serde_json::Map<_, _> =
@@ -92,7 +93,7 @@ fn info(args: &WeightsInfo) -> Outcome {
     lines.extend(order.map(|order| format!("channels       {order}")));
     lines.push(format!("preprocessing  {preprocessing}"));
     let mut rows = vec![["tensor", "sizes", "type", "elements"].map(String::from).to_vec()];
-    for t in &foreign.tensors {
+    for t in foreign.tensors.iter().filter(|t| !t.is_turned()) {
         rows.push(vec![t.name.clone(), sizes(&t.shape), t.dtype.to_string(), count(t.elements())]);
     }
     lines.push(table(&rows, &[false, true, false, true]));
