@@ -11,7 +11,7 @@ out     random weights of the network's own shapes, made here, are brought in as
 in      PyTorch's own file (zip and legacy), the exported ONNX and Caffe files are brought in again.
 
 Each is compared with the logits of `alexnet features --layer fc8`, on pictures that this script prepares by Pillow and
-hands over at their final size, so that only the network is compared. The measure is the largest difference over the
+hands over as the squares that the models store, so that only the network is compared. The measure is the largest difference over the
 largest logit of the picture; the bound is 1e-4.
 """
 
@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from weights import caffe_messages  # noqa: E402
 
 BOUND = 1e-4
+STORED = 256
 TORCHVISION = ["features.0", "features.3", "features.6", "features.8", "features.10", "classifier.1", "classifier.4",
                "classifier.6"]
 
@@ -115,7 +116,7 @@ def main():
     args = parser.parse_args()
     import tomllib
 
-    names = args.nets.split(",") if args.nets else [n["name"] for n in json.loads(run(args.program, "nets", "--json"))]
+    names = args.nets.split(",") if args.nets else [n["name"] for n in json.loads(run(args.program, "nets", "--json"))["networks"]]
     scratch = args.keep or Path(tempfile.mkdtemp())
     scratch.mkdir(exist_ok=True)
     worst_of_all = 0.0
@@ -129,14 +130,16 @@ def main():
                 fan_in = int(np.prod(layer["weight"][1:]))
                 state[f"{layer['name']}.weight"] = torch.randn(layer["weight"], generator=generator) * (2 / fan_in) ** 0.5
                 state[f"{layer['name']}.bias"] = torch.rand(layer["weight"][0], generator=generator) * 0.2 - 0.1
-        # Pictures at the size that the network takes, so that only cropping nothing is left to do.
-        folder = scratch / f"pictures-{side}"
+        # Squares of the side that the models store, so that only the central crop is left to do.
+        folder = scratch / "pictures"
         folder.mkdir(exist_ok=True)
         for i, path in enumerate(args.pictures):
-            picture = Image.open(path).convert("RGB").resize((side, side), Image.BILINEAR)
+            picture = Image.open(path).convert("RGB").resize((STORED, STORED), Image.BILINEAR)
             picture.save(folder / f"{i:04}.png")
         files = sorted(folder.glob("*.png"))
         pixels = np.stack([np.asarray(Image.open(f), dtype=np.float32) for f in files]).transpose(0, 3, 1, 2)
+        start = (STORED - side) // 2
+        pixels = np.ascontiguousarray(pixels[:, :, start:start + side, start:start + side])
 
         def file(ending):
             return scratch / f"{name}{ending}"
@@ -179,7 +182,7 @@ def main():
         answers["ONNX by ONNX Runtime"] = session.run(None, {"pixels": x.numpy()})[0]
         run(args.program, "weights", "import", file(".onnx"), file("-onnx.model"))
         answers["here, from ONNX"] = ours(file("-onnx.model"))
-        run(args.program, "weights", "import", file(".caffemodel"), file("-caffe.model"), *told,
+        run(args.program, "weights", "import", file(".caffemodel"), file("-caffe.model"),
             *(["--preprocess", "torchvision"] if name == "torchvision" else plain))
         answers["here, from Caffe"] = ours(file("-caffe.model"))
         for words, got in answers.items():

@@ -327,7 +327,7 @@ fn pickles_with_code_are_refused_by_name() {
         ),
         ("inst", [b"(", &argument[..], b"ios\nsystem\n."].concat(), "refused: INST os.system"),
         ("newobj", b"\x80\x02ccollections\nOrderedDict\n)\x81.".to_vec(), "refused: opcode 0x81"),
-        ("build", [b"\x80\x02ctorch\nFloatStorage\n}b."].concat(), "attributes are set"),
+        ("build", b"\x80\x02ctorch\nFloatStorage\n}b.".to_vec(), "attributes are set"),
         ("reduce of a storage", b"\x80\x02ctorch\nFloatStorage\n)R.".to_vec(), "with 0 arguments"),
         ("extension", b"\x80\x02\x82\x01.".to_vec(), "refused: opcode 0x82"),
         (
