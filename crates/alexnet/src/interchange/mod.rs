@@ -118,5 +118,5 @@ pub fn read(file: &[u8]) -> Result<Foreign<'_>> {
             )));
         }
     };
-    result.map_err(|why| Error::Checkpoint(format!("it seems to be {words}, but {why}")))
+    result.map_err(|why| Error::Checkpoint(format!("it seems to be {words}: {why}")))
 }

@@ -30,43 +30,44 @@ fn tensor_file(names: &[(&str, &[usize])], state: &str) -> Vec<u8> {
     bytes
 }
 
-/// Makes the header's length, the file's length and all checksums right, as far as the header is still JSON.
+/// Writes the header anew with the right length, checksums and place for the checksum of the header, and gives the file
+/// the length that the tensors need: as far as the header is still JSON.
 fn repair(bytes: &mut Vec<u8>) {
     if bytes.len() < 8 {
         return;
     }
     let mut values = serde_json::Deserializer::from_slice(&bytes[8..]).into_iter::<serde_json::Value>();
-    let Some(Ok(serde_json::Value::Object(root))) = values.next() else { return };
+    let Some(Ok(serde_json::Value::Object(mut root))) = values.next() else { return };
     let mut end = 8 + values.byte_offset();
     while bytes.get(end) == Some(&b' ') {
         end += 1;
     }
-    bytes[..8].copy_from_slice(&(end as u64 - 8).to_le_bytes());
+    let mut data = bytes.split_off(end);
+    let Some(serde_json::Value::Object(mut metadata)) = root.remove("__metadata__") else { return };
+    metadata.remove("header_xxh3");
     let number = |entry: &serde_json::Value, i: usize| {
         entry["data_offsets"][i].as_u64().filter(|&n| n < 1 << 20).map(|n| n as usize)
     };
     if let Some(last) = root.values().filter_map(|entry| number(entry, 1)).max() {
-        bytes.resize(end + last, 0);
+        data.resize(last, 0);
     }
     for (name, entry) in &root {
-        let (Some(start), Some(stop)) = (number(entry, 0), number(entry, 1)) else { continue };
-        let Some(data) = bytes.get(end + start..end + stop) else { continue };
-        let digits = format!("{:032x}", xxh3_128(data));
-        put(&mut bytes[8..end], &format!("\"xxh3.{name}\":\""), &digits);
+        let place = number(entry, 0).zip(number(entry, 1));
+        if let Some(tensor) = place.and_then(|(start, stop)| data.get(start..stop)) {
+            metadata.insert(format!("xxh3.{name}"), format!("{:032x}", xxh3_128(tensor)).into());
+        }
     }
-    put(&mut bytes[8..end], "\"header_xxh3\":\"", &"0".repeat(32));
-    let digits = format!("{:032x}", xxh3_128(&bytes[8..end]));
-    put(&mut bytes[8..end], "\"header_xxh3\":\"", &digits);
-}
-
-/// Writes a checksum's digits behind its key.
-fn put(header: &mut [u8], key: &str, digits: &str) {
-    let found = header.windows(key.len()).position(|w| w == key.as_bytes());
-    if let Some(place) = found.map(|at| at + key.len())
-        && let Some(place) = header.get_mut(place..place + digits.len())
-    {
-        place.copy_from_slice(digits.as_bytes());
-    }
+    let inner = |map: serde_json::Map<String, serde_json::Value>| {
+        let text = serde_json::Value::Object(map).to_string();
+        if text.len() == 2 { String::new() } else { format!(",{}", &text[1..text.len() - 1]) }
+    };
+    let prefix = r#"{"__metadata__":{"header_xxh3":""#;
+    let mut text = format!("{prefix}{}\"{}}}{}}}", "0".repeat(32), inner(metadata), inner(root));
+    let digits = format!("{:032x}", xxh3_128(text.as_bytes()));
+    text.replace_range(prefix.len()..prefix.len() + 32, &digits);
+    *bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    bytes.extend(data);
 }
 
 #[test]

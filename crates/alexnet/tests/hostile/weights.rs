@@ -27,6 +27,11 @@ fn to_the_end(foreign: &Foreign, net: Option<Network>) -> Reached {
     }
 }
 
+/// A reader's refusal as the program shows it.
+fn refusal(stage: usize, why: String) -> Reached {
+    Reached::refused(stage, alexnet::Error::Checkpoint(why))
+}
+
 fn any(bytes: &[u8]) -> Reached {
     match read(bytes) {
         Ok(foreign) => to_the_end(&foreign, None),
@@ -121,8 +126,8 @@ fn mutated_pytorch_zip() {
         stages: &STAGES,
         deep: (1, 0.5),
         parse: &|bytes| match (pth::zip::directory(bytes), pth::read_zip(bytes)) {
-            (Err(error), _) => Reached::refused(0, error),
-            (Ok(_), Err(error)) => Reached::refused(1, error),
+            (Err(error), _) => refusal(0, error),
+            (Ok(_), Err(error)) => refusal(1, error),
             (Ok(_), Ok(foreign)) => to_the_end(&foreign, Some(plain())),
         },
     }
@@ -180,7 +185,7 @@ fn mutated_safetensors() {
         stages: &STAGES,
         deep: (2, 0.1),
         parse: &|bytes| match safetensors_file::read(bytes) {
-            Err(error) => Reached::refused(usize::from(!error.contains("header")), error),
+            Err(error) => refusal(usize::from(!error.contains("header")), error),
             Ok(foreign) => to_the_end(&foreign, Some(plain())),
         },
     }
@@ -216,7 +221,7 @@ fn mutated_caffemodels() {
         stages: &STAGES,
         deep: (2, 0.2),
         parse: &|bytes| match caffemodel::read(bytes) {
-            Err(error) => Reached::refused(0, error),
+            Err(error) => refusal(0, error),
             Ok(foreign) => to_the_end(&foreign, None),
         },
     }
@@ -234,7 +239,7 @@ fn mutated_onnx() {
         stages: &STAGES,
         deep: (2, 0.2),
         parse: &|bytes| match onnx::read(bytes) {
-            Err(error) => Reached::refused(0, error),
+            Err(error) => refusal(0, error),
             Ok(foreign) => to_the_end(&foreign, None),
         },
     }

@@ -190,7 +190,10 @@ fn node(message: &[u8]) -> Result<Node<'_>, String> {
                 node.attributes.push((name, message));
             }
             7 if !value.bytes()?.is_empty() && value.bytes()? != b"ai.onnx" => {
-                return Err(format!("node {} is of the domain {}", short(&node.name), short(&value.text()?)));
+                return Err(format!(
+                    "a node of the domain {}, which is not ONNX's own",
+                    short(&value.text()?)
+                ));
             }
             _ => {}
         }
