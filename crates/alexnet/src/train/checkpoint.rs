@@ -9,7 +9,7 @@ use super::schedule::PlateauState;
 use super::tensor_file::{self, Reader, TensorRef};
 use crate::data::{ColourAxes, Mean, Preprocess};
 use crate::error::{Error, Result};
-use crate::exec::contract::{Param, Params, Role};
+use crate::exec::contract::Params;
 use crate::net::Network;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -233,10 +233,10 @@ impl Checkpoint {
         let net = state.network().map_err(|e| fail(e.to_string()))?;
         let wanted = |name: &str| with_momentum || !name.starts_with(MOMENTUM);
         // The sizes are compared before anything is read: a network that lies about them gets no memory.
-        let shapes = parameter_shapes(&net).map_err(|e| fail(e.to_string()))?;
+        let shapes = Params::shapes(&net).map_err(|e| fail(e.to_string()))?;
         for (name, shape) in reader.shapes().filter(|(name, _)| wanted(name)) {
             let own = name.strip_prefix(MOMENTUM).unwrap_or(name);
-            if name != MEAN_PICTURE && shapes.iter().all(|(n, _, _, s)| n != own || s != shape) {
+            if name != MEAN_PICTURE && shapes.get(own).is_none_or(|p| p.shape != shape) {
                 return Err(fail(format!("tensor {name} does not belong to its network")));
             }
         }
@@ -250,19 +250,14 @@ impl Checkpoint {
             state.preprocess.mean = Mean::Picture(tensors.swap_remove(at).data);
         }
         let mut take = |prefix: &str| -> Result<Params> {
-            let params = shapes.iter().map(|(name, layer, role, shape)| {
-                match tensors.iter().position(|t| t.name.strip_prefix(prefix) == Some(name)) {
-                    Some(at) => Ok(Param {
-                        name: name.clone(),
-                        layer: *layer,
-                        role: *role,
-                        shape: shape.clone(),
-                        data: tensors.swap_remove(at).data,
-                    }),
-                    None => Err(fail(format!("tensor {name} or its momentum is missing"))),
-                }
-            });
-            Ok(Params(params.collect::<Result<_>>()?))
+            let mut params = shapes.clone();
+            for param in &mut params.0 {
+                let found = tensors.iter().position(|t| t.name.strip_prefix(prefix) == Some(&param.name));
+                let at =
+                    found.ok_or_else(|| fail(format!("tensor {} or its momentum is missing", param.name)))?;
+                param.data = tensors.swap_remove(at).data;
+            }
+            Ok(params)
         };
         let params = take("")?;
         let momentum = if with_momentum { take(MOMENTUM)? } else { Params::default() };
@@ -272,21 +267,6 @@ impl Checkpoint {
         }
         Ok(Checkpoint { state, params, momentum })
     }
-}
-
-/// Name, layer, role and sizes of every parameter of a network, in the order of [`Params`].
-fn parameter_shapes(net: &Network) -> Result<Vec<(String, usize, Role, Vec<usize>)>> {
-    let trace = net.trace()?;
-    let with_any = trace.iter().enumerate().filter(|(_, t)| t.params() > 0);
-    Ok(with_any
-        .flat_map(|(layer, t)| {
-            let name = &t.layer.name;
-            [
-                (format!("{name}.weight"), layer, Role::Weight, t.weight.clone()),
-                (format!("{name}.bias"), layer, Role::Bias, vec![t.biases()]),
-            ]
-        })
-        .collect())
 }
 
 fn read_state(text: &str) -> std::result::Result<State, String> {

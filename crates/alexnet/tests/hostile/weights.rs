@@ -51,7 +51,7 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 }
 
 /// Makes an archive's offsets, sizes and checksums those of what is in it, entry by entry in the file's order.
-fn repair_zip(bytes: &mut Vec<u8>) {
+fn repair_zip(bytes: &mut [u8]) {
     let (locals, centrals) = (places(bytes, b"PK\x03\x04"), places(bytes, b"PK\x01\x02"));
     let ends = places(bytes, b"PK\x05\x06");
     let (Some(&directory), Some(&end)) = (centrals.first(), ends.last()) else { return };
@@ -122,7 +122,7 @@ fn mutated_pytorch_zip() {
         seeds: vec![fixture("plain-zip.pth")],
         tokens: pickle_tokens(),
         text: false,
-        repair: &repair_zip,
+        repair: &|bytes| repair_zip(bytes),
         stages: &STAGES,
         deep: (1, 0.5),
         parse: &|bytes| match (pth::zip::directory(bytes), pth::read_zip(bytes)) {

@@ -6,6 +6,7 @@ use super::{Source, write_file};
 use crate::error::Result;
 use crate::interchange::graph::same_computation;
 use crate::interchange::recognise::TORCHVISION;
+use crate::net::{Layer, Network, Op};
 use crate::train::tensor_file::{self, TensorRef};
 use crate::zoo;
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use std::path::Path;
 /// [`crate::Error::Checkpoint`] if it cannot be written, [`crate::Error::Diverged`] if a value is not finite.
 pub fn write(source: Source, path: &Path) -> Result<()> {
     let layers: Vec<usize> = source.params.0.iter().filter(|p| p.shape.len() > 1).map(|p| p.layer).collect();
-    let torchvision = same_computation(source.net, &zoo::torchvision(source.net.classes()));
+    let torchvision = is_torchvision(source.net);
     let tensors: Vec<TensorRef> = source
         .params
         .0
@@ -38,4 +39,26 @@ pub fn write(source: Source, path: &Path) -> Result<()> {
     metadata.insert("format".into(), "pt".into());
     let header = tensor_file::header(&tensors, &metadata)?;
     write_file(path, |mut out| tensor_file::write(&mut out, &header, &tensors))
+}
+
+/// Whether a network is torchvision's, whatever its widths: `torchvision.models.alexnet` with other widths has the same
+/// names.
+fn is_torchvision(net: &Network) -> bool {
+    let width = |layer: &Layer| match &layer.op {
+        Op::Conv(conv) => Some(conv.filters),
+        Op::Linear(linear) => Some(linear.outputs),
+        _ => None,
+    };
+    let mut widths = net.layers.iter().filter_map(width);
+    let mut theirs = Network { input: net.input, ..zoo::torchvision(net.classes()) };
+    for layer in &mut theirs.layers {
+        let place = match &mut layer.op {
+            Op::Conv(conv) => &mut conv.filters,
+            Op::Linear(linear) => &mut linear.outputs,
+            _ => continue,
+        };
+        let Some(width) = widths.next() else { return false };
+        *place = width;
+    }
+    same_computation(net, &theirs)
 }

@@ -20,7 +20,7 @@ pub fn read(file: &[u8]) -> Result<Foreign<'_>, String> {
             1 => about.push(("ir_version".to_string(), value.integer()?.to_string())),
             2 => producer = value.text()?,
             3 => about.push(("producer_version".to_string(), short(&value.text()?))),
-            4 | 5 | 6 => {}
+            4..=6 => {}
             7 => graph = Some(value.bytes()?),
             8 => {
                 let mut version = 0;
