@@ -85,6 +85,9 @@ class Listed(nn.Module):
             n = layer["size"]
             alpha = layer["alpha"] / (n * n) if layer["alpha_div_n"] else layer["alpha"]
             return x / (layer["k"] + alpha * n * n * F.avg_pool2d(x * x, n, 1, n // 2)) ** layer["beta"]
+        if kind == "batch-norm":
+            part = [self.state[f"{name}.{p}"] for p in ["running_mean", "running_var", "weight", "bias"]]
+            return F.batch_norm(x, *part, eps=layer.get("eps", 1e-5))
         if kind == "pool":
             assert layer["kind"] == "max"
             return F.max_pool2d(x, layer["size"], layer["stride"], ceil_mode=up)
@@ -130,6 +133,11 @@ def main():
                 fan_in = int(np.prod(layer["weight"][1:]))
                 state[f"{layer['name']}.weight"] = torch.randn(layer["weight"], generator=generator) * (2 / fan_in) ** 0.5
                 state[f"{layer['name']}.bias"] = torch.rand(layer["weight"][0], generator=generator) * 0.2 - 0.1
+            if layer["type"] == "batch-norm":
+                channels = layer["weight"]
+                state[f"{layer['name']}.weight"] = torch.rand(channels, generator=generator) + 0.5
+                state[f"{layer['name']}.running_mean"] = torch.randn(channels, generator=generator)
+                state[f"{layer['name']}.running_var"] = torch.rand(channels, generator=generator) * 4 + 0.5
         # Squares of the side that the models store, so that only the central crop is left to do.
         folder = scratch / "pictures"
         folder.mkdir(exist_ok=True)
@@ -158,7 +166,8 @@ def main():
         plain = ["--mean", "0,0,0"] if name != "torchvision" else []
         run(args.program, "weights", "import", file(".pth"), file(".model"), *told, *plain)
         run(args.program, "weights", "import", file("-legacy.pth"), file("-legacy.model"), *told, *plain)
-        for ending in [".onnx", ".safetensors", ".caffemodel"]:
+        for_caffe = all(layer["type"] != "batch-norm" for layer in about["layers"])
+        for ending in [".onnx", ".safetensors"] + [".caffemodel"] * for_caffe:
             words = ["--logits"] if ending == ".onnx" else []
             run(args.program, "weights", "export", file(".model"), file(ending), *words)
 
@@ -177,14 +186,16 @@ def main():
                 answers["safetensors by torchvision"] = model(x).numpy()
             else:
                 answers["safetensors by PyTorch"] = Listed(toml, back)(x).numpy()
-            answers["Caffe's blobs by PyTorch"] = Listed(toml, caffe_state(file(".caffemodel")))(x).numpy()
+            if for_caffe:
+                answers["Caffe's blobs by PyTorch"] = Listed(toml, caffe_state(file(".caffemodel")))(x).numpy()
         session = onnxruntime.InferenceSession(str(file(".onnx")), providers=["CPUExecutionProvider"])
         answers["ONNX by ONNX Runtime"] = session.run(None, {"pixels": x.numpy()})[0]
         run(args.program, "weights", "import", file(".onnx"), file("-onnx.model"))
         answers["here, from ONNX"] = ours(file("-onnx.model"))
-        run(args.program, "weights", "import", file(".caffemodel"), file("-caffe.model"),
-            *(["--preprocess", "torchvision"] if name == "torchvision" else plain))
-        answers["here, from Caffe"] = ours(file("-caffe.model"))
+        if for_caffe:
+            run(args.program, "weights", "import", file(".caffemodel"), file("-caffe.model"),
+                *(["--preprocess", "torchvision"] if name == "torchvision" else plain))
+            answers["here, from Caffe"] = ours(file("-caffe.model"))
         for words, got in answers.items():
             scale = np.abs(reference).max(1, keepdims=True)
             worst = float((np.abs(got - reference) / scale).max())

@@ -143,7 +143,7 @@ fn ambiguous_files_are_said_to_be() {
     assert_eq!(found.net, net);
     // Another network is refused with the first tensor that differs.
     let error = recognise(&foreign, Some(&zoo::zfnet(4))).unwrap_err().to_string();
-    assert!(error.contains("conv1.weight is 32×3×5×5, and its layer conv1 needs 96×3×7×7"), "{error}");
+    assert!(error.contains("conv1.weight is 32×3×5×5, and its conv1.weight needs 96×3×7×7"), "{error}");
     foreign.tensors.retain(|t| t.name != "conv3.bias");
     let error = recognise(&foreign, None).unwrap_err().to_string();
     assert!(error.contains("no network of `alexnet nets`"), "{error}");

@@ -174,6 +174,7 @@ fn same_op(a: &(Op, Shape, Shape), b: &(Op, Shape, Shape), same_input: bool) -> 
                 && near(x.effective_alpha(), y.effective_alpha())
                 && near(x.beta, y.beta)
         }
+        (Op::BatchNorm(x), Op::BatchNorm(y)) => near(x.eps, y.eps),
         (Op::Dropout(x), Op::Dropout(y)) => near(x.rate, y.rate),
         (Op::Linear(x), Op::Linear(y)) => x.outputs == y.outputs && a.1.len() == b.1.len(),
         (Op::Activation(x), Op::Activation(y)) => x == y,

@@ -2,9 +2,10 @@
 
 use super::foreign::{ChannelOrder, Foreign};
 use super::recognise::{Recognised, recognise};
+use crate::data::preprocess::MeanAt;
 use crate::data::{Exif, Fit, Mean, Preprocess};
 use crate::error::{Error, Result};
-use crate::exec::contract::{Param, Params, Role};
+use crate::exec::contract::{Params, Role};
 use crate::net::{Network, Op};
 use crate::train::checkpoint::{Checkpoint, State};
 use crate::zoo::IMAGENET_CLASSES;
@@ -59,26 +60,14 @@ pub fn import(foreign: &Foreign, settings: &Settings) -> Result<Imported> {
         notes.push(format!("not used: {}", unused.join(", ")));
     }
     let channels = settings.channels.or(foreign.channels).unwrap_or(ChannelOrder::Rgb);
-    let trace = net.trace()?;
-    let mut params = Vec::with_capacity(tensors.len());
-    for (layer, role, at) in tensors {
-        let (suffix, shape) = match role {
-            Role::Weight => ("weight", trace[layer].weight.clone()),
-            Role::Bias => ("bias", vec![trace[layer].biases()]),
-        };
-        let mut data = foreign.tensors[at].values()?;
-        let first = layer == trace.iter().position(|t| t.params() > 0).unwrap_or(0);
-        if first && role == Role::Weight && channels == ChannelOrder::Bgr {
-            swap_red_and_blue(&mut data, &shape)?;
+    let mut params = Params::shapes(&net)?;
+    let first = params.0.first().map_or(0, |p| p.layer);
+    for (param, at) in params.0.iter_mut().zip(tensors) {
+        param.data = foreign.tensors[at].values()?;
+        if param.layer == first && param.role == Role::Weight && channels == ChannelOrder::Bgr {
+            swap_red_and_blue(&mut param.data, &param.shape)?;
             notes.push("channel order: blue, green, red in the file; turned to red, green, blue".into());
         }
-        params.push(Param {
-            name: format!("{}.{suffix}", trace[layer].layer.name),
-            layer,
-            role,
-            shape,
-            data,
-        });
     }
     let mut preprocess = match (&settings.preprocess, &foreign.preprocess) {
         (Some(told), _) => told.clone(),
@@ -101,8 +90,7 @@ pub fn import(foreign: &Foreign, settings: &Settings) -> Result<Imported> {
     preprocess.crop = net.input.h;
     preprocess.check()?;
     let classes = class_names(foreign, settings, net.classes(), &mut notes)?;
-    drop(trace);
-    Ok(Imported { net, params: Params(params), preprocess, classes, notes })
+    Ok(Imported { net, params, preprocess, classes, notes })
 }
 
 /// Exchanges the first and the last of three channels of a convolution's weights, (K, 3, R, S).
@@ -121,6 +109,7 @@ pub(super) fn swap_red_and_blue(data: &mut [f32], shape: &[usize]) -> Result<()>
 
 /// How pictures are prepared for a published network, and where that stands.
 pub fn usual_preprocessing(net: &Network) -> (Preprocess, &'static str) {
+    let caffe = matches!(net.name.as_str(), "caffe-alexnet" | "caffenet");
     let plain = |side, fit, mean| Preprocess {
         side,
         fit,
@@ -128,6 +117,8 @@ pub fn usual_preprocessing(net: &Network) -> (Preprocess, &'static str) {
         crop: net.input.h,
         scale: 1.0,
         mean: Mean::Channels(mean),
+        // A mean picture of Caffe's is subtracted where the view is taken.
+        mean_at: if caffe { MeanAt::View } else { MeanAt::Centre },
         std: [1.0; 3],
     };
     let side = 256.max(net.input.h);

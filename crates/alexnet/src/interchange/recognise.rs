@@ -7,8 +7,8 @@
 use super::foreign::{Foreign, Graph, sizes};
 use super::graph::{same_computation, same_shape};
 use crate::error::{Error, Result};
-use crate::exec::contract::Role;
-use crate::net::{Network, Op, Traced};
+use crate::exec::contract::{Params, Role};
+use crate::net::{Network, Op};
 use crate::zoo;
 
 /// torchvision's names of the layers with weights, first to last.
@@ -30,8 +30,8 @@ pub struct Recognised {
     pub net: Network,
     /// How it was recognized, in words.
     pub how: String,
-    /// For each parameter, in the order of [`crate::exec::contract::Params`]: layer, role, and index of the tensor.
-    pub tensors: Vec<(usize, Role, usize)>,
+    /// For each parameter, in the order of [`Params::shapes`], the index of its tensor.
+    pub tensors: Vec<usize>,
     /// Names of tensors that belong to no layer.
     pub unused: Vec<String>,
 }
@@ -60,7 +60,8 @@ pub fn recognise(foreign: &Foreign, forced: Option<&Network>) -> Result<Recognis
         Some(Err(why)) => format!(" (the layers that the file lists cannot be taken as they are: {why})"),
         None => String::new(),
     };
-    let torchvision = names(foreign, &TORCHVISION).is_some();
+    let bare: Vec<String> = foreign.tensors.iter().map(|t| bare_name(&t.name)).collect();
+    let torchvision = TORCHVISION.iter().all(|name| bare.contains(&format!("{name}.weight")));
     let mut fitting = Vec::new();
     let mut nearest: Option<(usize, String)> = None;
     for name in zoo::names().filter(|&name| !torchvision || name == "torchvision") {
@@ -109,9 +110,9 @@ pub fn recognise(foreign: &Foreign, forced: Option<&Network>) -> Result<Recognis
     }
 }
 
-fn found(foreign: &Foreign, net: Network, tensors: Vec<(usize, Role, usize)>, how: String) -> Recognised {
+fn found(foreign: &Foreign, net: Network, tensors: Vec<usize>, how: String) -> Recognised {
     let is_used = |at: usize| {
-        tensors.iter().any(|&(_, _, t)| {
+        tensors.iter().any(|&t| {
             t == at
                 || foreign.tensors[t].name.strip_suffix(super::foreign::TURNED)
                     == Some(&foreign.tensors[at].name)
@@ -165,6 +166,7 @@ fn tidy(net: &Network) -> Network {
             Op::Pool(_) => "pool",
             Op::Lrn(_) | Op::SpatialLrn(_) => "norm",
             Op::Dropout(_) => "drop",
+            Op::BatchNorm(_) => "bn",
             Op::Activation(_) => layer.op.kind(),
         };
         with_weights += usize::from(matches!(layer.op, Op::Conv(_) | Op::Linear(_)));
@@ -192,41 +194,49 @@ impl std::fmt::Display for Misfit {
     }
 }
 
-type Assigned = (Vec<(usize, Role, usize)>, &'static str);
+type Assigned = (Vec<usize>, &'static str);
 
 /// The tensor of every parameter of `net`, and by what it was found.
 fn assign(foreign: &Foreign, net: &Network) -> std::result::Result<Assigned, Misfit> {
     let misfit = |why: String| Misfit { why, layers_that_fit: 0 };
-    let trace = net.trace().map_err(|e| misfit(e.to_string()))?;
-    let layers: Vec<(usize, &Traced)> = trace.iter().enumerate().filter(|(_, t)| t.params() > 0).collect();
-    let own: Vec<&str> = layers.iter().map(|(_, t)| t.layer.name.as_str()).collect();
+    let params = Params::shapes(net).map_err(|e| misfit(e.to_string()))?;
+    let mut layers: Vec<usize> = params.0.iter().map(|p| p.layer).collect();
+    layers.dedup();
+    // Statistics are found by name alone.
+    let pairs_will_do = params.0.iter().all(|p| p.role != Role::Statistic);
+    let theirs =
+        |p: usize| layers.iter().position(|&layer| layer == params.0[p].layer).map(|at| TORCHVISION[at]);
     let mut first = None;
+    let own = names(foreign, &params, |p| net.layers.get(params.0[p].layer).map(|layer| layer.name.as_str()));
+    let torchvision = (layers.len() == TORCHVISION.len()).then(|| names(foreign, &params, theirs)).flatten();
     let ways = [
-        (names(foreign, &own), "their names"),
-        (by_listed_layers(foreign), "the layers that the file lists"),
-        (
-            if own.len() == TORCHVISION.len() { names(foreign, &TORCHVISION) } else { None },
-            "torchvision's names",
-        ),
-        (by_order(foreign), "their shapes, in order"),
+        (own, "their names"),
+        (by_listed_layers(foreign).filter(|_| pairs_will_do), "the layers that the file lists"),
+        (torchvision, "torchvision's names"),
+        (by_order(foreign).filter(|_| pairs_will_do), "their shapes, in order"),
     ];
-    for (pairs, by) in ways.into_iter().filter_map(|(pairs, by)| Some((pairs?, by))) {
-        match fit(foreign, &layers, &pairs) {
-            Ok(tensors) => return Ok((tensors, by)),
+    for (found, by) in ways.into_iter().filter_map(|(found, by)| Some((found?, by))) {
+        match fit(foreign, &params, &found) {
+            Ok(()) => return Ok((found, by)),
             Err(why) => drop(first.get_or_insert(why)),
         }
     }
     Err(first.unwrap_or_else(|| misfit("it has no such tensors".into())))
 }
 
-/// Weight and bias of each layer of these names; `None` unless all are there.
-fn names(foreign: &Foreign, layers: &[&str]) -> Option<Vec<(usize, usize)>> {
+/// The tensor of each parameter, whose layer is called what `layer` says; `None` unless all are there.
+fn names<'a>(
+    foreign: &Foreign,
+    params: &Params,
+    layer: impl Fn(usize) -> Option<&'a str>,
+) -> Option<Vec<usize>> {
     let bare: Vec<String> = foreign.tensors.iter().map(|t| bare_name(&t.name)).collect();
-    let position = |name: String| bare.iter().position(|b| *b == name);
-    layers
-        .iter()
-        .map(|layer| position(format!("{layer}.weight")).zip(position(format!("{layer}.bias"))))
-        .collect()
+    let found = params.0.iter().enumerate().map(|(at, param)| {
+        let suffix = param.name.rsplit('.').next()?;
+        let name = format!("{}.{suffix}", layer(at)?);
+        bare.iter().position(|b| *b == name)
+    });
+    found.collect()
 }
 
 /// A tensor's name without what wrappers put in front or in between.
@@ -240,10 +250,11 @@ fn bare_name(name: &str) -> String {
     parts.join(".")
 }
 
-fn by_listed_layers(foreign: &Foreign) -> Option<Vec<(usize, usize)>> {
+fn by_listed_layers(foreign: &Foreign) -> Option<Vec<usize>> {
     match &foreign.graph {
         Some(Ok(graph)) => {
-            Some(graph.tensors.iter().filter_map(|&(weight, bias)| weight.zip(bias)).collect())
+            let pairs = graph.tensors.iter().filter_map(|&(weight, bias)| weight.zip(bias));
+            Some(pairs.flat_map(|(weight, bias)| [weight, bias]).collect())
         }
         _ => None,
     }
@@ -251,7 +262,7 @@ fn by_listed_layers(foreign: &Foreign) -> Option<Vec<(usize, usize)>> {
 
 /// Weights are what has several axes, biases what has one, both in order: the file's, or for a format that sorts, by
 /// name.
-fn by_order(foreign: &Foreign) -> Option<Vec<(usize, usize)>> {
+fn by_order(foreign: &Foreign) -> Option<Vec<usize>> {
     let mut order: Vec<usize> = (0..foreign.tensors.len()).collect();
     if foreign.format == super::foreign::Format::Safetensors {
         order.sort_by_cached_key(|&at| natural_key(&foreign.tensors[at].name));
@@ -259,7 +270,8 @@ fn by_order(foreign: &Foreign) -> Option<Vec<(usize, usize)>> {
     let axes = |at: usize| foreign.tensors[at].shape.iter().skip_while(|&&n| n == 1).count();
     let weights: Vec<usize> = order.iter().copied().filter(|&at| axes(at) > 1).collect();
     let biases: Vec<usize> = order.iter().copied().filter(|&at| axes(at) == 1).collect();
-    (weights.len() == biases.len() && !weights.is_empty()).then(|| weights.into_iter().zip(biases).collect())
+    let pairs = weights.iter().zip(&biases).flat_map(|(&weight, &bias)| [weight, bias]);
+    (weights.len() == biases.len() && !weights.is_empty()).then(|| pairs.collect())
 }
 
 /// Sorts `conv10` behind `conv2`.
@@ -278,35 +290,26 @@ fn natural_key(name: &str) -> Vec<(u64, String)> {
     key
 }
 
-fn fit(
-    foreign: &Foreign,
-    layers: &[(usize, &Traced)],
-    pairs: &[(usize, usize)],
-) -> std::result::Result<Vec<(usize, Role, usize)>, Misfit> {
-    let mut tensors = Vec::new();
-    for (i, (&(index, t), &(weight, bias))) in layers.iter().zip(pairs).enumerate() {
-        for (role, at, shape) in
-            [(Role::Weight, weight, t.weight.clone()), (Role::Bias, bias, vec![t.biases()])]
-        {
-            let tensor = &foreign.tensors[at];
-            if !same_shape(&tensor.shape, &shape) {
-                let why = format!(
-                    "{} is {}, and its layer {} needs {}",
-                    super::foreign::short(&tensor.name),
-                    sizes(&tensor.shape),
-                    t.layer.name,
-                    sizes(&shape)
-                );
-                return Err(Misfit { why, layers_that_fit: i });
-            }
-            tensors.push((index, role, at));
+/// Whether the tensors have the parameters' sizes.
+fn fit(foreign: &Foreign, params: &Params, found: &[usize]) -> std::result::Result<(), Misfit> {
+    for (at, (param, &tensor)) in params.0.iter().zip(found).enumerate() {
+        let tensor = &foreign.tensors[tensor];
+        if !same_shape(&tensor.shape, &param.shape) {
+            let why = format!(
+                "{} is {}, and its {} needs {}",
+                super::foreign::short(&tensor.name),
+                sizes(&tensor.shape),
+                param.name,
+                sizes(&param.shape)
+            );
+            return Err(Misfit { why, layers_that_fit: at / 2 });
         }
     }
-    if layers.len() != pairs.len() {
-        let why = format!("{} layers have weights in the file, {} in the network", pairs.len(), layers.len());
-        return Err(Misfit { why, layers_that_fit: layers.len().min(pairs.len()) });
+    if params.0.len() != found.len() {
+        let why = format!("{} tensors in the file, {} in the network", found.len(), params.0.len());
+        return Err(Misfit { why, layers_that_fit: params.0.len().min(found.len()) / 2 });
     }
-    Ok(tensors)
+    Ok(())
 }
 
 /// Numbers of classes that the last layer may have: rows of matrices, and for Caffe's old form of blocks.

@@ -10,8 +10,8 @@ mod eval;
 mod features;
 mod nets;
 mod predict;
-mod recipe;
 mod pull;
+mod recipe;
 mod train;
 mod weights;
 

@@ -270,6 +270,11 @@ fn layers(net: &Network) -> Result<(Vec<Layer>, Shape)> {
                 }
                 layers.push(Layer::new(name, "Pooling", &last, name).with(121, "pooling_param", fields));
             }
+            Op::BatchNorm(_) => {
+                return Err(Error::Config(format!(
+                    "layer {name}: batch normalization is not written for Caffe; ONNX and safetensors hold it"
+                )));
+            }
             Op::Dropout(dropout) if dropout.inverted => {
                 let fields = vec![Field::Float(1, "dropout_ratio", dropout.rate)];
                 layers.push(Layer::new(name, "Dropout", &last, name).with(108, "dropout_param", fields));

@@ -285,6 +285,11 @@ fn layer(graph: &mut Graph, name: &str, op: &Op, input: Shape, output: Shape, fl
             }
             graph.node("Gemm", name, &[&from, &weight, &bias], &[("transB", Int(1))]);
         }
+        Op::BatchNorm(norm) => {
+            let [mean, variance] = ["running_mean", "running_var"].map(|part| format!("{name}.{part}"));
+            let inputs = [last.as_str(), &weight, &bias, &mean, &variance];
+            graph.node("BatchNormalization", name, &inputs, &[("epsilon", Float(norm.eps))]);
+        }
         Op::Dropout(dropout) if dropout.inverted => {}
         Op::Dropout(dropout) => {
             let factor = format!("{name}.factor");
