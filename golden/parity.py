@@ -153,7 +153,8 @@ def main():
             return scratch / f"{name}{ending}"
 
         def ours(model):
-            run(args.program, "features", model, folder, "--layer", about["layers"][-1]["name"], "--out", file(".features"))
+            run(args.program, "features", model, folder, "--layer", about["layers"][-1]["name"], "--precision", "f32",
+                "--out", file(".features"))
             got = load_file(file(".features"))
             return got["features"].numpy().reshape(len(files), -1)
 
