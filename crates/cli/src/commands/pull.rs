@@ -63,7 +63,7 @@ pub fn run(args: &Pull) -> Outcome {
     };
     let target = match &args.out {
         Some(out) => {
-            plan::can_create(out)?;
+            plan::can_create("OUT", out)?;
             out.clone()
         }
         None => {

@@ -164,7 +164,7 @@ fn own(model: &Model, json: bool) -> Outcome {
 }
 
 fn bring_in(args: &WeightsImport) -> Outcome {
-    plan::can_create(&args.out)?;
+    plan::can_create("OUT", &args.out)?;
     let file = WeightFile::open(&args.file)?;
     if args.out.canonicalize().ok().is_some_and(|out| args.file.canonicalize().ok() == Some(out)) {
         return Err(crate::failure::Failure::config("the model would replace the file that it is made of"));
@@ -232,7 +232,7 @@ fn mean(typed: &str) -> Result<Mean> {
 }
 
 fn take_out(args: &WeightsExport) -> Outcome {
-    plan::can_create(&args.out)?;
+    plan::can_create("OUT", &args.out)?;
     let format = match (args.format, args.out.extension().and_then(|e| e.to_str())) {
         (Some(format), _) => format,
         (None, Some("safetensors")) => ExportFormat::Safetensors,
