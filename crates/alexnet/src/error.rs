@@ -5,23 +5,40 @@
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A flag, a network, a recipe or a configuration key is wrong.
-    #[error("{0}")]
+    #[error("{}", shown(.0))]
     Config(String),
     /// The pictures cannot be used: missing, at the wrong level, too many unreadable.
-    #[error("{0}")]
+    #[error("{}", shown(.0))]
     Data(String),
     /// A checkpoint or weight file is missing, damaged or does not fit.
-    #[error("{0}")]
+    #[error("{}", shown(.0))]
     Checkpoint(String),
     /// Training produced a value that is not finite.
-    #[error("{0}")]
+    #[error("{}", shown(.0))]
     Diverged(String),
     /// The device cannot run the plan: memory, instructions, driver.
-    #[error("{0}")]
+    #[error("{}", shown(.0))]
     Device(String),
     /// A signal asked to stop; a durable checkpoint was written first.
-    #[error("{0}")]
+    #[error("{}", shown(.0))]
     Interrupted(String),
+}
+
+/// A message as it may be shown. Names and values in it can come from a file that somebody else made: control characters,
+/// with which a file could rewrite what stands on the terminal, are escaped.
+fn shown(message: &str) -> std::borrow::Cow<'_, str> {
+    let unwanted = |c: char| c.is_control() && c != '\n';
+    if !message.contains(unwanted) {
+        return message.into();
+    }
+    let mut clean = String::with_capacity(message.len());
+    for c in message.chars() {
+        match c {
+            c if unwanted(c) => clean.extend(c.escape_default()),
+            c => clean.push(c),
+        }
+    }
+    clean.into()
 }
 
 /// `Result` with this library's [`Error`].
@@ -79,6 +96,12 @@ mod tests {
         assert_eq!(nearest("cafenet", names), Some("caffenet"));
         assert_eq!(nearest("alexnet-2021", names), Some("alexnet-2012"));
         assert_eq!(nearest("resnet50", names), None);
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        let shown = Error::Data("no class \u{1b}[2J\r here,\nnor é".into()).to_string();
+        assert_eq!(shown, "no class \\u{1b}[2J\\r here,\nnor é");
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! The CPU executor against the reference, stage orders of every network of the zoo at small width, on every
 //! instruction set.
 
+mod executors;
+
 use alexnet::Network;
-use alexnet::exec::contract::{Batch, Executor, Params, Rate, Role, StepSettings};
+use alexnet::exec::contract::{Batch, Executor, Rate, Role};
 use alexnet::exec::cpu::Cpu;
 use alexnet::exec::plan::{Mode, Plan};
 use alexnet::exec::reference::Reference;
 use alexnet::net::Op;
 use alexnet::ops::update::{Lars, Policy, Rule};
-use alexnet::rng::{Purpose, Stream};
 use alexnet::zoo;
 use alexnet_kernels::Isa;
+use executors::{ODD, distance, input, narrow, params, train};
 
 fn compare(net: &Network, batch: usize, steps: u64, isas: &[Isa]) {
     compare_by(net, batch, steps, isas, Rule::default(), 0.01);

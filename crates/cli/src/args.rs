@@ -36,6 +36,11 @@ pub enum Command {
     /// Check, pack or describe a set of pictures
     #[command(subcommand)]
     Data(Data),
+    /// Say what a weight file is, import one of another program, or export a model
+    #[command(subcommand)]
+    Weights(Weights),
+    /// Download known public weights, checked by size and SHA-256; none: list them
+    Pull(Pull),
     /// Measure speed
     #[command(subcommand)]
     Bench(Bench),
@@ -68,7 +73,7 @@ pub struct Train {
     /// Continue the run in DIR, or the newest in runs/, from its newest valid checkpoint
     #[arg(long, value_name = "DIR", num_args = 0..=1)]
     pub resume: Option<Option<PathBuf>>,
-    /// Passes over the training pictures [default: the recipe's]
+    /// Passes over the training pictures; what a recipe does at an epoch moves with them [default: the recipe's]
     #[arg(long, value_name = "N")]
     pub epochs: Option<u32>,
     /// Pictures a step [default: the recipe's]
@@ -268,8 +273,10 @@ pub struct RecipeDiff {
 pub enum Data {
     /// Decode every picture; list those that cannot be used (exit code 1 if there are any)
     Check(DataCheck),
-    /// Decode and resize every picture once, into one file that training reads
+    /// Decode and resize every picture once, into one file that training reads; a killed run goes on where it stopped
     Pack(DataPack),
+    /// Put the parts that `data pack --shard` made together into one pack
+    Join(DataJoin),
     /// Count classes and pictures
     Stats(DataStats),
 }
@@ -299,6 +306,73 @@ pub struct DataPack {
     /// recognised]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
+    /// Pack as this recipe asks; the flags below change that
+    #[arg(long, value_name = "NAME|FILE")]
+    pub recipe: Option<String>,
+    /// How much of each picture is kept [default: square]
+    #[arg(long, value_enum)]
+    pub keep: Option<Keep>,
+    /// In which form squares and whole pictures are stored [default: raw]
+    #[arg(long, value_enum)]
+    pub form: Option<Form>,
+    /// Side of the square, or shorter side of whole pictures, in pixels [default: 256]
+    #[arg(long, value_name = "N")]
+    pub side: Option<usize>,
+    /// How pictures are resized [default: bilinear]
+    #[arg(long, value_enum)]
+    pub resize: Option<Resize>,
+    /// Make only part I of N, on one of N machines, for `data join`; the file must be named
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<String>,
+    /// Allow a pack of more than 100 GB
+    #[arg(long)]
+    pub large: bool,
+    /// Threads that decode [default: one for every core that this process may use]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// `--keep`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Keep {
+    /// The central square: crops of one size
+    Square,
+    /// The whole picture, its shorter side resized: crops of random size
+    Whole,
+    /// The files as they are, decoded while training: crops of random size, as torchvision takes them
+    Original,
+}
+
+/// `--form`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// RGB bytes: the fastest
+    Raw,
+    /// JPEG of quality 95 with halved chroma: about a seventh of the bytes, decoded while training
+    Jpeg,
+}
+
+/// `--resize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Resize {
+    /// Antialiased, as Pillow and torchvision
+    Bilinear,
+    /// The mean of the area that each pixel covers
+    Area,
+    /// Antialiased bicubic, as Pillow and torchvision
+    Cubic,
+    /// The tool of 2014: OpenCV's area when shrinking, its cubic when enlarging
+    AreaCubic,
+}
+
+/// `alexnet data join`.
+#[derive(Debug, Args)]
+pub struct DataJoin {
+    /// The file to write
+    pub out: PathBuf,
+    /// All the parts, in any order
+    #[arg(required = true, value_name = "PART")]
+    pub parts: Vec<PathBuf>,
 }
 
 /// `alexnet data stats`.
@@ -313,6 +387,92 @@ pub struct DataStats {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `alexnet weights`.
+#[derive(Debug, Subcommand)]
+pub enum Weights {
+    /// Say what a file is: format, network, tensors, preprocessing. Nothing in it is executed
+    Info(WeightsInfo),
+    /// Make a model of PyTorch (.pth), safetensors, Caffe (.caffemodel) or ONNX weights, for predict, eval, features, --from
+    Import(WeightsImport),
+    /// Write a model as safetensors (PyTorch), ONNX or Caffe
+    Export(WeightsExport),
+}
+
+/// `alexnet weights info`.
+#[derive(Debug, Args)]
+pub struct WeightsInfo {
+    /// A weight file of any known format, or a checkpoint or run folder
+    pub file: PathBuf,
+    /// The network to compare with: of `alexnet nets`, or a TOML file
+    #[arg(long, value_name = "NAME|FILE")]
+    pub net: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `alexnet weights import`.
+#[derive(Debug, Args)]
+pub struct WeightsImport {
+    /// The weight file
+    pub file: PathBuf,
+    /// The model to write
+    pub out: PathBuf,
+    /// The network, where the file fits several: of `alexnet nets`, or a TOML file [default: recognized]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub net: Option<String>,
+    /// Class names, one a line, in the order of the outputs [default: the file's, or ImageNet's for 1000]
+    #[arg(long, value_name = "FILE")]
+    pub classes: Option<PathBuf>,
+    /// How pictures are prepared: torchvision or caffe [default: the file's, or the network's own]
+    #[arg(long, value_name = "NAME")]
+    pub preprocess: Option<String>,
+    /// What is subtracted: three numbers R,G,B in pixels of 0-255, or Caffe's mean picture
+    #[arg(long, value_name = "R,G,B|FILE.binaryproto", allow_hyphen_values = true)]
+    pub mean: Option<String>,
+    /// Order of the first convolution's channels: rgb or bgr [default: the format's]
+    #[arg(long, value_name = "ORDER")]
+    pub channels: Option<String>,
+}
+
+/// `alexnet weights export`.
+#[derive(Debug, Args)]
+pub struct WeightsExport {
+    /// A checkpoint or a run folder
+    pub model: PathBuf,
+    /// The file to write
+    pub out: PathBuf,
+    /// The format [default: by the file's ending]
+    #[arg(long, value_enum)]
+    pub format: Option<ExportFormat>,
+    /// ONNX: end before the softmax
+    #[arg(long)]
+    pub logits: bool,
+}
+
+/// What `weights export` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// torchvision's names for its network, which load_state_dict takes; conv1.weight … fc8.bias for others
+    Safetensors,
+    /// Operators of opset 13, input `pixels`, output `probabilities` or `logits`
+    Onnx,
+    /// FILE.caffemodel and FILE.prototxt, blue channel first
+    Caffe,
+}
+
+/// `alexnet pull`.
+#[derive(Debug, Args)]
+pub struct Pull {
+    /// What to download; none: list what is known
+    pub name: Option<String>,
+    /// The file to write [default: in the cache folder]
+    pub out: Option<PathBuf>,
+    /// A table of other files: JSON, a list of name, url, bytes, sha256
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub table: Option<PathBuf>,
 }
 
 /// `alexnet bench`.

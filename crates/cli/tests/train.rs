@@ -38,6 +38,34 @@ impl Place {
 }
 
 #[test]
+fn a_run_says_and_keeps_where_it_departs_from_its_recipe() {
+    let place = Place::new();
+    let text = std::fs::read_to_string(&place.recipe).unwrap();
+    let published = format!("follows = 'mini'\n{text}\n[data]\nset = 'the set'\nclasses = 1000\n");
+    std::fs::write(&place.recipe, published).unwrap();
+    let trained = place.train("run", &["--json", "--epochs", "2", "--batch", "6"]);
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
+    let read = |name: &str| std::fs::read_to_string(place.path("run").join(name)).unwrap();
+    let (config, log) = (read("config.toml"), read("log.txt"));
+    let json = trained.json();
+    for difference in
+        ["epochs = 2, not 6", "batch = 6, not 8", "3 classes, not the 1000 of the set", "recipe mini"]
+    {
+        let line =
+            trained.stderr.lines().find(|l| l.trim_start().starts_with("differs") && l.contains(difference));
+        assert!(line.is_some(), "{difference}: {}", trained.stderr);
+        assert!(config.contains(difference) && log.contains(difference), "{difference}: {config} {log}");
+        assert!(json["differs"].as_array().unwrap().iter().any(|d| d.as_str().unwrap().contains(difference)));
+    }
+    // What the run goes on with differs still, and once.
+    let again = run(&["train", "--resume", &place.text("run"), "--epochs", "3"]);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    let config = read("config.toml");
+    assert_eq!(config.matches("3 classes, not").count(), 1, "{config}");
+    assert!(config.contains("epochs = 3, not 2"), "{config}");
+}
+
+#[test]
 fn a_folder_becomes_a_classifier() {
     let place = Place::new();
     let before = snapshot(&place.path("set"));

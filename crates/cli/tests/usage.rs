@@ -16,6 +16,7 @@ fn every_command_has_help() {
         &["nets", "--help"],
         &["data", "check", "--help"],
         &["data", "pack", "--help"],
+        &["data", "join", "--help"],
         &["data", "stats", "--help"],
         &["bench", "train", "--help"],
         &["bench", "infer", "--help"],
@@ -100,6 +101,46 @@ fn the_networks_and_their_totals() {
     let json: serde_json::Value = serde_json::from_str(&run(&["nets", "caffenet", "--json"]).stdout).unwrap();
     assert_eq!(json["parameters"], 60_965_224);
     assert_eq!(json["layers"].as_array().unwrap().len(), 22);
+}
+
+#[test]
+fn recipes_are_listed_printed_and_compared() {
+    let list = run(&["recipe"]).stdout;
+    for name in ["krizhevsky-2012-code", "one-weird-trick-2014", "zfnet", "large-batch", "finetune-conv6"] {
+        assert!(list.lines().any(|l| l.starts_with(name)), "{name}: {list}");
+    }
+    let text = run(&["recipe", "krizhevsky-2012-code"]).stdout;
+    assert!(
+        text.contains("at = [25.0, 51.0, 79.0]") && text.contains("# "),
+        "as written, with comments: {text}"
+    );
+    let json: serde_json::Value = serde_json::from_str(&run(&["recipe", "zfnet", "--json"]).stdout).unwrap();
+    assert_eq!(json["filter_rms"], 0.1);
+    let all: serde_json::Value = serde_json::from_str(&run(&["recipe", "--json"]).stdout).unwrap();
+    assert_eq!(all["recipes"].as_array().unwrap().len(), 15);
+
+    let diff = run(&["recipe", "diff", "krizhevsky-2012", "krizhevsky-2012-code"]).stdout;
+    let line = diff.lines().find(|l| l.starts_with("augment.shared_by")).unwrap();
+    assert!(line.split_whitespace().eq(["augment.shared_by", "1", "32"]), "{line}");
+    assert!(diff.contains("layers of krizhevsky-2012-code: conv1 norm1 pool1 relu1"), "{diff}");
+    let diff = run(&["recipe", "diff", "caffenet", "caffe-alexnet", "--json"]).stdout;
+    let json: serde_json::Value = serde_json::from_str(&diff).unwrap();
+    let found = json["differences"].as_array().unwrap();
+    assert!(
+        found.iter().any(|d| d["key"] == "network.ones_bias" && d["a"] == "1.0" && d["b"] == "0.1"),
+        "{json}"
+    );
+    assert!(run(&["recipe", "diff", "mini", "mini"]).stdout.contains("are the same"));
+    for (words, hint) in [
+        (&["recipe", "zfnett"][..], "did you mean `zfnet`?"),
+        (&["recipe", "diff", "mini", "caffenett"], "did you mean `caffenet`?"),
+        (&["recipe", "diff", "mini"], "<B>"),
+        (&["recipe", "no/such.toml"], "no/such.toml"),
+    ] {
+        let wrong = run(words);
+        assert_eq!(wrong.code, 2, "{words:?}");
+        assert!(wrong.stderr.contains(hint), "{words:?}: {}", wrong.stderr);
+    }
 }
 
 #[test]

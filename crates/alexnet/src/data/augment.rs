@@ -46,8 +46,8 @@ pub struct Augment {
     pub colour: Option<ColourAxes>,
     /// Consecutive pictures that share one draw of offset and mirror: 32 in the code of 2012, else 1.
     pub shared_by: usize,
-    /// Instead of a crop of fixed size, a part of this share of the square's area (smallest, largest) with aspect 3/4
-    /// to 4/3, resampled bilinearly (torchvision's `RandomResizedCrop`).
+    /// Instead of a crop of fixed size, a part of this share of the picture's area (smallest, largest) with aspect 3/4
+    /// to 4/3, resized to the crop (torchvision's `RandomResizedCrop`).
     pub area: Option<[f64; 2]>,
 }
 
@@ -113,7 +113,7 @@ pub struct Key {
     pub position: u64,
 }
 
-/// A part of the stored square: left, top, width, height, pixels.
+/// A part of a picture: left, top, width, height, pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
     /// Columns left of it.
@@ -138,18 +138,20 @@ pub struct Draw {
 }
 
 impl Augment {
-    /// The draw for a view of a picture: `side` of the stored square, `crop` of the network's.
-    pub fn draw(&self, view: View, key: Key, side: usize, crop: usize) -> Draw {
-        let room = side - crop;
+    /// The draw for a view of a picture of `width`×`height` pixels: `crop` is the side of what the network sees. The ten
+    /// views are meant for squares.
+    pub fn draw(&self, view: View, key: Key, (width, height): (usize, usize), crop: usize) -> Draw {
+        // A part of random area may be enlarged to the crop; others fit.
+        let (right, bottom) = (width.saturating_sub(crop), height.saturating_sub(crop));
         let at = |left, top| Region { left, top, width: crop, height: crop };
-        let centre = at(room / 2, room / 2);
+        let centre = at(right / 2, bottom / 2);
         let still = |region, mirrored| Draw { region, mirrored, colour: [0.0; 3] };
         let of_five = |k: u8| match k % 5 {
             0 => at(0, 0),
-            1 => at(room, 0),
+            1 => at(right, 0),
             2 => centre,
-            3 => at(0, room),
-            _ => at(room, room),
+            3 => at(0, bottom),
+            _ => at(right, bottom),
         };
         match view {
             View::Centre => still(centre, false),
@@ -162,10 +164,10 @@ impl Augment {
                     n => (1 << 63) | (key.position / n as u64),
                 };
                 let mut random = Stream::new(key.seed, Purpose::Augment, key.epoch, place);
-                let (top, left) = (random.below(room + 1), random.below(room + 1));
+                let (top, left) = (random.below(bottom + 1), random.below(right + 1));
                 let mirrored = random.next_u32() & 1 == 1 && self.mirror;
                 let region = match (self.area, self.random_crop) {
-                    (Some(area), _) => random_part(&mut random, area, side),
+                    (Some(area), _) => random_part(&mut random, area, width, height),
                     (None, _) if self.corners => of_five(random.below(5) as u8),
                     (None, true) => at(left, top),
                     (None, false) => centre,
@@ -187,20 +189,30 @@ impl Augment {
     }
 }
 
-/// A part of random area and aspect (log-uniform between 3/4 and 4/3) at a random place; the whole square if ten
-/// draws do not fit.
-fn random_part(random: &mut Stream, area: [f64; 2], side: usize) -> Region {
+/// A part of random area and aspect (log-uniform between 3/4 and 4/3) at a random place. If ten draws do not fit: the
+/// middle, as much of it as has such an aspect.
+fn random_part(random: &mut Stream, area: [f64; 2], width: usize, height: usize) -> Region {
+    let (narrowest, widest) = (3.0 / 4.0, 4.0 / 3.0);
     for _ in 0..10 {
-        let pixels = random.range(area[0], area[1]) * (side * side) as f64;
-        let aspect = random.range((3f64 / 4.0).ln(), (4f64 / 3.0).ln()).exp();
-        let (width, height) =
-            ((pixels * aspect).sqrt().round() as usize, (pixels / aspect).sqrt().round() as usize);
-        if (1..=side).contains(&width) && (1..=side).contains(&height) {
-            let (top, left) = (random.below(side - height + 1), random.below(side - width + 1));
-            return Region { left, top, width, height };
+        let pixels = random.range(area[0], area[1]) * (width * height) as f64;
+        let aspect = random.range(f64::ln(narrowest), f64::ln(widest)).exp();
+        let (w, h) = ((pixels * aspect).sqrt().round() as usize, (pixels / aspect).sqrt().round() as usize);
+        if (1..=width).contains(&w) && (1..=height).contains(&h) {
+            let (top, left) = (random.below(height - h + 1), random.below(width - w + 1));
+            return Region { left, top, width: w, height: h };
         }
     }
-    Region { left: 0, top: 0, width: side, height: side }
+    let aspect = width as f64 / height as f64;
+    let (w, h) = if aspect < narrowest {
+        (width, (width as f64 / narrowest).round() as usize)
+    } else if aspect > widest {
+        ((height as f64 * widest).round() as usize, height)
+    } else {
+        (width, height)
+    };
+    // Rounding cannot lead beyond the picture, but for a sliver of a pixel.
+    let (w, h) = (w.clamp(1, width), h.clamp(1, height));
+    Region { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
 #[cfg(test)]
@@ -219,7 +231,7 @@ mod tests {
         let augment = Augment::default();
         let places: Vec<_> = View::TEN
             .iter()
-            .map(|&v| augment.draw(v, key(0), SIDE, CROP))
+            .map(|&v| augment.draw(v, key(0), (SIDE, SIDE), CROP))
             .map(|d| (d.region.left, d.region.top, d.mirrored))
             .collect();
         let corners = [(0, 0), (6, 0), (3, 3), (0, 6), (6, 6)];
@@ -227,8 +239,8 @@ mod tests {
             [false, true].iter().flat_map(|&m| corners.iter().map(move |&(l, t)| (l, t, m))).collect();
         assert_eq!(places, want);
         assert_eq!(
-            augment.draw(View::Centre, key(0), SIDE, CROP),
-            augment.draw(View::Fixed(2), key(9), SIDE, CROP)
+            augment.draw(View::Centre, key(0), (SIDE, SIDE), CROP),
+            augment.draw(View::Fixed(2), key(9), (SIDE, SIDE), CROP)
         );
     }
 
@@ -239,7 +251,7 @@ mod tests {
         let mut mirrored = 0;
         let n = 49 * 200;
         for i in 0..n {
-            let d = augment.draw(View::Train, key(i), SIDE, CROP);
+            let d = augment.draw(View::Train, key(i), (SIDE, SIDE), CROP);
             count[d.region.top][d.region.left] += 1;
             mirrored += u32::from(d.mirrored);
         }
@@ -253,7 +265,7 @@ mod tests {
         let augment = Augment { corners: true, ..Augment::default() };
         let mut count = std::collections::BTreeMap::new();
         for i in 0..5000 {
-            let d = augment.draw(View::Train, key(i), SIDE, CROP);
+            let d = augment.draw(View::Train, key(i), (SIDE, SIDE), CROP);
             *count.entry((d.region.top, d.region.left, d.mirrored)).or_insert(0) += 1;
         }
         // Ten views, 500 expected of each, standard deviation 21.
@@ -262,11 +274,31 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_random_area_lie_in_the_picture_and_have_their_area_and_aspect() {
+        let augment = Augment { area: Some([0.08, 1.0]), ..Default::default() };
+        let mut shares = Vec::new();
+        for i in 0..4000 {
+            let r = augment.draw(View::Train, key(i), (400, 300), CROP).region;
+            assert!(r.left + r.width <= 400 && r.top + r.height <= 300, "{r:?}");
+            let aspect = r.width as f64 / r.height as f64;
+            assert!((0.74..1.35).contains(&aspect), "{r:?}");
+            shares.push((r.width * r.height) as f64 / 120_000.0);
+        }
+        assert!(shares.iter().all(|s| (0.079..1.001).contains(s)));
+        let mean = shares.iter().sum::<f64>() / 4000.0;
+        // 0.54 if every draw fitted; large ones fit less often.
+        assert!((0.40..0.54).contains(&mean), "{mean}");
+        // A strip in which nothing fits: the middle, at the widest aspect.
+        let strip = augment.draw(View::Train, key(1), (2000, 10), CROP).region;
+        assert_eq!((strip.left, strip.top, strip.width, strip.height), (993, 0, 13, 10));
+    }
+
+    #[test]
     fn draws_hang_on_seed_epoch_and_picture_alone() {
         let augment =
             Augment { colour: Some(ColourAxes::imagenet()), colour_noise: 0.1, ..Default::default() };
         let base = Key { seed: 1, epoch: 1, picture: 1, position: 1 };
-        let draw = |k| augment.draw(View::Train, k, 256, 224);
+        let draw = |k| augment.draw(View::Train, k, (256, 256), 224);
         assert_eq!(draw(base), draw(Key { position: 77, ..base }));
         for other in [Key { seed: 2, ..base }, Key { epoch: 2, ..base }, Key { picture: 2, ..base }] {
             assert_ne!(draw(base), draw(other));
@@ -281,7 +313,7 @@ mod tests {
                 augment.draw(
                     View::Train,
                     Key { seed: 1, epoch: 0, picture: 500 - i, position: i.into() },
-                    256,
+                    (256, 256),
                     224,
                 )
             })

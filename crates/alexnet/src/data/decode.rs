@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Cursor, Read};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
 
 /// Most pixels of a picture: 100 million.
 pub const MAX_PIXELS: u64 = 100_000_000;
@@ -14,6 +15,8 @@ pub const MAX_PIXELS: u64 = 100_000_000;
 pub const MAX_DECODER_BYTES: u64 = 512 << 20;
 /// Largest file that is read.
 const MAX_FILE_BYTES: u64 = 512 << 20;
+/// Pictures of more pixels are decoded one at a time where there is a [`Gate`].
+pub const LARGE_PIXELS: u64 = 16_000_000;
 /// Read first: enough to know the format and, for the formats that compress a thousandfold, the size in pixels.
 const HEAD_BYTES: usize = 4096;
 
@@ -37,6 +40,21 @@ pub struct Picture {
     pub height: usize,
     /// RGB, rows from the top: (height, width, 3).
     pub pixels: Vec<u8>,
+}
+
+/// Lets the pictures of more than [`LARGE_PIXELS`] through one at a time, so that the memory of many decoding threads
+/// is that of as many ordinary pictures and a single large one.
+#[derive(Debug, Default)]
+pub struct Gate(Mutex<()>);
+
+/// Held by a large picture until it has been made small.
+pub type Turn<'a> = Option<MutexGuard<'a, ()>>;
+
+impl Gate {
+    /// Waits for its turn if the picture is large.
+    fn enter(&self, pixels: u64) -> Turn<'_> {
+        (pixels > LARGE_PIXELS).then(|| self.0.lock().unwrap_or_else(|e| e.into_inner()))
+    }
 }
 
 /// Decodes a file. Never waits: what is not a regular file is refused unopened.
@@ -92,49 +110,93 @@ pub(super) fn read_bounded(from: &mut impl Read, length: u64) -> Result<Vec<u8>,
 /// # Errors
 /// The reason.
 pub fn decode(bytes: &[u8], exif: Exif) -> Result<Picture, String> {
-    let format = sniff(bytes)?;
-    // The decoders are not expected to panic; if one does, one picture is lost and not the run.
-    std::panic::catch_unwind(|| match format {
-        ImageFormat::Jpeg => decode_jpeg(bytes, exif),
-        _ => decode_as(bytes, format, exif),
-    })
-    .unwrap_or_else(|_| Err(format!("the {} decoder failed on it", name(format))))
+    decode_gated(bytes, exif, &Gate::default()).map(|(picture, _)| picture)
 }
 
-fn decode_jpeg(bytes: &[u8], exif: Exif) -> Result<Picture, String> {
+/// As [`decode`], waiting at the gate if the picture is large; keep the turn as long as the picture.
+///
+/// # Errors
+/// The reason.
+pub fn decode_gated<'a>(bytes: &[u8], exif: Exif, gate: &'a Gate) -> Result<(Picture, Turn<'a>), String> {
+    let format = sniff(bytes)?;
+    // The decoders are not expected to panic; if one does, one picture is lost and not the run.
+    let decoded = std::panic::AssertUnwindSafe(|| match format {
+        ImageFormat::Jpeg => decode_jpeg(bytes, exif, gate),
+        _ => decode_as(bytes, format, exif, gate),
+    });
+    std::panic::catch_unwind(decoded)
+        .unwrap_or_else(|_| Err(format!("the {} decoder failed on it", name(format))))
+}
+
+/// Width and height as a viewer would show them, from the head of a file.
+///
+/// # Errors
+/// The reason.
+pub fn size_px(bytes: &[u8], exif: Exif) -> Result<(usize, usize), String> {
+    let (mut decoder, _) = open(bytes, sniff(bytes)?)?;
+    let (w, h) = decoder.dimensions();
+    let turned = exif == Exif::Apply
+        && decoder.orientation().is_ok_and(|o| {
+            use image::metadata::Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+            matches!(o, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
+        });
+    let (w, h) = if turned { (h, w) } else { (w, h) };
+    Ok((w as usize, h as usize))
+}
+
+fn decode_jpeg<'a>(bytes: &[u8], exif: Exif, gate: &'a Gate) -> Result<(Picture, Turn<'a>), String> {
     match jpeg::walk(bytes)? {
-        jpeg::Walk::Complete => decode_as(bytes, ImageFormat::Jpeg, exif),
+        jpeg::Walk::Complete => decode_as(bytes, ImageFormat::Jpeg, exif, gate),
         jpeg::Walk::NoEnd => {
-            let [one, other] = [0x00, 0x6D]
-                .map(|filler| decode_as(&jpeg::with_false_end(bytes, filler), ImageFormat::Jpeg, exif));
-            if one == other { one } else { Err("truncated: the picture's data ends too early".into()) }
+            let fill = |filler| jpeg::with_false_end(bytes, filler);
+            let (one, turn) = decode_as(&fill(0x00), ImageFormat::Jpeg, exif, gate)?;
+            // The turn is taken already.
+            let open = Gate::default();
+            let (other, _) = decode_as(&fill(0x6D), ImageFormat::Jpeg, exif, &open)?;
+            if one == other {
+                Ok((one, turn))
+            } else {
+                Err("truncated: the picture's data ends too early".into())
+            }
         }
     }
 }
 
-fn decode_as(bytes: &[u8], format: ImageFormat, exif: Exif) -> Result<Picture, String> {
+/// A decoder that has read the picture's head and found it within the limits, and its number of pixels.
+fn open<'a>(bytes: &'a [u8], format: ImageFormat) -> Result<(impl ImageDecoder + 'a, u64), String> {
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_DECODER_BYTES);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits);
-    let reason = |e: image::ImageError| image_reason(&e, format);
-    let mut decoder = reader.into_decoder().map_err(reason)?;
+    let decoder = reader.into_decoder().map_err(|e| image_reason(&e, format))?;
     let (w, h) = decoder.dimensions();
     check_size(w, h)?;
     if decoder.total_bytes() > MAX_DECODER_BYTES {
         return Err(format!("decoding it would take more than {} MiB", MAX_DECODER_BYTES >> 20));
     }
+    Ok((decoder, u64::from(w) * u64::from(h)))
+}
+
+fn decode_as<'a>(
+    bytes: &[u8],
+    format: ImageFormat,
+    exif: Exif,
+    gate: &'a Gate,
+) -> Result<(Picture, Turn<'a>), String> {
+    let (mut decoder, pixels) = open(bytes, format)?;
+    let turn = gate.enter(pixels);
     let orientation = match exif {
         // A damaged EXIF block does not spoil the picture.
         Exif::Apply => decoder.orientation().ok(),
         Exif::Ignore => None,
     };
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(reason)?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| image_reason(&e, format))?;
     if let Some(orientation) = orientation {
         picture.apply_orientation(orientation);
     }
     let rgb = picture.into_rgb8();
-    Ok(Picture { width: rgb.width() as usize, height: rgb.height() as usize, pixels: rgb.into_raw() })
+    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+    Ok((Picture { width, height, pixels: rgb.into_raw() }, turn))
 }
 
 fn check_size(w: u32, h: u32) -> Result<(), String> {

@@ -1,5 +1,6 @@
 //! Looking over a JPEG file before it is decoded: the decoder fills in what is missing with gray and says nothing,
-//! and repeats its work for every scan that a file claims to have.
+//! and repeats its work for every scan that a file claims to have. The kinds of JPEG that no common decoder takes are
+//! refused by name.
 
 /// A progressive picture has about ten scans; each costs a pass over all coefficients.
 const MAX_SCANS: usize = 100;
@@ -34,6 +35,10 @@ pub fn walk(bytes: &[u8]) -> Result<Walk, String> {
             0x00 | 0x01 | 0xD0..=0xD9 => {}
             _ => {
                 let Some(length) = bytes.get(at..at + 2) else { break };
+                // The frame's head: every start of a frame but the tables' markers C4, C8 and CC.
+                if matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC) {
+                    check_frame(marker, bytes.get(at + 2).copied())?;
+                }
                 if marker == 0xDA {
                     scans += 1;
                     if scans > MAX_SCANS {
@@ -51,8 +56,28 @@ pub fn walk(bytes: &[u8]) -> Result<Walk, String> {
     }
 }
 
+/// Whether the decoder takes this kind of frame (ITU T.81, table B.1): baseline, extended and progressive Huffman, of 8
+/// bits a sample.
+fn check_frame(marker: u8, bits: Option<u8>) -> Result<(), String> {
+    let kind = match marker {
+        0xC0..=0xC2 => match bits {
+            Some(8) | None => return Ok(()),
+            Some(bits) => format!("of {bits} bits a sample"),
+        },
+        0xC3 => "without loss (SOF3)".into(),
+        0xC5..=0xC7 => format!("with hierarchical frames (SOF{})", marker - 0xC0),
+        _ => format!("with arithmetic coding (SOF{})", marker - 0xC0),
+    };
+    Err(format!("a JPEG {kind}, which is not supported; convert it to an ordinary JPEG or PNG"))
+}
+
 fn find_ff(bytes: &[u8], from: usize) -> Option<usize> {
-    bytes.get(from..)?.iter().position(|&b| b == 0xFF).map(|i| from + i)
+    // Runs without one are passed over by vectors.
+    const RUN: usize = 32;
+    let rest = bytes.get(from..)?;
+    let has_one = |run: &[u8]| run.iter().fold(false, |any, &b| any | (b == 0xFF));
+    let whole = rest.chunks_exact(RUN).take_while(|run| !has_one(run)).count() * RUN;
+    rest[whole..].iter().position(|&b| b == 0xFF).map(|i| from + whole + i)
 }
 
 /// The file with data that it does not have and an end marker after it. A picture that lacks nothing but its end
@@ -91,6 +116,22 @@ mod tests {
         let mut trailing = jpeg.clone();
         trailing.extend_from_slice(b"whatever follows");
         assert_eq!(walk(&trailing), Ok(Walk::Complete));
+    }
+
+    #[test]
+    fn kinds_that_are_not_decoded_are_named() {
+        let jpeg = encoded();
+        let frame = (2..).find(|&i| jpeg[i..i + 2] == [0xFF, 0xC0]).unwrap();
+        for (marker, word) in
+            [(0xC9, "arithmetic"), (0xCA, "arithmetic"), (0xC3, "without loss"), (0xC5, "hier")]
+        {
+            let mut other = jpeg.clone();
+            other[frame + 1] = marker;
+            assert!(walk(&other).unwrap_err().contains(word), "{marker:x}");
+        }
+        let mut deep = jpeg.clone();
+        deep[frame + 4] = 12;
+        assert!(walk(&deep).unwrap_err().contains("12 bits a sample"));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //! epoch and the samples, never on the number of threads or on what was loaded before.
 
 use super::augment::{Augment, Key, View};
-use super::pack::Pack;
+use super::pack::{Keep, Pack, PackOptions};
 use super::paint::{Painter, Prepared, Scratch};
 use super::preprocess::Preprocess;
+use super::resize::{Frame, Squarer};
 use crate::error::{Error, Result};
 use crate::exec::contract::{Batch, InputLayout};
 use crate::rng::{Purpose, Stream};
@@ -58,13 +59,13 @@ impl LoaderConfig {
     pub fn check(&self) -> Result<()> {
         self.preprocess.check()?;
         let (pack, crop, shape) = (&self.pack, self.preprocess.crop, self.layout.shape);
-        if pack.side() != self.preprocess.side {
-            return Err(Error::Config(format!(
-                "pictures are stored at {0}×{0}, the preprocessing takes {1}×{1}; pack them again",
-                pack.side(),
-                self.preprocess.side
-            )));
-        }
+        // Fixed views are those of the square. How pictures came to be stored is a matter of who chose the pack.
+        let varied = self.augment.area.is_some() || self.augment.random_crop;
+        let keep = if varied { self.preprocess.keep } else { Keep::Square };
+        let wanted = PackOptions { keep, side: self.preprocess.side, ..pack.options().clone() };
+        pack.options().serves(&wanted).map_err(|why| {
+            Error::Config(format!("the pack does not fit the preprocessing: {why}; pack the pictures again"))
+        })?;
         if (shape.c, shape.h, shape.w) != (3, crop, crop) {
             return Err(Error::Config(format!(
                 "the network takes {}×{}×{}, the preprocessing gives 3×{crop}×{crop}; set its crop to the network's \
@@ -85,6 +86,9 @@ pub struct LoadedBatch {
     pub labels: Vec<u32>,
     /// 1, or 0 for a picture that could not be decoded.
     pub weights: Vec<f32>,
+    /// Path and reason of pictures that could be decoded when they were packed and cannot now: the pack is damaged.
+    /// Their weight is 0 too.
+    pub damaged: Vec<String>,
     /// What is in it; may be fewer than the layout's batch.
     pub samples: Vec<Sample>,
     home: Sender<Vec<f32>>,
@@ -199,11 +203,16 @@ fn work(config: &LoaderConfig, todo: &Receiver<Job>) {
             // Three are in flight at most, unless the user holds on to them.
             let mut input = returned.try_recv().unwrap_or_default();
             input.resize(config.layout.len(), 0.0);
-            fill(config, &painter, samples, job.epoch, (i * batch) as u64, &mut input);
-            let readable = |s: &Sample| config.pack.picture(s.picture as usize).is_some();
+            let mut lost = fill(config, &painter, samples, job.epoch, (i * batch) as u64, &mut input);
+            // Threads come to blocks in any order.
+            lost.sort();
+            let shown = |(n, s): (usize, &Sample)| {
+                config.pack.is_readable(s.picture as usize) && !lost.iter().any(|(l, _)| *l == n)
+            };
             let loaded = LoadedBatch {
                 labels: samples.iter().map(|s| config.pack.label(s.picture as usize)).collect(),
-                weights: samples.iter().map(|s| f32::from(u8::from(readable(s)))).collect(),
+                weights: samples.iter().enumerate().map(|s| f32::from(u8::from(shown(s)))).collect(),
+                damaged: lost.into_iter().map(|(_, why)| why).collect(),
                 samples: samples.to_vec(),
                 input,
                 home: home.clone(),
@@ -215,6 +224,9 @@ fn work(config: &LoaderConfig, todo: &Receiver<Job>) {
     }
 }
 
+/// The place of a sample in its batch, and why it has no pixels though it had when it was packed.
+type Lost = (usize, String);
+
 /// Fills a batch; the unit of work is a block, which is one piece of the buffer and hangs on nothing but its samples.
 fn fill(
     config: &LoaderConfig,
@@ -223,50 +235,103 @@ fn fill(
     epoch: u64,
     first: u64,
     input: &mut [f32],
-) {
+) -> Vec<Lost> {
     let layout = &config.layout;
     let blocks = input.chunks_exact_mut(layout.block_len()).enumerate();
-    let work = |b: usize, block: &mut [f32], scratch: &mut Scratch| {
+    let work = |b: usize, block: &mut [f32], tools: &mut Tools| {
         let start = (b * layout.block).min(samples.len());
         let end = ((b + 1) * layout.block).min(samples.len());
-        fill_block(config, painter, &samples[start..end], epoch, first + start as u64, block, scratch);
+        fill_block(config, painter, &samples[start..end], epoch, (first, start), block, tools)
     };
     if config.threads <= 1 {
-        let mut scratch = Scratch::default();
-        blocks.for_each(|(b, block)| work(b, block, &mut scratch));
-        return;
+        let mut tools = Tools::default();
+        return blocks.flat_map(|(b, block)| work(b, block, &mut tools)).collect();
     }
     let blocks = Mutex::new(blocks);
+    let all_lost = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..config.threads.min(layout.blocks()) {
             scope.spawn(|| {
-                let mut scratch = Scratch::default();
+                let mut tools = Tools::default();
                 loop {
                     let next = blocks.lock().expect("taking a block does not panic").next();
                     let Some((b, block)) = next else { break };
-                    work(b, block, &mut scratch);
+                    let lost = work(b, block, &mut tools);
+                    if !lost.is_empty() {
+                        all_lost.lock().expect("adding to a list does not panic").extend(lost);
+                    }
                 }
             });
         }
     });
+    all_lost.into_inner().expect("adding to a list does not panic")
 }
 
+/// What a thread keeps from block to block.
+#[derive(Default)]
+struct Tools {
+    scratch: Scratch,
+    squarer: Squarer,
+}
+
+/// What a block has of a sample before its views are drawn.
+enum Shown<'a> {
+    Nothing,
+    /// A view of the frame of this number.
+    Of(usize),
+    /// A view of an original, which is too large to be kept until all are there.
+    Drawn(Prepared<'a>),
+}
+
+/// Fills a block with the samples that begin at place `start` of the batch and `first + start` of the epoch.
 fn fill_block(
     config: &LoaderConfig,
     painter: &Painter,
     samples: &[Sample],
     epoch: u64,
-    first: u64,
+    (first, start): (u64, usize),
     block: &mut [f32],
-    scratch: &mut Scratch,
-) {
+    tools: &mut Tools,
+) -> Vec<Lost> {
     let layout = &config.layout;
-    let views: Vec<Option<Prepared>> = samples
-        .iter()
+    let key = |n: usize| Key {
+        seed: config.seed,
+        epoch,
+        picture: samples[n].picture,
+        position: first + (start + n) as u64,
+    };
+    let mut lost = Vec::new();
+    let mut frames: Vec<((u32, Keep), Frame)> = Vec::new();
+    let mut shown = Vec::with_capacity(samples.len());
+    for (n, sample) in samples.iter().enumerate() {
+        let keep = painter.needs(sample.view);
+        // Several views of a picture come one after the other.
+        if frames.last().is_some_and(|(of, _)| *of == (sample.picture, keep)) {
+            shown.push(Shown::Of(frames.len() - 1));
+            continue;
+        }
+        shown.push(match config.pack.frame(sample.picture as usize, keep, &mut tools.squarer) {
+            Some(Ok(frame)) if keep == Keep::Original => {
+                Shown::Drawn(painter.prepare(&frame, sample.view, key(n), &mut tools.squarer).into_owned())
+            }
+            Some(Ok(frame)) => {
+                frames.push(((sample.picture, keep), frame));
+                Shown::Of(frames.len() - 1)
+            }
+            Some(Err(why)) => {
+                lost.push((start + n, why));
+                Shown::Nothing
+            }
+            None => Shown::Nothing,
+        });
+    }
+    let views: Vec<Option<Prepared>> = shown
+        .into_iter()
         .enumerate()
-        .map(|(n, s)| {
-            let key = Key { seed: config.seed, epoch, picture: s.picture, position: first + n as u64 };
-            config.pack.picture(s.picture as usize).map(|pixels| painter.prepare(pixels, s.view, key))
+        .map(|(n, shown)| match shown {
+            Shown::Nothing => None,
+            Shown::Of(i) => Some(painter.prepare(&frames[i].1, samples[n].view, key(n), &mut tools.squarer)),
+            Shown::Drawn(view) => Some(view),
         })
         .collect();
     // The buffer may hold an earlier batch where this one has no picture.
@@ -277,16 +342,17 @@ fn fill_block(
     for (y, row) in block.chunks_exact_mut(layout.row_len()).enumerate() {
         for (n, view) in views.iter().enumerate() {
             if let Some(view) = view {
-                painter.write_row(view, y, n, layout, row, scratch);
+                painter.write_row(view, y, n, layout, row, &mut tools.scratch);
             }
         }
     }
+    lost
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::pack::{NewPicture, PackOptions};
+    use crate::data::pack::NewPicture;
     use crate::net::Shape;
 
     const BAD: u32 = 5;
@@ -398,6 +464,6 @@ mod tests {
         assert!(c.check().unwrap_err().to_string().contains("3×8×8"));
         let mut c = config(1, 1);
         c.preprocess = Arc::new(Preprocess { side: 13, crop: 8, ..Preprocess::torchvision() });
-        assert!(c.check().unwrap_err().to_string().contains("12×12"));
+        assert!(c.check().unwrap_err().to_string().contains("12 pixels"));
     }
 }

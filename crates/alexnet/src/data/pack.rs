@@ -1,57 +1,43 @@
-//! Decoded pictures, all of one size, ready to be cropped: in one memory-mapped file, or in memory.
+//! Pictures ready to be loaded: in one memory-mapped file, or in memory.
 //!
-//! The file has the layout of safetensors, so that Python opens it with `safetensors.numpy.load_file`:
+//! How much of each picture is kept ([`Keep`]) and in which form ([`Form`]) is the user's or the recipe's choice. The
+//! file has the layout of safetensors, so that Python opens it with `safetensors.numpy.load_file`:
 //!
 //! | tensor | type, shape | |
 //! |---|---|---|
-//! | `hashes` | U64 (N) | xxh3-64 of each picture's pixels |
+//! | `hashes` | U64 (N) | xxh3-64 of what is stored of each picture |
+//! | `offsets` | U64 (N + 1) | where each picture begins in `pictures`; not with raw squares |
+//! | `sums` | U64 (side, side, 3) | sums over the squares of the training pictures (all, where the source has no split) |
+//! | `moments` | U64 (7) | how many pictures these are; sums of RR, RG, RB, GG, GB, BB over their pixels |
 //! | `labels` | U32 (N) | class indices |
-//! | `pictures` | U8 (N, side, side, 3) | RGB; zero where a picture could not be decoded |
+//! | `sizes` | U32 (N, 2) | width and height in pixels; not with raw squares |
 //! | `splits` | U8 (N) | 0 none, 1 train, 2 validation |
 //! | `paths` | U8 (bytes) | UTF-8, each ended by a zero byte |
+//! | `pictures` | U8 (N, side, side, 3), else (bytes) | RGB, zero where a picture could not be decoded; else one picture after the other |
 //! | `unreadable` | U8 (bytes) | JSON: index, path and reason of each picture that could not be decoded |
 //!
 //! Metadata: `format`, `classes` (JSON), `options` (JSON), `source` (what it was made from: names, sizes and times
-//! of the files), `fingerprint` (of everything above).
+//! of the files), `fingerprint` (of classes, labels, paths and pictures), `statistics` (hash of sums and moments), and
+//! `shard` if it is one part of several.
 
-use super::decode::Exif;
-use super::disk::human_bytes;
+use super::decode::{Exif, Gate, decode_gated};
 use super::map::map_file;
-use super::resize::Fit;
+use super::pack_format::{Index, Parsed, parse};
+pub use super::pack_options::{Form, Keep, PackOptions, Shard};
+use super::resize::{Frame, Squarer};
 use super::split::Split;
+use super::stats::Sums;
 use crate::error::{Error, Result};
-use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::xxh3_64;
 
-/// The value of the metadata key `format`; another layout has another number.
-pub(super) const FORMAT: &str = "alexnet-pack-1";
 /// The largest part of a set that may be unreadable before a run refuses to start.
 pub const MAX_UNREADABLE: f64 = 0.05;
 /// Pictures whose hash is checked whenever a pack is opened; [`Pack::verify`] checks all.
 const CHECKED_AT_OPEN: usize = 32;
-
-/// How pictures are stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PackOptions {
-    /// Side of the stored square, pixels.
-    pub side: usize,
-    /// How a picture becomes a square.
-    pub fit: Fit,
-    /// What to do with a camera's orientation mark.
-    pub exif: Exif,
-}
-
-impl Default for PackOptions {
-    /// 256×256, central square, orientation applied.
-    fn default() -> Self {
-        PackOptions { side: 256, fit: Fit::default(), exif: Exif::default() }
-    }
-}
 
 /// A picture that could not be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,68 +63,6 @@ pub struct NewPicture {
     pub pixels: std::result::Result<Vec<u8>, String>,
 }
 
-/// Everything in a pack but the pixels.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Index {
-    pub classes: Vec<String>,
-    pub labels: Vec<u32>,
-    pub splits: Vec<Option<Split>>,
-    pub hashes: Vec<u64>,
-    /// Each ended by a zero byte.
-    pub paths: String,
-    pub unreadable: Vec<Unreadable>,
-}
-
-impl Index {
-    pub fn push(&mut self, path: &str, label: u32, split: Option<Split>) {
-        self.labels.push(label);
-        self.splits.push(split);
-        self.hashes.push(0);
-        // A zero byte cannot occur in a file name; elsewhere it would end the path early.
-        self.paths.push_str(&path.replace('\0', "\\x00"));
-        self.paths.push('\0');
-    }
-
-    /// Which pictures of which classes, to the pixel.
-    pub fn fingerprint(&self, options: &PackOptions) -> String {
-        let mut hash = Xxh3::new();
-        let mut part = |bytes: &[u8]| {
-            hash.update(&(bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        part(FORMAT.as_bytes());
-        part(&json(options));
-        part(&json(&self.classes));
-        part(&le_bytes_u32(&self.labels));
-        part(&self.split_bytes());
-        part(&le_bytes_u64(&self.hashes));
-        part(self.paths.as_bytes());
-        part(&json(&self.unreadable));
-        format!("{:032x}", hash.digest128())
-    }
-
-    pub fn split_bytes(&self) -> Vec<u8> {
-        let code = |s: &Option<Split>| match s {
-            None => 0,
-            Some(Split::Train) => 1,
-            Some(Split::Val) => 2,
-        };
-        self.splits.iter().map(code).collect()
-    }
-}
-
-pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
-    serde_json::to_vec(value).expect("strings and numbers become JSON")
-}
-
-pub(super) fn le_bytes_u32(values: &[u32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-pub(super) fn le_bytes_u64(values: &[u64]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
 #[derive(Debug)]
 enum Pixels {
     Owned(Vec<u8>),
@@ -152,7 +76,7 @@ enum Pixels {
     },
 }
 
-/// N pictures of side×side RGB pixels with their classes.
+/// N pictures with their classes.
 #[derive(Debug)]
 pub struct Pack {
     options: PackOptions,
@@ -162,20 +86,27 @@ pub struct Pack {
     readable: Vec<bool>,
     fingerprint: String,
     source: String,
+    shard: Option<Shard>,
     path: Option<PathBuf>,
     pixels: Pixels,
+    gate: Gate,
 }
 
 impl Pack {
-    /// A pack in memory.
+    /// A pack of raw squares in memory.
     ///
     /// # Errors
-    /// [`Error::Data`] if a label is no class or a picture has not side×side×3 bytes.
+    /// [`Error::Config`] if `options` ask for anything but raw squares; [`Error::Data`] if a label is no class or a
+    /// picture has not side×side×3 bytes.
     pub fn from_pictures(
         classes: Vec<String>,
         options: &PackOptions,
         pictures: impl IntoIterator<Item = NewPicture>,
     ) -> Result<Pack> {
+        options.check()?;
+        if !options.is_raw_squares() {
+            return Err(Error::Config("a pack in memory holds raw squares".into()));
+        }
         let stride = picture_len(options.side);
         let mut index = Index { classes, ..Default::default() };
         let mut pixels = Vec::new();
@@ -196,15 +127,38 @@ impl Pack {
                 }
             }
         }
-        Pack::assemble(options.clone(), index, String::new(), None, Pixels::Owned(pixels))
+        let parsed = Parsed {
+            options: options.clone(),
+            fingerprint: index.fingerprint(options),
+            index,
+            source: String::new(),
+            shard: None,
+            start: 0,
+        };
+        Pack::assemble(parsed, None, Pixels::Owned(pixels))
             .map_err(|why| Error::Data(format!("pictures in memory: {why}")))
     }
 
-    /// Opens a pack file. Its structure, length and fingerprint are checked, and the pixels of some pictures.
+    /// Opens a pack file. Its structure, length and fingerprint are checked, and the bytes of some pictures.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if it is missing, damaged, not a pack, or one part of several.
+    pub fn open(path: &Path) -> Result<Pack> {
+        let pack = Pack::open_part(path)?;
+        match pack.shard {
+            None => Ok(pack),
+            Some(shard) => Err(Error::Data(format!(
+                "{} is part {shard} of a pack; put the parts together first (alexnet data join FILE PART PART ...)",
+                path.display()
+            ))),
+        }
+    }
+
+    /// As [`Pack::open`], for one part of several too.
     ///
     /// # Errors
     /// [`Error::Data`] if it is missing, damaged, or not a pack.
-    pub fn open(path: &Path) -> Result<Pack> {
+    pub fn open_part(path: &Path) -> Result<Pack> {
         let fail = |why: String| {
             Error::Data(format!(
                 "{}: {why}; make the pack again (alexnet data pack FOLDER FILE)",
@@ -216,15 +170,14 @@ impl Pack {
         let file = File::open(path).map_err(|e| fail(super::decode::io_reason(&e)))?;
         let about = file.metadata().map_err(|e| fail(e.to_string()))?;
         let map = map_file(&file).map_err(|e| fail(e.to_string()))?;
-        let (options, index, source, start) = parse(&map).map_err(fail)?;
+        let parsed = parse(&map).map_err(fail)?;
+        let start = parsed.start;
         let pixels =
             Pixels::Mapped { map, start, file, length: about.len(), modified: about.modified().ok() };
-        let stored = source.1;
-        let pack =
-            Pack::assemble(options, index, source.0, Some(path.to_path_buf()), pixels).map_err(fail)?;
-        if pack.fingerprint != stored {
+        if parsed.index.fingerprint(&parsed.options) != parsed.fingerprint {
             return Err(fail("damaged: its contents do not match its fingerprint".into()));
         }
+        let pack = Pack::assemble(parsed, Some(path.to_path_buf()), pixels).map_err(fail)?;
         let step = pack.len().div_ceil(CHECKED_AT_OPEN).max(1);
         for i in (0..pack.len()).step_by(step) {
             pack.check_picture(i).map_err(fail)?;
@@ -232,13 +185,8 @@ impl Pack {
         Ok(pack)
     }
 
-    fn assemble(
-        options: PackOptions,
-        index: Index,
-        source: String,
-        path: Option<PathBuf>,
-        pixels: Pixels,
-    ) -> std::result::Result<Pack, String> {
+    fn assemble(parsed: Parsed, path: Option<PathBuf>, pixels: Pixels) -> std::result::Result<Pack, String> {
+        let Parsed { options, index, source, shard, fingerprint, .. } = parsed;
         let n = index.labels.len();
         if let Some(bad) = index.labels.iter().find(|&&l| l as usize >= index.classes.len()) {
             return Err(format!("a picture of class {bad} among {} classes", index.classes.len()));
@@ -252,8 +200,8 @@ impl Pack {
         for bad in &index.unreadable {
             *readable.get_mut(bad.index as usize).ok_or("an unreadable picture beyond the end")? = false;
         }
-        let fingerprint = index.fingerprint(&options);
-        Ok(Pack { options, index, path_starts, readable, fingerprint, source, path, pixels })
+        let gate = Gate::default();
+        Ok(Pack { options, index, path_starts, readable, fingerprint, source, shard, path, pixels, gate })
     }
 
     /// Number of pictures, the unreadable ones included.
@@ -291,7 +239,7 @@ impl Pack {
         !self.is_empty() && self.index.splits.iter().all(Option::is_some)
     }
 
-    /// Side of the stored squares, pixels.
+    /// Side of the squares, pixels; see [`PackOptions::side`].
     pub fn side(&self) -> usize {
         self.options.side
     }
@@ -301,18 +249,99 @@ impl Pack {
         &self.options
     }
 
-    /// The pixels of picture `i`, (side, side, 3), RGB; `None` if it could not be decoded.
-    #[inline]
-    pub fn picture(&self, i: usize) -> Option<&[u8]> {
-        self.readable[i].then(|| self.slot(i))
+    /// Whether picture `i` could be decoded.
+    pub fn is_readable(&self, i: usize) -> bool {
+        self.readable[i]
     }
 
-    fn slot(&self, i: usize) -> &[u8] {
-        let stride = picture_len(self.options.side);
+    /// Picture `i` as it is stored, without a copy: of raw squares the pixels, (side, side, 3), RGB; of whole ones (height,
+    /// width, 3); else the bytes of a file. `None` if it could not be decoded.
+    #[inline]
+    pub fn picture(&self, i: usize) -> Option<&[u8]> {
+        self.readable[i].then(|| self.stored_bytes(i))
+    }
+
+    /// What the file holds of picture `i`, readable or not.
+    pub(super) fn stored_bytes(&self, i: usize) -> &[u8] {
+        let (begin, end) = match &self.index.offsets[..] {
+            [] => (i * picture_len(self.options.side), (i + 1) * picture_len(self.options.side)),
+            offsets => (offsets[i] as usize, offsets[i + 1] as usize),
+        };
         match &self.pixels {
-            Pixels::Owned(p) => &p[i * stride..(i + 1) * stride],
-            Pixels::Mapped { map, start, .. } => &map[start + i * stride..start + (i + 1) * stride],
+            Pixels::Owned(p) => &p[begin..end],
+            Pixels::Mapped { map, start, .. } => &map[start + begin..start + end],
         }
+    }
+
+    /// Width and height of picture `i` as it is stored, pixels; 0 if it could not be decoded.
+    pub fn size_px(&self, i: usize) -> (usize, usize) {
+        match self.index.sizes.get(i) {
+            Some(&[w, h]) => (w as usize, h as usize),
+            None if self.readable[i] => (self.side(), self.side()),
+            None => (0, 0),
+        }
+    }
+
+    /// The pixels of picture `i`, as much of it as is asked for (at most what the pack keeps): borrowed where they are
+    /// stored raw, else decoded, and resized if they are originals. `None` if it could not be decoded when the pack
+    /// was made.
+    ///
+    /// # Errors
+    /// Path and reason if the stored file cannot be decoded: then the pack is damaged.
+    ///
+    /// Panics if `keep` is more than the pack keeps.
+    pub fn frame(
+        &self,
+        i: usize,
+        keep: Keep,
+        squarer: &mut Squarer,
+    ) -> Option<std::result::Result<Frame<'_>, String>> {
+        assert!(
+            keep <= self.options.keep,
+            "{keep:?} pictures from a pack that keeps {:?}",
+            self.options.keep
+        );
+        let stored = self.picture(i)?;
+        let (width, height) = self.size_px(i);
+        let PackOptions { side, exif, resize, .. } = self.options;
+        let whole = match (self.options.keep, self.options.form) {
+            (Keep::Square | Keep::Whole, Form::Raw) => Frame::whole(stored, width, height),
+            (kept, _) => {
+                let exif = if kept == Keep::Original { exif } else { Exif::Ignore };
+                let (picture, _turn) = match decode_gated(stored, exif, &self.gate) {
+                    Ok((p, turn)) if (p.width, p.height) == (width, height) => (p, turn),
+                    Ok((p, _)) => {
+                        let why = format!("{}×{} pixels instead of {width}×{height}", p.width, p.height);
+                        return Some(Err(self.damaged(i, &why)));
+                    }
+                    Err(why) => return Some(Err(self.damaged(i, &why))),
+                };
+                if kept == Keep::Original && keep == Keep::Square {
+                    let square = squarer.square(&picture, self.options.framing());
+                    return Some(Ok(Frame::whole(square, side, side)));
+                }
+                if kept == Keep::Original && keep == Keep::Whole {
+                    let (pixels, width, height) = squarer.whole(&picture, self.options.framing());
+                    return Some(Ok(Frame::whole(pixels, width, height)));
+                }
+                Frame::of(picture)
+            }
+        };
+        Some(Ok(if keep == Keep::Square { whole.central_square(side, resize) } else { whole }))
+    }
+
+    fn damaged(&self, i: usize, why: &str) -> String {
+        let file = self.place();
+        format!("{file}: {} cannot be decoded again ({why}); make the pack again", self.path(i))
+    }
+
+    /// The sums over the pictures `indices`, if they were made with the pack.
+    pub(super) fn stored_sums(&self, indices: &[u32]) -> Option<&Sums> {
+        let sums = self.index.sums.as_ref()?;
+        let mut wanted: Vec<u32> = indices.iter().copied().filter(|&i| self.readable[i as usize]).collect();
+        wanted.sort_unstable();
+        let counted = (0..self.len()).filter(|&i| self.readable[i] && self.index.counts(i));
+        counted.map(|i| i as u32).eq(wanted).then_some(sums)
     }
 
     /// The pictures that could not be decoded, in order.
@@ -332,6 +361,11 @@ impl Pack {
 
     pub(super) fn index(&self) -> &Index {
         &self.index
+    }
+
+    /// Which part of several it is, if it is one.
+    pub fn shard(&self) -> Option<Shard> {
+        self.shard
     }
 
     /// The file, if there is one.
@@ -360,33 +394,36 @@ impl Pack {
         }
         Err(Error::Data(format!(
             "{} was changed while it was in use; make the pack again and resume",
-            self.file().unwrap_or(Path::new("the pack")).display()
+            self.place()
         )))
     }
 
-    /// Compares the pixels of every picture with their hashes.
+    /// Compares what is stored of every picture with its hash.
     ///
     /// # Errors
     /// [`Error::Data`] naming the first picture that differs.
     pub fn verify(&self) -> Result<()> {
         for i in 0..self.len() {
-            self.check_picture(i).map_err(|why| {
-                Error::Data(format!("{}: {why}", self.file().unwrap_or(Path::new("the pack")).display()))
-            })?;
+            self.check_picture(i).map_err(|why| self.named(&why))?;
         }
         Ok(())
     }
 
-    fn check_picture(&self, i: usize) -> std::result::Result<(), String> {
+    /// The file, or a word for a pack that has none.
+    pub(super) fn place(&self) -> std::path::Display<'_> {
+        self.file().unwrap_or(Path::new("the pack")).display()
+    }
+
+    pub(super) fn named(&self, why: &str) -> Error {
+        Error::Data(format!("{}: {why}", self.place()))
+    }
+
+    pub(super) fn check_picture(&self, i: usize) -> std::result::Result<(), String> {
         let good = match self.picture(i) {
             Some(pixels) => xxh3_64(pixels) == self.index.hashes[i],
-            None => self.index.hashes[i] == 0,
+            None => self.index.hashes[i] == 0 && self.stored_bytes(i).iter().all(|&b| b == 0),
         };
-        if good {
-            Ok(())
-        } else {
-            Err(format!("damaged: the pixels of {} are not as they were", self.path(i)))
-        }
+        if good { Ok(()) } else { Err(format!("damaged: {} is not as it was stored", self.path(i))) }
     }
 }
 
@@ -413,63 +450,4 @@ pub fn check_unreadable(pack: &Pack, limit: f64) -> Result<()> {
         names.join("; "),
         if bad.len() > 3 { "; ..." } else { "" }
     )))
-}
-
-type Parsed = (PackOptions, Index, (String, String), usize);
-
-/// Reads everything but the pixels from the bytes of a file.
-fn parse(bytes: &[u8]) -> std::result::Result<Parsed, String> {
-    let not_a_pack = |e: safetensors::SafeTensorError| match e {
-        safetensors::SafeTensorError::MetadataIncompleteBuffer => {
-            format!("cut short: {} is not all of it", human_bytes(bytes.len() as u64))
-        }
-        e => format!("not a pack ({e})"),
-    };
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(not_a_pack)?;
-    let tensors = SafeTensors::deserialize(bytes).map_err(not_a_pack)?;
-    let empty = std::collections::HashMap::new();
-    let metadata = header.metadata().as_ref().unwrap_or(&empty);
-    let text =
-        |key: &str| metadata.get(key).cloned().ok_or(format!("not a pack (no `{key}` in its metadata)"));
-    let format = text("format")?;
-    if format != FORMAT {
-        return Err(format!("of format {format}; this program reads {FORMAT}"));
-    }
-    let bad_json = |e: serde_json::Error| format!("damaged metadata ({e})");
-    let options: PackOptions = serde_json::from_str(&text("options")?).map_err(bad_json)?;
-    let classes: Vec<String> = serde_json::from_str(&text("classes")?).map_err(bad_json)?;
-    let tensor = |name: &str| tensors.tensor(name).map_err(|_| format!("no tensor `{name}`"));
-    let labels: Vec<u32> = tensor("labels")?
-        .data()
-        .chunks_exact(4)
-        .map(|b| u32::from_le_bytes(b.try_into().expect("four bytes")))
-        .collect();
-    let n = labels.len();
-    let hashes: Vec<u64> = tensor("hashes")?
-        .data()
-        .chunks_exact(8)
-        .map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")))
-        .collect();
-    let side_of = |&b: &u8| match b {
-        0 => Ok(None),
-        1 => Ok(Some(Split::Train)),
-        2 => Ok(Some(Split::Val)),
-        b => Err(format!("a split of {b}")),
-    };
-    let splits = tensor("splits")?.data().iter().map(side_of).collect::<std::result::Result<Vec<_>, _>>()?;
-    let paths = String::from_utf8(tensor("paths")?.data().to_vec()).map_err(|e| e.to_string())?;
-    let unreadable = serde_json::from_slice(tensor("unreadable")?.data()).map_err(bad_json)?;
-    let pictures = tensor("pictures")?;
-    if pictures.shape() != [n, options.side, options.side, 3]
-        || pictures.dtype() != safetensors::Dtype::U8
-        || options.side == 0
-        || hashes.len() != n
-        || splits.len() != n
-    {
-        return Err("its tensors do not fit together".into());
-    }
-    // Both slices lie in `bytes`.
-    let start = pictures.data().as_ptr() as usize - bytes.as_ptr() as usize;
-    let index = Index { classes, labels, splits, hashes, paths, unreadable };
-    Ok((options, index, (text("source")?, text("fingerprint")?), start))
 }

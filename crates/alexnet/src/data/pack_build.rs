@@ -1,22 +1,70 @@
-//! Making packs: every picture of a folder decoded once, on all cores, straight into the file.
+//! Making packs: every picture of a source decoded once, on all cores, appended to the file in the order of the
+//! listing.
+//!
+//! **Memory** does not grow with the set but for its index (about a hundred bytes a picture). In flight are at most four
+//! pictures a thread, and files of at most [`IN_FLIGHT_BYTES`] together (or a single larger one); decoded pictures of
+//! more than 16 million pixels are let through one at a time ([`Gate`]).
+//!
+//! **The bytes** of a pack depend on the listing, the files and the options alone: pictures are appended in order
+//! whichever thread makes them, all statistics are integers, and a build that was killed goes on after the last piece
+//! that is on the disk ([`super::pack_file`]).
 
+use super::decode::{Exif, Gate, Picture, decode, decode_gated, size_px};
 use super::disk::{free_bytes, human_bytes};
-use super::pack::{
-    FORMAT, Index, Pack, PackOptions, Unreadable, json, le_bytes_u32, le_bytes_u64, picture_len,
-};
-use super::resize::Squarer;
-use super::source::{Contents, Entry, Listing, Reader, list_folder, printable};
+use super::in_order::InOrder;
+use super::pack::{Form, Keep, Pack, PackOptions, Shard, Unreadable, picture_len};
+use super::pack_file::{Journal, Piece, Stored, Writer, cannot_write};
+use super::pack_format::{Index, json};
+use super::resize::{Frame, Squarer};
+use super::source::{Contents, Entry, Listing, Place, Reader, list_folder, printable};
+use super::stats::{Stats, Sums};
 use crate::error::{Error, Result};
-use serde_json::{Map, Value, json as value};
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use image::ImageEncoder;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, mpsc};
+use std::sync::mpsc::{Receiver, sync_channel};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// Files larger than this are decoded one at a time, so that memory stays bounded on machines with many cores.
-const LARGE_FILE_BYTES: usize = 8 << 20;
+/// Files that are read and not yet written, together.
+const IN_FLIGHT_BYTES: u64 = 256 << 20;
+/// Pictures in flight for each thread.
+const IN_FLIGHT_A_THREAD: usize = 4;
+/// A pack of more bytes than this is made only when that was asked for.
+pub const LARGE_BYTES: u64 = 100_000_000_000;
+/// Pictures whose size is looked up to estimate what whole pictures take.
+const SAMPLED: usize = 64;
+/// Quality of stored JPEGs, as OpenCV's default and the tool of 2014.
+const JPEG_QUALITY: u8 = 95;
+/// Raw bytes over those of a JPEG of that quality with halved chroma: about 28 KB for 256² of a photograph.
+const RAW_OVER_JPEG: u64 = 7;
+
+/// How a pack is made; nothing here changes what is in it, but for the shard.
+#[derive(Clone, Debug)]
+pub struct BuildOptions {
+    /// Threads that decode; 0 for one a core.
+    pub threads: usize,
+    /// Only this part of the set.
+    pub shard: Option<Shard>,
+    /// Whether it may take more than [`LARGE_BYTES`].
+    pub large: bool,
+    /// Pictures between two points from which a killed build goes on; at least 1.
+    pub piece: usize,
+}
+
+impl Default for BuildOptions {
+    /// All cores, the whole set, at most [`LARGE_BYTES`], pieces of 1,024.
+    fn default() -> Self {
+        BuildOptions { threads: 0, shard: None, large: false, piece: 1024 }
+    }
+}
+
+/// What a pack will take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    /// Of its pictures.
+    pub bytes: u64,
+    /// Whether that is known and not guessed from a few pictures.
+    pub exact: bool,
+}
 
 /// Where packs of folders are kept unless told otherwise: `$XDG_CACHE_HOME/alexnet`, else `~/.cache/alexnet`, else
 /// a folder for temporary files.
@@ -31,7 +79,7 @@ pub fn default_cache_dir() -> PathBuf {
 impl Pack {
     /// The pack of a folder of class folders: the one made before if nothing changed since (names, sizes, times of
     /// the files, options), else a new one in `cache_dir` ([`default_cache_dir`] if `None`). `progress` is told
-    /// (pictures done, pictures in all).
+    /// (pictures done, pictures in all), the first time those that an interrupted build had done.
     ///
     /// # Errors
     /// As [`list_folder`] and [`Pack::build`]; [`Error::Config`] if the cache folder lies in the data folder.
@@ -44,13 +92,27 @@ impl Pack {
         Pack::for_listing(&list_folder(root)?, options, cache_dir, progress)
     }
 
-    /// As [`Pack::for_folder`], for a folder that is already listed.
+    /// As [`Pack::for_folder`], for a source that is already listed.
     ///
     /// # Errors
     /// As [`Pack::for_folder`].
     pub fn for_listing(
         listing: &Listing,
         options: &PackOptions,
+        cache_dir: Option<&Path>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Pack> {
+        Pack::for_listing_with(listing, options, &BuildOptions::default(), cache_dir, progress)
+    }
+
+    /// As [`Pack::for_listing`], made in a certain way if it is made. It is always the whole set.
+    ///
+    /// # Errors
+    /// As [`Pack::for_folder`].
+    pub fn for_listing_with(
+        listing: &Listing,
+        options: &PackOptions,
+        build: &BuildOptions,
         cache_dir: Option<&Path>,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Pack> {
@@ -66,83 +128,88 @@ impl Pack {
             )));
         }
         std::fs::create_dir_all(&cache).map_err(|e| cannot_write(&cache, &e, None))?;
-        // One file for a folder and its options: a newer pack takes the older one's place.
+        // One file for a source and its options: a newer pack takes the older one's place.
         let mut key = Xxh3::new();
         key.update(root.as_os_str().as_encoded_bytes());
         key.update(&json(options));
         let name = root.file_name().map_or("pictures".into(), printable);
         let file = cache.join(format!("{name}-{}-{:016x}.safetensors", options.side, key.digest()));
+        // One of an older format does not open, and is made again.
         if let Ok(pack) = Pack::open(&file)
             && pack.source() == source_key(listing, options)
         {
             return Ok(pack);
         }
-        Pack::build(listing, options, &file, progress)
+        Pack::build_with(listing, options, &BuildOptions { shard: None, ..build.clone() }, &file, progress)
     }
 
-    /// Decodes and resizes the pictures of a listing into the file `out`, which appears when it is complete.
-    /// Pictures that cannot be decoded are named in [`Pack::unreadable`].
+    /// Decodes and resizes the pictures of a listing into the file `out`, which appears when it is complete, with the
+    /// default [`BuildOptions`].
     ///
     /// # Errors
-    /// [`Error::Config`] if `options.side` is 0; [`Error::Data`] if `out` cannot be written, with the bytes needed
-    /// and free if it is a matter of space.
+    /// As [`Pack::build_with`].
     pub fn build(
         listing: &Listing,
         options: &PackOptions,
         out: &Path,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Pack> {
+        Pack::build_with(listing, options, &BuildOptions::default(), out, progress)
+    }
+
+    /// Decodes and resizes the pictures of a listing, or of one part of it, into the file `out`, which appears when it
+    /// is complete. Pictures that cannot be decoded are named in [`Pack::unreadable`].
+    /// Whatever stops it, the same call goes on where it stopped.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for options that contradict each other, and for a pack of more than [`LARGE_BYTES`] unless
+    /// that was asked for; [`Error::Data`] if `out` cannot be written, with the bytes needed and free if it is a matter
+    /// of space.
+    pub fn build_with(
+        listing: &Listing,
+        options: &PackOptions,
+        build: &BuildOptions,
+        out: &Path,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Pack> {
+        options.check()?;
+        let total = listing.entries.len();
+        let range = build.shard.map_or(0..total, |shard| shard.range(total));
+        let entries = &listing.entries[range];
         let mut index = Index { classes: listing.classes.clone(), ..Default::default() };
-        for entry in &listing.entries {
+        for entry in entries {
             index.push(&entry.name(), entry.class, entry.split);
         }
-        let writer = Writer::create(out, options, &index)?;
-        let total = listing.entries.len();
-        let next = AtomicUsize::new(0);
-        let stop = AtomicBool::new(false);
-        let large = Mutex::new(());
-        let reader = Reader::new(listing);
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(total.max(1));
-        let result = std::thread::scope(|scope| {
-            let (send, receive) = mpsc::channel();
-            for _ in 0..threads {
-                let (send, writer, next, stop, large, reader) =
-                    (send.clone(), &writer, &next, &stop, &large, &reader);
-                scope.spawn(move || {
-                    let mut squarer = Squarer::default();
-                    while !stop.load(Ordering::Relaxed) {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(entry) = listing.entries.get(i) else { break };
-                        let square = load_square(reader, entry, options, &mut squarer, large);
-                        let outcome = square.map(|pixels| (xxh3_64(&pixels), writer.put(i, &pixels)));
-                        if send.send((i, outcome)).is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-            drop(send);
-            progress(0, total);
-            for (done, (i, outcome)) in receive.iter().enumerate() {
-                match outcome {
-                    Ok((hash, Ok(()))) => index.hashes[i] = hash,
-                    Ok((_, Err(e))) => {
-                        stop.store(true, Ordering::Relaxed);
-                        return Err(cannot_write(out, &e, Some(writer.total_bytes)));
-                    }
-                    Err(reason) => {
-                        let path = listing.entries[i].name();
-                        index.unreadable.push(Unreadable { index: i as u32, path, reason });
-                    }
+        let estimate = estimate(listing, entries, options);
+        if estimate.bytes > LARGE_BYTES && !build.large {
+            return Err(too_large(out, options, entries.len(), estimate.bytes));
+        }
+        let source = source_key(listing, options);
+        let key = json(&(&source, build.shard.map(|s| s.to_string()), index.fingerprint(options)));
+        let (writer, journal, pieces) = Writer::begin(out, options, &index, estimate.bytes, &key)?;
+        let maker = Maker { reader: Reader::new(listing), entries, options, gate: Gate::default() };
+        let mut assembly = Assembly::new(index, options, &pieces);
+        let (made, writer, journal) = assembly.make(&maker, build, writer, journal, progress);
+        match made {
+            Ok(()) => writer.finish(&assembly.index, &source, build.shard, journal)?,
+            Err(error) => {
+                if assembly.recorded == 0 {
+                    writer.discard(journal);
                 }
-                progress(done + 1, total);
+                return Err(error);
             }
-            Ok(())
-        });
-        result?;
-        index.unreadable.sort_by_key(|u| u.index);
-        writer.finish(options, &index, &source_key(listing, options))?;
-        Pack::open(out)
+        }
+        Pack::open_part(out)
+    }
+
+    /// What the pictures of a listing (of a part of it) will take.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for options that contradict each other.
+    pub fn estimate(listing: &Listing, options: &PackOptions, shard: Option<Shard>) -> Result<Estimate> {
+        options.check()?;
+        let total = listing.entries.len();
+        Ok(estimate(listing, &listing.entries[shard.map_or(0..total, |s| s.range(total))], options))
     }
 
     /// Writes the pack to a file.
@@ -150,29 +217,161 @@ impl Pack {
     /// # Errors
     /// [`Error::Data`] if `out` cannot be written.
     pub fn save(&self, out: &Path) -> Result<()> {
-        let writer = Writer::create(out, self.options(), self.index())?;
+        let mut index = self.index().clone();
+        if index.sums.is_none() {
+            let counted: Vec<u32> = (0..self.len() as u32).filter(|&i| index.counts(i as usize)).collect();
+            index.sums = Some(Stats::sums(self, &counted, 1)?);
+        }
+        let bytes = (0..self.len()).map(|i| self.stored_bytes(i).len() as u64).sum();
+        let (mut writer, journal, _) = Writer::begin(out, self.options(), &index, bytes, &unique_key())?;
         for i in 0..self.len() {
-            if let Some(pixels) = self.picture(i) {
-                writer.put(i, pixels).map_err(|e| cannot_write(out, &e, Some(writer.total_bytes)))?;
+            if let Err(error) = writer.append(self.stored_bytes(i)) {
+                writer.discard(journal);
+                return Err(error);
             }
         }
-        writer.finish(self.options(), self.index(), self.source())
+        writer.finish(&index, self.source(), self.shard(), journal)
+    }
+
+    /// Puts the parts of a pack together into the file `out`, which is byte for byte what packing the whole set at once
+    /// makes. Parts may be given in any order. `progress` is told (pictures done, pictures in all).
+    ///
+    /// # Errors
+    /// [`Error::Data`] if a part is missing, there twice, damaged or of another set, or `out` cannot be written.
+    pub fn join(parts: &[PathBuf], out: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<Pack> {
+        let parts = open_parts(parts)?;
+        let first = &parts[0];
+        let varied = !first.options().is_raw_squares();
+        let mut index = Index { classes: first.classes().to_vec(), ..Default::default() };
+        let mut sums = Sums::new(first.side());
+        for part in &parts {
+            let (own, before) = (part.index(), index.labels.len() as u32);
+            let bytes = index.offsets.pop().unwrap_or(0);
+            index.labels.extend(&own.labels);
+            index.splits.extend(&own.splits);
+            index.hashes.extend(&own.hashes);
+            index.paths.push_str(&own.paths);
+            index.offsets.extend(own.offsets.iter().map(|o| bytes + o));
+            index.sizes.extend(&own.sizes);
+            let moved = |u: &Unreadable| Unreadable { index: before + u.index, ..u.clone() };
+            index.unreadable.extend(own.unreadable.iter().map(moved));
+            if let Some(own) = &own.sums {
+                sums.merge(own);
+            }
+        }
+        index.sums = Some(sums);
+        let total = index.labels.len();
+        let bytes = match index.offsets.last() {
+            Some(&end) if varied => end,
+            _ => (total as u64).saturating_mul(picture_len(first.side()) as u64),
+        };
+        let (mut writer, journal, _) = Writer::begin(out, first.options(), &index, bytes, &unique_key())?;
+        let mut done = 0;
+        for part in &parts {
+            for i in 0..part.len() {
+                let copied = part.check_picture(i).map_err(|why| part.named(&why));
+                if let Err(error) = copied.and_then(|()| writer.append(part.stored_bytes(i))) {
+                    writer.discard(journal);
+                    return Err(error);
+                }
+                done += 1;
+                progress(done, total);
+            }
+        }
+        writer.finish(&index, first.source(), None, journal)?;
+        Pack::open(out)
     }
 }
 
-/// Reads, decodes and squares one picture.
-fn load_square(
-    reader: &Reader,
-    entry: &Entry,
-    options: &PackOptions,
-    squarer: &mut Squarer,
-    large: &Mutex<()>,
-) -> std::result::Result<Vec<u8>, String> {
-    let contents: Contents = reader.read(entry)?;
-    let _alone =
-        (contents.bytes() > LARGE_FILE_BYTES).then(|| large.lock().unwrap_or_else(|e| e.into_inner()));
-    let picture = contents.decode(options.exif)?;
-    Ok(squarer.square(&picture, options.side, options.fit))
+/// The parts in their order, if they are all parts of one set.
+fn open_parts(paths: &[PathBuf]) -> Result<Vec<Pack>> {
+    let mut parts: Vec<Pack> = Vec::new();
+    for path in paths {
+        parts.push(Pack::open_part(path)?);
+    }
+    let fail = |why: String| Err(Error::Data(why));
+    let Some(first) = parts.first() else { return fail("no parts to put together".into()) };
+    let Some(shard) = first.shard() else {
+        return fail(format!("{} is a whole pack, not a part", first.place()));
+    };
+    for part in &parts {
+        let of = part.shard().map(|s| s.of);
+        if of != Some(shard.of) || part.source() != first.source() || part.options() != first.options() {
+            return fail(format!("{} and {} are not parts of the same set", first.place(), part.place()));
+        }
+    }
+    parts.sort_by_key(|p| p.shard().map(|s| s.part));
+    for part in 1..=shard.of {
+        let found: Vec<_> = parts.iter().filter(|p| p.shard().is_some_and(|s| s.part == part)).collect();
+        match found[..] {
+            [_] => {}
+            [] => return fail(format!("part {part}/{} is missing", shard.of)),
+            [a, b, ..] => {
+                return fail(format!("{} and {} are both part {part}/{}", a.place(), b.place(), shard.of));
+            }
+        }
+    }
+    Ok(parts)
+}
+
+/// A key that no journal has: what is copied is begun anew.
+fn unique_key() -> Vec<u8> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    format!("copy {} {now}", std::process::id()).into_bytes()
+}
+
+fn estimate(listing: &Listing, entries: &[Entry], options: &PackOptions) -> Estimate {
+    let n = entries.len() as u64;
+    let square =
+        n.saturating_mul((picture_len(1) as u64).saturating_mul((options.side as u64).saturating_pow(2)));
+    let raw = match options.keep {
+        Keep::Original => {
+            let bytes = entries.iter().map(|e| file_bytes(e)).fold(0, u64::saturating_add);
+            return Estimate { bytes, exact: true };
+        }
+        Keep::Square if options.form == Form::Raw => return Estimate { bytes: square, exact: true },
+        Keep::Square => square,
+        Keep::Whole => {
+            let reader = Reader::new(listing);
+            let aspect = |entry: &Entry| {
+                let (w, h) = match reader.read(entry).ok()? {
+                    Contents::Encoded(bytes) => size_px(&bytes, Exif::Ignore).ok()?,
+                    Contents::Pixels(p) => (p.width, p.height),
+                };
+                Some(w.max(h) as f64 / w.min(h) as f64)
+            };
+            let aspects: Vec<f64> = entries.iter().take(SAMPLED).filter_map(aspect).collect();
+            let mean = aspects.iter().sum::<f64>() / aspects.len().max(1) as f64;
+            (square as f64 * mean.max(1.0)) as u64
+        }
+    };
+    let over = if options.form == Form::Jpeg { RAW_OVER_JPEG } else { 1 };
+    Estimate { bytes: raw / over, exact: false }
+}
+
+/// Bytes that an entry's file holds; of rows of tables, which do not say, a photograph's.
+fn file_bytes(entry: &Entry) -> u64 {
+    match entry.place {
+        Place::File { bytes, .. } | Place::Part { bytes, .. } => bytes,
+        Place::Row { .. } => 110 << 10,
+        Place::Planes { .. } => 3072,
+    }
+}
+
+fn too_large(out: &Path, options: &PackOptions, n: usize, bytes: u64) -> Error {
+    let free = free_bytes(out.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new(".")));
+    let free = free.map_or(String::new(), |free| format!("; {} are free there", human_bytes(free)));
+    let smaller = match (options.keep, options.form) {
+        (Keep::Square | Keep::Whole, Form::Raw) => {
+            format!(", or --form jpeg, which takes about {}", human_bytes(bytes / RAW_OVER_JPEG))
+        }
+        _ => String::new(),
+    };
+    Error::Config(format!(
+        "{}: the pack of {n} pictures needs {}{free}; say --large to `alexnet data pack` if that is meant{smaller}",
+        out.display(),
+        human_bytes(bytes),
+    ))
 }
 
 /// Stands for the files that a pack is made from; equal keys mean that nothing needs to be decoded again.
@@ -187,190 +386,244 @@ fn source_key(listing: &Listing, options: &PackOptions) -> String {
     format!("{:032x}", hash.digest128())
 }
 
-/// A pack file that is being written under another name beside its own; removed again unless it is finished.
-struct Writer {
-    file: Mutex<File>,
-    temporary: PathBuf,
-    out: PathBuf,
-    /// Where the tensors begin.
-    data_start: u64,
-    n: usize,
-    side: usize,
-    /// What the whole file will take, the list of unreadable pictures aside.
-    total_bytes: u64,
-    finished: bool,
+/// A picture as it will be stored, and its square for the statistics where that is not what is stored.
+struct Made {
+    stored: Vec<u8>,
+    width: usize,
+    height: usize,
+    square: Option<Vec<u8>>,
 }
 
-impl Writer {
-    fn create(out: &Path, options: &PackOptions, index: &Index) -> Result<Writer> {
-        if options.side == 0 {
-            return Err(Error::Config("stored pictures of 0 pixels: the side must be at least 1".into()));
-        }
-        // The list of unreadable pictures and the digests are not known yet: leave room for their digits.
-        let provisional = header(options, index, "", "", u64::from(u32::MAX));
-        let header_bytes = (8 + provisional.len() as u64 + 128).next_multiple_of(4096) - 8;
-        let n = index.labels.len();
-        let [_, _, pictures, splits, paths, _] = ranges(n, options.side, index.paths.len() as u64, 0);
-        let total_bytes = 8 + header_bytes + paths.1;
-        debug_assert!(pictures.1 <= splits.1);
-        let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if let Some(free) = free_bytes(folder)
-            && free < total_bytes
-        {
-            return Err(Error::Data(format!(
-                "{}: the pack needs {} and {} are free there; make room or name another cache folder",
-                out.display(),
-                human_bytes(total_bytes),
-                human_bytes(free)
-            )));
-        }
-        let name = out.file_name().map_or("pack".into(), printable);
-        let temporary = folder.join(format!(".{name}.{}.partial", std::process::id()));
-        // A leaving of a killed run with the same process number; nobody else writes this name.
-        let _ = std::fs::remove_file(&temporary);
-        let file = File::options()
-            .write(true)
-            .create_new(true)
-            .open(&temporary)
-            .map_err(|e| cannot_write(out, &e, Some(total_bytes)))?;
-        let data_start = 8 + header_bytes;
-        let side = options.side;
-        Ok(Writer {
-            file: Mutex::new(file),
-            temporary,
-            out: out.into(),
-            data_start,
-            n,
-            side,
-            total_bytes,
-            finished: false,
-        })
-    }
+/// What makes pictures, shared by the threads.
+struct Maker<'a> {
+    reader: Reader<'a>,
+    entries: &'a [Entry],
+    options: &'a PackOptions,
+    gate: Gate,
+}
 
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
-        let mut file = self.file.lock().unwrap_or_else(|e| e.into_inner());
-        file.seek(SeekFrom::Start(offset))?;
-        file.write_all(bytes)
-    }
-
-    /// Writes the pixels of picture `i`.
-    fn put(&self, i: usize, pixels: &[u8]) -> std::io::Result<()> {
-        let first = self.data_start + ranges(self.n, self.side, 0, 0)[2].0;
-        self.write_at(first + (i * picture_len(self.side)) as u64, pixels)
-    }
-
-    /// Writes what belongs to the pixels and gives the file its name, durably.
-    fn finish(mut self, options: &PackOptions, index: &Index, source: &str) -> Result<()> {
-        let unreadable = json(&index.unreadable);
-        let ranges = ranges(self.n, self.side, index.paths.len() as u64, unreadable.len() as u64);
-        let mut head = header(options, index, source, &index.fingerprint(options), unreadable.len() as u64);
-        let room = (self.data_start - 8) as usize;
-        assert!(head.len() <= room, "a header of {} bytes in {room}", head.len());
-        head.resize(room, b' ');
-        let write = || {
-            self.write_at(0, &(room as u64).to_le_bytes())?;
-            self.write_at(8, &head)?;
-            let parts: [(usize, &[u8]); 5] = [
-                (0, &le_bytes_u64(&index.hashes)),
-                (1, &le_bytes_u32(&index.labels)),
-                (3, &index.split_bytes()),
-                (4, index.paths.as_bytes()),
-                (5, &unreadable),
-            ];
-            for (which, bytes) in parts {
-                self.write_at(self.data_start + ranges[which].0, bytes)?;
+impl Maker<'_> {
+    /// Reads, decodes, resizes and encodes picture `i`.
+    fn make(&self, i: usize, squarer: &mut Squarer) -> std::result::Result<Made, String> {
+        let (framing, options) = (self.options.framing(), self.options);
+        let contents = self.reader.read(&self.entries[i])?;
+        let (file, picture, _turn) = match &contents {
+            Contents::Encoded(bytes) => {
+                let (picture, turn) = decode_gated(bytes, options.exif, &self.gate)?;
+                (Some(bytes), picture, turn)
             }
-            let file = self.file.lock().unwrap_or_else(|e| e.into_inner());
-            // Pictures at the end that could not be decoded were never written.
-            file.set_len(self.data_start + ranges[5].1)?;
-            file.sync_all()?;
-            std::fs::rename(&self.temporary, &self.out)
+            Contents::Pixels(picture) => (None, picture.clone(), None),
         };
-        write().map_err(|e| cannot_write(&self.out, &e, Some(self.total_bytes)))?;
-        self.finished = true;
-        // The new name is durable when its folder is.
-        if let Some(folder) = self.out.parent()
-            && let Ok(folder) = File::open(folder)
-        {
-            let _ = folder.sync_all();
+        let (pixels, width, height) = match options.keep {
+            Keep::Square => (squarer.square(&picture, framing), options.side, options.side),
+            Keep::Whole => squarer.whole(&picture, framing),
+            Keep::Original => {
+                let square = Some(squarer.square(&picture, framing));
+                let (width, height) = (picture.width, picture.height);
+                let stored = match file {
+                    Some(file) => file.clone(),
+                    None => png(&picture)?,
+                };
+                return Ok(Made { stored, width, height, square });
+            }
+        };
+        let square = |pixels: &[u8]| {
+            let whole = Frame::whole(pixels, width, height);
+            (width != height).then(|| whole.central_square(options.side, options.resize).to_pixels())
+        };
+        if options.form == Form::Raw {
+            return Ok(Made { square: square(&pixels), stored: pixels, width, height });
         }
+        let stored = jpeg(&pixels, width, height)?;
+        // The statistics are those of the pictures as they will be seen.
+        let seen = decode(&stored, Exif::Ignore)?.pixels;
+        Ok(Made { square: Some(square(&seen).unwrap_or(seen)), stored, width, height })
+    }
+}
+
+fn jpeg(pixels: &[u8], width: usize, height: usize) -> std::result::Result<Vec<u8>, String> {
+    let side =
+        |v: usize| u16::try_from(v).map_err(|_| format!("a side of {v} pixels is too long for a JPEG"));
+    let mut bytes = Vec::with_capacity(pixels.len() / RAW_OVER_JPEG as usize);
+    let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, JPEG_QUALITY);
+    encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::F_2_2);
+    let encoded = encoder.encode(pixels, side(width)?, side(height)?, jpeg_encoder::ColorType::Rgb);
+    encoded.map_err(|e| e.to_string())?;
+    Ok(bytes)
+}
+
+fn png(picture: &Picture) -> std::result::Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let (w, h) = (picture.width as u32, picture.height as u32);
+    let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+    let encoded = encoder.write_image(&picture.pixels, w, h, image::ExtendedColorType::Rgb8);
+    encoded.map_err(|e| e.to_string())?;
+    Ok(bytes)
+}
+
+/// The index as it grows, and the piece under construction.
+struct Assembly {
+    index: Index,
+    options: PackOptions,
+    /// Pictures so far.
+    done: usize,
+    /// Pieces that were recorded.
+    recorded: usize,
+    piece: Piece,
+    total: Sums,
+}
+
+impl Assembly {
+    /// Begins with the pieces that are there already.
+    fn new(mut index: Index, options: &PackOptions, pieces: &[Piece]) -> Self {
+        if !options.is_raw_squares() {
+            index.offsets.push(0);
+        }
+        let mut assembly = Assembly {
+            index,
+            options: options.clone(),
+            done: 0,
+            recorded: pieces.len(),
+            piece: Piece::new(options.side),
+            total: Sums::new(options.side),
+        };
+        for piece in pieces {
+            piece.pictures.iter().for_each(|p| assembly.note(*p));
+            assembly.index.unreadable.extend(piece.unreadable.iter().cloned());
+            assembly.total.merge(&piece.sums);
+        }
+        assembly
+    }
+
+    /// Takes a picture into the index.
+    fn note(&mut self, p: Stored) {
+        self.index.hashes[self.done] = p.hash;
+        if let Some(&end) = self.index.offsets.last() {
+            self.index.offsets.push(end + u64::from(p.bytes));
+            self.index.sizes.push([p.width, p.height]);
+        }
+        self.done += 1;
+    }
+
+    /// Makes the pictures that are not there yet.
+    fn make(
+        &mut self,
+        maker: &Maker,
+        build: &BuildOptions,
+        mut writer: Writer,
+        journal: Journal,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> (Result<()>, Writer, Journal) {
+        let total = maker.entries.len();
+        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if build.threads == 0 { cores() } else { build.threads }.clamp(1, total.max(1));
+        let line = InOrder::new(self.done..total, threads * IN_FLIGHT_A_THREAD, IN_FLIGHT_BYTES);
+        let handle = match writer.handle() {
+            Ok(handle) => handle,
+            Err(e) => return (Err(e), writer, journal),
+        };
+        progress(self.done, total);
+        let (result, journal) = std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| work(maker, &line));
+            }
+            // Syncing takes its time: another thread does it while this one writes on.
+            let (records, to_record) = sync_channel(1);
+            let recorder = scope.spawn(move || record(journal, &handle, &to_record));
+            let mut result = Ok(());
+            while let Some(made) = line.next() {
+                result = self.take(made, maker, &mut writer);
+                let full = self.piece.pictures.len() >= build.piece.max(1) && self.done < total;
+                if result.is_ok() && full {
+                    self.piece.sums.settle();
+                    let piece = std::mem::replace(&mut self.piece, Piece::new(self.options.side));
+                    self.total.merge(&piece.sums);
+                    self.recorded += 1;
+                    // Fails if the recorder met an error, which it will tell.
+                    result =
+                        records.send(piece).map_err(|_| Error::Data("the journal was not written".into()));
+                }
+                if result.is_err() {
+                    line.stop();
+                    break;
+                }
+                progress(self.done, total);
+            }
+            drop(records);
+            let (recorded, journal) = recorder.join().expect("recording does not panic");
+            let recorded = recorded.map_err(|e| writer.cannot_write(&e));
+            (recorded.and(result), journal)
+        });
+        self.piece.sums.settle();
+        self.total.merge(&self.piece.sums);
+        self.index.sums = Some(self.total.clone());
+        (result, writer, journal)
+    }
+
+    /// Appends a picture.
+    fn take(
+        &mut self,
+        made: std::result::Result<Made, String>,
+        maker: &Maker,
+        writer: &mut Writer,
+    ) -> Result<()> {
+        let i = self.done;
+        let stored = match made {
+            Ok(made) => {
+                writer.append(&made.stored)?;
+                if self.index.counts(i) {
+                    let side = self.options.side;
+                    let square = made.square.as_deref().unwrap_or(&made.stored);
+                    self.piece.sums.add(&Frame::whole(square, side, side));
+                }
+                Stored {
+                    hash: xxh3_64(&made.stored),
+                    // Files and pictures are below 2³².
+                    bytes: made.stored.len() as u32,
+                    width: made.width as u32,
+                    height: made.height as u32,
+                }
+            }
+            Err(reason) => {
+                let path = maker.entries[i].name();
+                let unreadable = Unreadable { index: i as u32, path, reason };
+                self.piece.unreadable.push(unreadable.clone());
+                self.index.unreadable.push(unreadable);
+                if self.options.is_raw_squares() {
+                    let zeros = vec![0; picture_len(self.options.side)];
+                    writer.append(&zeros)?;
+                    Stored { bytes: zeros.len() as u32, ..Default::default() }
+                } else {
+                    Stored::default()
+                }
+            }
+        };
+        self.piece.pictures.push(stored);
+        self.note(stored);
         Ok(())
     }
 }
 
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if !self.finished {
-            let _ = std::fs::remove_file(&self.temporary);
-        }
+/// One thread's part: pictures from the line until there are no more.
+fn work(maker: &Maker, line: &InOrder<std::result::Result<Made, String>>) {
+    let _watch = line.watch();
+    let mut squarer = Squarer::default();
+    let weight = |i: usize| file_bytes(&maker.entries[i]);
+    while let Some(i) = line.take(weight) {
+        line.put(i, maker.make(i, &mut squarer), weight(i));
     }
 }
 
-/// Where each tensor lies in the data: hashes, labels, pictures, splits, paths, unreadable.
-fn ranges(n: usize, side: usize, path_bytes: u64, unreadable_bytes: u64) -> [(u64, u64); 6] {
-    let n = n as u64;
-    let mut at = 0;
-    [8 * n, 4 * n, n * picture_len(side) as u64, n, path_bytes, unreadable_bytes].map(|bytes| {
-        let start = at;
-        at += bytes;
-        (start, at)
-    })
-}
-
-fn header(
-    options: &PackOptions,
-    index: &Index,
-    source: &str,
-    fingerprint: &str,
-    unreadable_bytes: u64,
-) -> Vec<u8> {
-    let n = index.labels.len();
-    let path_bytes = index.paths.len() as u64;
-    let ranges = ranges(n, options.side, path_bytes, unreadable_bytes);
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("JSON is UTF-8");
-    let mut head = Map::new();
-    head.insert(
-        "__metadata__".into(),
-        value!({
-            "format": FORMAT,
-            "classes": text(json(&index.classes)),
-            "options": text(json(options)),
-            "source": source,
-            "fingerprint": fingerprint,
-        }),
-    );
-    let side = options.side;
-    let tensors: [(&str, &str, Value); 6] = [
-        ("hashes", "U64", value!([n])),
-        ("labels", "U32", value!([n])),
-        ("pictures", "U8", value!([n, side, side, 3])),
-        ("splits", "U8", value!([n])),
-        ("paths", "U8", value!([path_bytes])),
-        ("unreadable", "U8", value!([unreadable_bytes])),
-    ];
-    for ((name, dtype, shape), (start, end)) in tensors.into_iter().zip(ranges) {
-        head.insert(name.into(), value!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]}));
+/// Makes pieces durable, until there are no more.
+fn record(
+    mut journal: Journal,
+    pictures: &std::fs::File,
+    pieces: &Receiver<Piece>,
+) -> (std::io::Result<()>, Journal) {
+    for piece in pieces {
+        if let Err(e) = journal.record(pictures, &piece) {
+            return (Err(e), journal);
+        }
     }
-    json(&head)
-}
-
-fn cannot_write(path: &Path, error: &std::io::Error, needed: Option<u64>) -> Error {
-    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    let folder = path.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("."));
-    let sizes = match (needed, free_bytes(folder)) {
-        (Some(needed), Some(free)) => {
-            format!(" (the pack needs {}, {} are free)", human_bytes(needed), human_bytes(free))
-        }
-        _ => String::new(),
-    };
-    let (why, what_to_do) = match error.kind() {
-        StorageFull | QuotaExceeded => {
-            (format!("no space left{sizes}"), "make room or name another cache folder")
-        }
-        PermissionDenied | ReadOnlyFilesystem => {
-            (super::decode::io_reason(error), "name a cache folder that can be written to")
-        }
-        _ => (format!("{error}{sizes}"), "check the folder or name another cache folder"),
-    };
-    Error::Data(format!("cannot write {}: {why}; {what_to_do}", path.display()))
+    (Ok(()), journal)
 }

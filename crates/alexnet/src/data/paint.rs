@@ -2,13 +2,18 @@
 //! colour, mean and scale in one pass over the pixels.
 
 use super::augment::{Augment, Draw, Key, Region, View};
+use super::pack::Keep;
 use super::preprocess::{MeanAt, Preprocess};
+use super::resize::{Filter, Fit, Frame, Squarer};
 use crate::exec::contract::InputLayout;
 
 /// Writes views of stored pictures as numbers for a network.
 #[derive(Clone, Debug)]
 pub struct Painter {
     side: usize,
+    keep: Keep,
+    fit: Fit,
+    resize: Filter,
     crop: usize,
     factor: [f32; 3],
     offset: [f32; 3],
@@ -21,21 +26,34 @@ pub struct Painter {
 /// A view, drawn and ready to be written row by row.
 #[derive(Clone, Debug)]
 pub struct Prepared<'a> {
-    pixels: &'a [u8],
+    /// Of the crop's size.
+    frame: Frame<'a>,
     draw: Draw,
     factor: [f32; 3],
     offset: [f32; 3],
     /// What the mean picture is multiplied by: 1, or 1/(1 + c) under colour noise.
     mean_factor: f32,
-    /// For each column of a resampled view: the offsets of its two source pixels in a row, and the second's share.
-    columns: Vec<(u32, u32, f32)>,
+    /// Which part of the mean picture is subtracted: left, top, mirrored.
+    mean_part: (usize, usize, bool),
+}
+
+impl Prepared<'_> {
+    /// The same with pixels of its own.
+    pub fn into_owned(self) -> Prepared<'static> {
+        let Prepared { frame, draw, factor, offset, mean_factor, mean_part } = self;
+        let (width, height) = (frame.width, frame.height);
+        let frame = match frame.pixels {
+            std::borrow::Cow::Owned(pixels) => Frame { pixels: pixels.into(), ..frame },
+            std::borrow::Cow::Borrowed(_) => Frame::whole(frame.to_pixels(), width, height),
+        };
+        Prepared { frame, draw, factor, offset, mean_factor, mean_part }
+    }
 }
 
 /// Rows under construction; one a thread.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
     bytes: Vec<u8>,
-    blend: Vec<f32>,
     line: Vec<f32>,
 }
 
@@ -46,6 +64,9 @@ impl Painter {
         let mean = preprocess.scaled_mean();
         Painter {
             side: preprocess.side,
+            keep: preprocess.keep,
+            fit: preprocess.fit,
+            resize: preprocess.resize,
             crop: preprocess.crop,
             factor,
             offset,
@@ -55,30 +76,47 @@ impl Painter {
         }
     }
 
-    /// Draws what is to be drawn for a view of `pixels`, (side, side, 3).
-    pub fn prepare<'a>(&self, pixels: &'a [u8], view: View, key: Key) -> Prepared<'a> {
-        assert_eq!(pixels.len(), self.side * self.side * 3, "a stored square of side {}", self.side);
-        let draw = self.augment.draw(view, key, self.side, self.crop);
+    /// How much of a picture a view needs: the square for fixed views, and for training what the preparation says, if
+    /// anything is random.
+    pub fn needs(&self, view: View) -> Keep {
+        match (view, self.augment.area, self.augment.random_crop) {
+            (View::Train, Some(_), _) => self.keep,
+            // Originals are brought to the stored size first, as torchvision's `Resize` before `RandomCrop`.
+            (View::Train, None, true) if self.fit == Fit::CentralSquare => self.keep.min(Keep::Whole),
+            _ => Keep::Square,
+        }
+    }
+
+    /// Draws what is to be drawn for a view of a picture, as much of which is given as [`Painter::needs`] says.
+    pub fn prepare<'a>(&self, frame: &'a Frame, view: View, key: Key, squarer: &mut Squarer) -> Prepared<'a> {
+        let draw = self.augment.draw(view, key, (frame.width, frame.height), self.crop);
         let noisy = view == View::Train && self.augment.colour.is_some() && self.augment.colour_noise != 0.0;
         let damp = if noisy { 1.0 / (1.0 + self.augment.colour_noise) } else { 1.0 };
         let factor = self.factor.map(|f| f * damp);
         let offset = std::array::from_fn(|c| self.offset[c] * damp + draw.colour[c] * factor[c]);
-        let Region { left, width, .. } = draw.region;
-        let columns = if self.is_plain(&draw.region) {
-            Vec::new()
-        } else {
-            let column = |x: usize| {
-                let (x0, x1, share) = between(x, width, self.crop);
-                (((left + x0) * 3) as u32, ((left + x1) * 3) as u32, share)
-            };
-            (0..self.crop).map(column).collect()
+        let Region { left, top, width, height } = draw.region;
+        let of_square = (frame.width, frame.height) == (self.side, self.side);
+        let mean_part = match self.mean_at {
+            MeanAt::View if of_square && (width, height) == (self.crop, self.crop) => {
+                (left, top, draw.mirrored)
+            }
+            // A resampled part, or one of a whole picture, has no place in the mean picture.
+            _ => ((self.side - self.crop) / 2, (self.side - self.crop) / 2, false),
         };
-        Prepared { pixels, draw, factor, offset, mean_factor: damp, columns }
-    }
-
-    /// No resampling: the part has the crop's size.
-    fn is_plain(&self, region: &Region) -> bool {
-        region.width == self.crop && region.height == self.crop
+        let part = Frame {
+            pixels: std::borrow::Cow::Borrowed(&frame.pixels[..]),
+            row_px: frame.row_px,
+            left: frame.left + left,
+            top: frame.top + top,
+            width,
+            height,
+        };
+        let frame = if (width, height) == (self.crop, self.crop) {
+            part
+        } else {
+            Frame::whole(squarer.resized(&part, self.crop, self.crop, self.resize), self.crop, self.crop)
+        };
+        Prepared { frame, draw, factor, offset, mean_factor: damp, mean_part }
     }
 
     /// Writes row `y` of the view as picture `n` of a block into that block's row, (columns, block, fold·C).
@@ -93,29 +131,20 @@ impl Painter {
     ) {
         let len = self.crop * 3;
         scratch.line.resize(len, 0.0);
-        let region = view.draw.region;
-        if self.is_plain(&region) {
-            let start = ((region.top + y) * self.side + region.left) * 3;
-            let source = &view.pixels[start..start + len];
-            if view.draw.mirrored {
-                scratch.bytes.resize(len, 0);
-                for (to, from) in scratch.bytes.chunks_exact_mut(3).zip(source.rchunks_exact(3)) {
-                    to.copy_from_slice(from);
-                }
-                affine_bytes(&scratch.bytes, view.factor, view.offset, &mut scratch.line);
-            } else {
-                affine_bytes(source, view.factor, view.offset, &mut scratch.line);
+        let frame = &view.frame;
+        let start = ((frame.top + y) * frame.row_px + frame.left) * 3;
+        let source = &frame.pixels[start..start + len];
+        if view.draw.mirrored {
+            scratch.bytes.resize(len, 0);
+            for (to, from) in scratch.bytes.chunks_exact_mut(3).zip(source.rchunks_exact(3)) {
+                to.copy_from_slice(from);
             }
+            affine_bytes(&scratch.bytes, view.factor, view.offset, &mut scratch.line);
         } else {
-            self.resample(view, y, scratch);
+            affine_bytes(source, view.factor, view.offset, &mut scratch.line);
         }
         if !self.mean.is_empty() {
-            let centre = (self.side - self.crop) / 2;
-            // A resampled part has no place in the mean picture.
-            let (top, left, mirrored) = match self.mean_at {
-                MeanAt::View if self.is_plain(&region) => (region.top, region.left, view.draw.mirrored),
-                _ => (centre, centre, false),
-            };
+            let (left, top, mirrored) = view.mean_part;
             let mean = &self.mean[((top + y) * self.side + left) * 3..][..len];
             if mirrored {
                 for (pixel, mean) in scratch.line.chunks_exact_mut(3).zip(mean.rchunks_exact(3)) {
@@ -129,36 +158,6 @@ impl Painter {
         }
         scatter(&scratch.line, n, layout, row);
     }
-
-    /// Row `y` of a resampled part: two rows blended, then two columns of the blend for each pixel.
-    fn resample(&self, view: &Prepared, y: usize, scratch: &mut Scratch) {
-        let region = view.draw.region;
-        let (y0, y1, share) = between(y, region.height, self.crop);
-        let stride = self.side * 3;
-        let row = |y: usize| &view.pixels[(region.top + y) * stride..][..stride];
-        scratch.blend.clear();
-        scratch.blend.extend(
-            row(y0).iter().zip(row(y1)).map(|(&a, &b)| f32::from(a) * (1.0 - share) + f32::from(b) * share),
-        );
-        let blend = &scratch.blend;
-        for (x, to) in scratch.line.chunks_exact_mut(3).enumerate() {
-            let x = if view.draw.mirrored { self.crop - 1 - x } else { x };
-            let (x0, x1, share) = view.columns[x];
-            let (a, b) = (&blend[x0 as usize..x0 as usize + 3], &blend[x1 as usize..x1 as usize + 3]);
-            for c in 0..3 {
-                let v = a[c] * (1.0 - share) + b[c] * share;
-                to[c] = v * view.factor[c] + view.offset[c];
-            }
-        }
-    }
-}
-
-/// The two source positions around the centre of target `i` when `from` positions become `to`, and the second's
-/// share.
-fn between(i: usize, from: usize, to: usize) -> (usize, usize, f32) {
-    let at = ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).clamp(0.0, (from - 1) as f64);
-    let first = at.floor() as usize;
-    (first, (first + 1).min(from - 1), (at - first as f64) as f32)
 }
 
 /// line = factor · pixels + offset, three channels side by side.
@@ -258,7 +257,8 @@ mod tests {
         let painter = Painter::new(preprocess, augment);
         let layout = InputLayout::nhwc(1, Shape { c: 3, h: CROP, w: CROP });
         let mut block = vec![0.0; layout.len()];
-        let view = painter.prepare(pixels, view, key);
+        let frame = Frame::whole(pixels, SIDE, SIDE);
+        let view = painter.prepare(&frame, view, key, &mut Squarer::default());
         write_view(&painter, &view, 0, &layout, &mut block, &mut Scratch::default());
         block
     }
@@ -284,7 +284,8 @@ mod tests {
                 let mut touched = vec![false; layout.len()];
                 for n in 0..block {
                     let pixels = stored(n as u64);
-                    let view = painter.prepare(&pixels, View::Train, key(n as u32));
+                    let frame = Frame::whole(&pixels[..], SIDE, SIDE);
+                    let view = painter.prepare(&frame, View::Train, key(n as u32), &mut Squarer::default());
                     write_view(&painter, &view, n, &layout, &mut buffer, &mut Scratch::default());
                     for (y, x, c) in (0..CROP * CROP * 3).map(|i| (i / 3 / CROP, i / 3 % CROP, i % 3)) {
                         let at = layout.offset(n, c, y, x);
@@ -310,7 +311,7 @@ mod tests {
         let pre = Preprocess::paper(SIDE, CROP, mean);
         let Mean::Picture(mean) = &pre.mean else { unreachable!() };
         let augment = Augment::default();
-        let draw = augment.draw(View::Fixed(9), key(0), SIDE, CROP);
+        let draw = augment.draw(View::Fixed(9), key(0), (SIDE, SIDE), CROP);
         let got = paint(&pre, &augment, &pixels, View::Fixed(9), key(0));
         for (i, v) in got.iter().enumerate() {
             let (y, x, c) = (i / 3 / CROP, i / 3 % CROP, i % 3);
@@ -338,7 +339,7 @@ mod tests {
         let pre = Preprocess::paper(SIDE, CROP, mean);
         let quiet = Augment { random_crop: false, mirror: false, ..Default::default() };
         let noisy = Augment { colour: Some(ColourAxes::imagenet()), colour_noise: 0.1, ..quiet.clone() };
-        let draw = noisy.draw(View::Train, key(3), SIDE, CROP);
+        let draw = noisy.draw(View::Train, key(3), (SIDE, SIDE), CROP);
         let (a, b) = (
             paint(&pre, &quiet, &pixels, View::Train, key(3)),
             paint(&pre, &noisy, &pixels, View::Train, key(3)),
@@ -354,7 +355,7 @@ mod tests {
         // Its covariance is c²·Σ σ² p pᵀ: on the first axis 12.2 grey levels.
         let first = ColourAxes::imagenet().axes[0];
         let along = |i| {
-            let d = noisy.draw(View::Train, key(i), SIDE, CROP);
+            let d = noisy.draw(View::Train, key(i), (SIDE, SIDE), CROP);
             (0..3).map(|c| d.colour[c] * first[c]).sum::<f32>()
         };
         let n = 4000;
@@ -363,14 +364,15 @@ mod tests {
     }
 
     #[test]
-    fn a_resampled_part_is_bilinear() {
-        // A plane is reproduced exactly by bilinear interpolation, away from the part's border.
+    fn a_resized_part_is_bilinear() {
+        // A plane is reproduced by bilinear interpolation, away from the part's border.
         let plane: Vec<u8> =
             (0..SIDE * SIDE).flat_map(|i| [(i % SIDE) as u8 * 10, (i / SIDE) as u8 * 10, 7]).collect();
         let pre = Preprocess { scale: 1.0, mean: Mean::Channels([0.0; 3]), std: [1.0; 3], ..plain() };
         let augment = Augment { area: Some([0.3, 0.5]), ..Default::default() };
         for picture in 0..50 {
-            let Draw { region: r, mirrored, .. } = augment.draw(View::Train, key(picture), SIDE, CROP);
+            let Draw { region: r, mirrored, .. } =
+                augment.draw(View::Train, key(picture), (SIDE, SIDE), CROP);
             let share = (r.width * r.height) as f64 / (SIDE * SIDE) as f64;
             assert!((0.25..0.56).contains(&share), "{r:?}");
             assert!(r.left + r.width <= SIDE && r.top + r.height <= SIDE);
@@ -381,8 +383,10 @@ mod tests {
                     (start as f64 + inside) as f32 * 10.0
                 };
                 let x = if mirrored { CROP - 1 - i % CROP } else { i % CROP };
-                assert!((p[0] - at(x, r.left, r.width)).abs() < 1e-3);
-                assert!((p[1] - at(i / CROP, r.top, r.height)).abs() < 1e-3);
+                // Pixels are rounded, and a part larger than the crop is smoothed at its border.
+                let border = |i: usize, n: usize| n > CROP && (i < 1 || i >= CROP - 1);
+                assert!(border(x, r.width) || (p[0] - at(x, r.left, r.width)).abs() <= 1.0);
+                assert!(border(i / CROP, r.height) || (p[1] - at(i / CROP, r.top, r.height)).abs() <= 1.0);
                 assert!((p[2] - 7.0).abs() < 1e-4);
             }
         }

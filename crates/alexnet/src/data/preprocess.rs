@@ -2,8 +2,8 @@
 //! prepared for use as it was for learning.
 
 use super::decode::Exif;
-use super::pack::PackOptions;
-use super::resize::Fit;
+use super::pack::{Form, Keep, PackOptions};
+use super::resize::{Filter, Fit};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,13 @@ pub struct Preprocess {
     pub fit: Fit,
     /// What to do with a camera's orientation mark.
     pub exif: Exif,
+    /// How much of each picture crops are taken from in training: the square, the whole picture, or the original.
+    /// Fixed views are always those of the square.
+    #[serde(default)]
+    pub keep: Keep,
+    /// How pictures are resized.
+    #[serde(default)]
+    pub resize: Filter,
     /// Side of the crop that the network sees, pixels.
     pub crop: usize,
     /// Multiplies the pixels: 1 for the paper's networks, 1/255 for torchvision's.
@@ -59,6 +66,8 @@ impl Preprocess {
             side: 256,
             fit: Fit::CentralSquare,
             exif: Exif::Apply,
+            keep: Keep::Square,
+            resize: Filter::Bilinear,
             crop: 224,
             scale: 1.0 / 255.0,
             mean: Mean::Channels([0.485, 0.456, 0.406]),
@@ -73,6 +82,8 @@ impl Preprocess {
             side,
             fit: Fit::CentralSquare,
             exif: Exif::Apply,
+            keep: Keep::Square,
+            resize: Filter::Bilinear,
             crop,
             scale: 1.0,
             mean: Mean::Picture(mean),
@@ -81,9 +92,10 @@ impl Preprocess {
         }
     }
 
-    /// How the pictures must be stored.
+    /// How the pictures must be stored at least; raw.
     pub fn pack_options(&self) -> PackOptions {
-        PackOptions { side: self.side, fit: self.fit, exif: self.exif }
+        let Preprocess { side, fit, exif, keep, resize, .. } = *self;
+        PackOptions { side, fit, exif, keep, form: Form::Raw, resize }
     }
 
     /// # Errors
@@ -91,6 +103,9 @@ impl Preprocess {
     /// not finite or divides by zero.
     pub fn check(&self) -> Result<()> {
         let fail = |why: String| Err(Error::Config(format!("preprocessing: {why}")));
+        if let Err(e) = self.pack_options().check() {
+            return fail(e.to_string());
+        }
         if self.crop == 0 || self.crop > self.side {
             return fail(format!("a crop of {} pixels from squares of {}", self.crop, self.side));
         }
@@ -160,6 +175,10 @@ mod tests {
         for p in [Preprocess::torchvision(), Preprocess::paper(2, 1, vec![0.1; 12])] {
             let text = serde_json::to_string(&p).unwrap();
             assert_eq!(serde_json::from_str::<Preprocess>(&text).unwrap(), p);
+            // Of a checkpoint that was written before pictures could be kept in other ways.
+            let older = text.replace("\"keep\":\"square\",\"resize\":\"bilinear\",", "");
+            assert_ne!(older, text);
+            assert_eq!(serde_json::from_str::<Preprocess>(&older).unwrap(), p);
         }
     }
 

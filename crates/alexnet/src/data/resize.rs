@@ -1,6 +1,8 @@
-//! From a picture of any size to the stored square.
+//! From a picture of any size to the stored square, to the whole picture at the stored size, or to the part that a
+//! network sees.
 
 use super::decode::Picture;
+use super::resample::{Part, Rule, resample};
 use fast_image_resize::images::{CroppedImage, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
@@ -16,9 +18,88 @@ pub enum Fit {
     Warp,
 }
 
-/// Pictures longer than this many times their shorter side are cut to it first: only the central square is used,
-/// and a strip of 65,500×1 must not become 16,768,000×256.
-const LONGEST_ASPECT: usize = 8;
+/// How a picture is resized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filter {
+    /// A triangle, widened by the reduction: Pillow's `BILINEAR`, torchvision's antialiased resize.
+    #[default]
+    Bilinear,
+    /// The mean of the area that each new pixel covers: OpenCV's `INTER_AREA` when shrinking.
+    Area,
+    /// Keys' cubic with a = −1/2, widened by the reduction: Pillow's and torchvision's `BICUBIC`.
+    Cubic,
+    /// The tool of 2014 (cuda-convnet2's `make-data`): OpenCV's `INTER_AREA` when shrinking and its `INTER_CUBIC`
+    /// (a = −3/4) when enlarging; the longer side is rounded and the square's offset rounded down.
+    AreaCubic,
+}
+
+/// How pictures are brought to the stored size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Framing {
+    /// Side of the square and shorter side of the whole picture, pixels.
+    pub side: usize,
+    /// How a picture becomes a square.
+    pub fit: Fit,
+    /// How it is resized.
+    pub resize: Filter,
+}
+
+/// Pictures longer than this many times their shorter side are cut to it first: a strip of 65,500×1 must not become
+/// 16,768,000×256.
+pub(super) const LONGEST_ASPECT: usize = 8;
+
+/// A rectangle of decoded RGB pixels, borrowed from where they are stored or decoded for the purpose.
+#[derive(Clone, Debug)]
+pub struct Frame<'a> {
+    /// Three bytes a pixel, rows from the top.
+    pub pixels: std::borrow::Cow<'a, [u8]>,
+    /// Pixels from one row to the next.
+    pub row_px: usize,
+    /// Columns left of the rectangle.
+    pub left: usize,
+    /// Rows above it.
+    pub top: usize,
+    /// In pixels.
+    pub width: usize,
+    /// In pixels.
+    pub height: usize,
+}
+
+impl<'a> Frame<'a> {
+    /// All of a picture, (height, width, 3).
+    pub fn whole(pixels: impl Into<std::borrow::Cow<'a, [u8]>>, width: usize, height: usize) -> Self {
+        Frame { pixels: pixels.into(), row_px: width, left: 0, top: 0, width, height }
+    }
+
+    /// The pixels of a picture that has been decoded.
+    pub fn of(picture: Picture) -> Frame<'static> {
+        Frame::whole(picture.pixels, picture.width, picture.height)
+    }
+
+    /// The square of `side` pixels in its middle, as `filter`'s tool places it.
+    pub fn central_square(mut self, side: usize, filter: Filter) -> Self {
+        self.left += middle(self.width - side, filter);
+        self.top += middle(self.height - side, filter);
+        (self.width, self.height) = (side, side);
+        self
+    }
+
+    /// The pixels alone, (height, width, 3).
+    pub fn to_pixels(&self) -> Vec<u8> {
+        let mut pixels = Vec::with_capacity(self.width * self.height * 3);
+        for y in self.top..self.top + self.height {
+            let start = (y * self.row_px + self.left) * 3;
+            pixels.extend_from_slice(&self.pixels[start..start + self.width * 3]);
+        }
+        pixels
+    }
+
+    fn part(&self) -> Part<'_> {
+        let Frame { ref pixels, row_px, left, top, width, height } = *self;
+        Part { pixels, row_px, left, top, width, height }
+    }
+}
 
 /// Resizes pictures; holds the resizer's buffers, so keep one a thread.
 #[derive(Default)]
@@ -27,61 +108,92 @@ pub struct Squarer(Resizer);
 impl Squarer {
     /// The square of `side`×`side` RGB pixels, rows from the top.
     ///
-    /// The filter is a triangle widened by the reduction (Pillow's `BILINEAR`, torchvision's antialiased resize);
-    /// sizes and offsets are torchvision's: the longer side becomes ⌊side·long/short⌋, the square's offset is half
-    /// of what is left, rounded to even.
+    /// Sizes and offsets are torchvision's (the longer side becomes ⌊side·long/short⌋, the square's offset is half of
+    /// what is left, rounded to even), or those of the tool of 2014 with [`Filter::AreaCubic`].
     ///
     /// Panics if `side` is 0 or the picture has no pixels or not 3 bytes for each.
-    pub fn square(&mut self, picture: &Picture, side: usize, fit: Fit) -> Vec<u8> {
+    pub fn square(&mut self, picture: &Picture, framing: Framing) -> Vec<u8> {
+        let Framing { side, fit, resize } = framing;
+        if fit == Fit::Warp {
+            let frame = Frame::whole(&picture.pixels[..], picture.width, picture.height);
+            assert!(side > 0, "a square of no pixels");
+            return self.resized(&frame, side, side, resize);
+        }
+        let (pixels, width, height) = self.whole(picture, framing);
+        if (width, height) == (side, side) {
+            return pixels;
+        }
+        Frame::whole(pixels, width, height).central_square(side, resize).to_pixels()
+    }
+
+    /// The whole picture with its shorter side resized to `side`, whatever `fit` says: pixels, width, height. What is
+    /// more than eight times as long as it is wide is cut to that in the middle.
+    ///
+    /// Panics as [`Squarer::square`].
+    pub fn whole(&mut self, picture: &Picture, framing: Framing) -> (Vec<u8>, usize, usize) {
+        let Framing { side, resize, .. } = framing;
         let (w, h) = (picture.width, picture.height);
         assert!(
             side > 0 && w > 0 && h > 0 && picture.pixels.len() == w * h * 3,
             "a picture of {w}×{h} pixels"
         );
-        if fit == Fit::Warp {
-            return self.resize(picture, (0, 0, w, h), side, side);
-        }
         let short = w.min(h);
-        let (cut_w, cut_h) = (w.min(short * LONGEST_ASPECT), h.min(short * LONGEST_ASPECT));
-        let part = ((w - cut_w) / 2, (h - cut_h) / 2, cut_w, cut_h);
-        let (new_w, new_h) = (side * cut_w / short, side * cut_h / short);
-        let resized = self.resize(picture, part, new_w, new_h);
-        let (left, top) = (half_to_even(new_w - side), half_to_even(new_h - side));
-        if (new_w, new_h) == (side, side) {
-            return resized;
-        }
-        let mut square = Vec::with_capacity(side * side * 3);
-        for y in top..top + side {
-            let start = (y * new_w + left) * 3;
-            square.extend_from_slice(&resized[start..start + side * 3]);
-        }
-        square
+        let (width, height) = (w.min(short * LONGEST_ASPECT), h.min(short * LONGEST_ASPECT));
+        let (left, top) = ((w - width) / 2, (h - height) / 2);
+        let frame = Frame { left, top, width, height, ..Frame::whole(&picture.pixels[..], w, h) };
+        let scaled = |length: usize| match resize {
+            Filter::AreaCubic => (side * length * 2 + short) / (2 * short),
+            _ => side * length / short,
+        };
+        let (new_w, new_h) = (scaled(width), scaled(height));
+        (self.resized(&frame, new_w, new_h, resize), new_w, new_h)
     }
 
-    /// Resizes the part (left, top, width, height) to `new_w`×`new_h`.
-    fn resize(
-        &mut self,
-        picture: &Picture,
-        part: (usize, usize, usize, usize),
-        new_w: usize,
-        new_h: usize,
-    ) -> Vec<u8> {
-        let (left, top, w, h) = part;
-        if part == (0, 0, new_w, new_h) && (picture.width, picture.height) == (new_w, new_h) {
-            return picture.pixels.clone();
+    /// A rectangle resized to `new_w`×`new_h`. What lies around it has no influence.
+    pub fn resized(&mut self, frame: &Frame, new_w: usize, new_h: usize, filter: Filter) -> Vec<u8> {
+        if (frame.width, frame.height) == (new_w, new_h) {
+            return frame.to_pixels();
         }
-        let options =
-            ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
+        let convolution = match filter {
+            Filter::Bilinear => FilterType::Bilinear,
+            Filter::Cubic => FilterType::CatmullRom,
+            Filter::Area => return resample(frame.part(), new_w, new_h, Rule::Area),
+            Filter::AreaCubic => {
+                let shrinks = new_w <= frame.width && new_h <= frame.height;
+                let rule = if shrinks { Rule::Area } else { Rule::Cubic };
+                return resample(frame.part(), new_w, new_h, rule);
+            }
+        };
+        if convolution == FilterType::CatmullRom && new_w != frame.width && new_h != frame.height {
+            // Pillow clips what overshoots after the rows and again after the columns.
+            let rows = self.convolve(frame, new_w, frame.height, convolution);
+            return self.convolve(&Frame::whole(rows, new_w, frame.height), new_w, new_h, convolution);
+        }
+        self.convolve(frame, new_w, new_h, convolution)
+    }
+
+    fn convolve(&mut self, frame: &Frame, new_w: usize, new_h: usize, filter: FilterType) -> Vec<u8> {
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
         let px = |v: usize| u32::try_from(v).expect("decoded pictures are below 2^32 pixels");
-        let source = ImageRef::new(px(picture.width), px(picture.height), &picture.pixels, PixelType::U8x3)
+        let rows = frame.pixels.len() / (frame.row_px * 3);
+        let source = ImageRef::new(px(frame.row_px), px(rows), &frame.pixels, PixelType::U8x3)
             .expect("three bytes a pixel");
         let source =
-            CroppedImage::new(&source, px(left), px(top), px(w), px(h)).expect("the part lies inside");
+            CroppedImage::new(&source, px(frame.left), px(frame.top), px(frame.width), px(frame.height))
+                .expect("the part lies inside");
         let mut target = fast_image_resize::images::Image::new(px(new_w), px(new_h), PixelType::U8x3);
         self.0
             .resize(&source, &mut target, &options)
             .expect("both have the same pixel type and at least a pixel");
         target.into_vec()
+    }
+}
+
+/// Where a square begins when `room` pixels are left over.
+fn middle(room: usize, filter: Filter) -> usize {
+    match filter {
+        Filter::AreaCubic => room / 2,
+        _ => half_to_even(room),
     }
 }
 
@@ -102,17 +214,21 @@ mod tests {
         Picture { width, height, pixels }
     }
 
+    fn framing(side: usize) -> Framing {
+        Framing { side, fit: Fit::CentralSquare, resize: Filter::Bilinear }
+    }
+
     #[test]
     fn a_square_of_the_right_size_is_untouched() {
         let p = gradient(64, 64);
-        assert_eq!(Squarer::default().square(&p, 64, Fit::CentralSquare), p.pixels);
+        assert_eq!(Squarer::default().square(&p, framing(64)), p.pixels);
     }
 
     #[test]
     fn only_cropping_keeps_the_pixels() {
         // 100×64 at side 64: scale 1, offset 18.
         let p = gradient(100, 64);
-        let square = Squarer::default().square(&p, 64, Fit::CentralSquare);
+        let square = Squarer::default().square(&p, framing(64));
         assert_eq!(square[0..3], [18, 0, 18]);
         assert_eq!(square.len(), 64 * 64 * 3);
         assert_eq!(square[(63 * 64 + 63) * 3], 81);
@@ -123,11 +239,28 @@ mod tests {
         for (w, h) in [(65_500, 1), (1, 65_500), (1, 1), (9, 1), (3, 2)] {
             let p = Picture { width: w, height: h, pixels: vec![77; w * h * 3] };
             for fit in [Fit::CentralSquare, Fit::Warp] {
-                let square = Squarer::default().square(&p, 256, fit);
-                assert_eq!(square.len(), 256 * 256 * 3);
-                assert!(square.iter().all(|&v| v == 77));
+                for resize in [Filter::Bilinear, Filter::Area, Filter::Cubic, Filter::AreaCubic] {
+                    let framing = Framing { side: 256, fit, resize };
+                    let square = Squarer::default().square(&p, framing);
+                    assert_eq!(square.len(), 256 * 256 * 3);
+                    assert!(square.iter().all(|&v| v == 77));
+                    let (whole, width, height) = Squarer::default().whole(&p, framing);
+                    assert_eq!((whole.len(), width.min(height)), (width * height * 3, 256));
+                    assert!(width.max(height) <= 256 * LONGEST_ASPECT);
+                }
             }
         }
+    }
+
+    #[test]
+    fn the_tool_of_2014_rounds_the_longer_side() {
+        // 100×30 at side 10 is 33.3×10; 50×30 is 16.7×10, which torchvision makes 16 and the tool 17.
+        let size = |w: usize, resize| {
+            let p = Picture { width: w, height: 30, pixels: vec![1; w * 30 * 3] };
+            Squarer::default().whole(&p, Framing { resize, ..framing(10) }).1
+        };
+        assert_eq!([size(100, Filter::AreaCubic), size(50, Filter::AreaCubic)], [33, 17]);
+        assert_eq!([size(100, Filter::Bilinear), size(50, Filter::Bilinear)], [33, 16]);
     }
 
     #[test]

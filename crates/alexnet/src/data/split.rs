@@ -49,7 +49,7 @@ pub struct Partition {
 /// [`Error::Config`] for a fraction outside 0..1 or `n` = 0; [`Error::Data`] if the rule is
 /// [`SplitRule::Given`] and the folder has no `train/` and `val/`, or if one side would be empty.
 pub fn split(pack: &Pack, rule: &SplitRule) -> Result<Partition> {
-    let readable = |&i: &u32| pack.picture(i as usize).is_some();
+    let readable = |&i: &u32| pack.is_readable(i as usize);
     let all = (0..pack.len() as u32).filter(readable);
     let mut partition = Partition::default();
     match *rule {

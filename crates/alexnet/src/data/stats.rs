@@ -2,7 +2,8 @@
 //! not depend on the threads or the order.
 
 use super::augment::ColourAxes;
-use super::pack::Pack;
+use super::pack::{Keep, Pack};
+use super::resize::{Frame, Squarer};
 use crate::error::{Error, Result};
 
 /// Statistics of pixels in 0–255.
@@ -20,40 +21,78 @@ pub struct Stats {
     pub axes: ColourAxes,
 }
 
-/// Sums over some pictures.
-struct Sums {
-    position: Vec<u64>,
-    /// Of c·c' for RR, RG, RB, GG, GB, BB.
-    products: [u64; 6],
-    pictures: u64,
+/// Sums over some pictures, all of them integers: exact, so the same in any order and for any division of the work.
+///
+/// They cannot overflow: a product is at most 255² < 2¹⁶, so 64 bits hold the products of 2⁴⁸ pixels, which are
+/// 4·10⁹ pictures of 256² (pictures have 32-bit indices); ImageNet's 1.28 million have 8.4·10¹⁰.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sums {
+    /// Of each position and channel, (side, side, 3).
+    pub position: Vec<u64>,
+    /// Of c·c' for RR, RG, RB, GG, GB, BB over all pixels.
+    pub products: [u64; 6],
+    /// How many pictures.
+    pub pictures: u64,
+    /// Of each position and channel, what is not in [`Sums::position`] yet; may be empty.
+    recent: Vec<u32>,
+    recent_pictures: u32,
 }
 
+/// Bytes whose products are gathered before they are sorted by channel: whole pixels, and few enough for 32 bits.
+const LANES: usize = 48;
+
 impl Sums {
-    fn new(side: usize) -> Self {
-        Sums { position: vec![0; side * side * 3], products: [0; 6], pictures: 0 }
+    /// Numbers beside the positions: pictures and products.
+    pub const MOMENTS: usize = 7;
+
+    pub fn new(side: usize) -> Self {
+        Sums::from_parts(vec![0; side * side * 3], &[0; Sums::MOMENTS])
     }
 
-    fn add(&mut self, pixels: &[u8]) {
-        for (sum, &p) in self.position.iter_mut().zip(pixels) {
-            *sum += u64::from(p);
-        }
-        // In pieces whose sums fit in 32 bits: 255² · 4096 < 2³².
-        for piece in pixels.chunks(3 * 4096) {
-            let mut products = [0u32; 6];
-            for p in piece.chunks_exact(3) {
-                let [r, g, b] = [u32::from(p[0]), u32::from(p[1]), u32::from(p[2])];
-                for (sum, v) in products.iter_mut().zip([r * r, r * g, r * b, g * g, g * b, b * b]) {
-                    *sum += v;
-                }
+    /// Number of pictures, then the products.
+    pub fn moments(&self) -> Vec<u64> {
+        std::iter::once(self.pictures).chain(self.products).collect()
+    }
+
+    /// The other way round; `moments` has [`Sums::MOMENTS`] numbers.
+    pub fn from_parts(position: Vec<u64>, moments: &[u64]) -> Self {
+        let products = std::array::from_fn(|i| moments[1 + i]);
+        Sums { position, products, pictures: moments[0], recent: Vec::new(), recent_pictures: 0 }
+    }
+
+    /// Adds a square of this side.
+    pub fn add(&mut self, square: &Frame) {
+        let row_len = square.width * 3;
+        self.recent.resize(self.position.len(), 0);
+        for (y, sums) in self.recent.chunks_exact_mut(row_len).enumerate() {
+            let row = &square.pixels[((square.top + y) * square.row_px + square.left) * 3..][..row_len];
+            for (sum, &p) in sums.iter_mut().zip(row) {
+                *sum += u32::from(p);
             }
-            for (sum, v) in self.products.iter_mut().zip(products) {
-                *sum += u64::from(v);
+            // 255² · (8192 / 16) < 2³²: a lane sees every sixteenth pixel.
+            for piece in row.chunks(3 * 8192) {
+                add_products(piece, &mut self.products);
             }
         }
         self.pictures += 1;
+        self.recent_pictures += 1;
+        // 255 · 2²⁴ < 2³².
+        if self.recent_pictures == 1 << 24 {
+            self.settle();
+        }
     }
 
-    fn merge(&mut self, other: &Sums) {
+    /// Moves the recent sums, which have 32 bits because that is twice as fast, to the others.
+    pub fn settle(&mut self) {
+        for (sum, recent) in self.position.iter_mut().zip(&mut self.recent) {
+            *sum += u64::from(std::mem::take(recent));
+        }
+        self.recent_pictures = 0;
+    }
+
+    /// Adds the sums of other pictures, which are settled.
+    pub fn merge(&mut self, other: &Sums) {
+        debug_assert_eq!(other.recent_pictures, 0, "sums that are not settled");
         for (a, b) in self.position.iter_mut().zip(&other.position) {
             *a += b;
         }
@@ -64,12 +103,55 @@ impl Sums {
     }
 }
 
+/// Adds the products of some pixels. Each byte is multiplied by itself and by the next two; which channels these are
+/// follows from the place modulo 3, and the lanes stay in place, so that the loop runs on vectors.
+fn add_products(pixels: &[u8], products: &mut [u64; 6]) {
+    let mut lanes = [[0u32; LANES]; 3];
+    let mut rest = pixels;
+    // The last pixels of a run need two bytes after them.
+    while let Some(run) = rest.first_chunk::<{ LANES + 2 }>() {
+        for (shift, lanes) in lanes.iter_mut().enumerate() {
+            for i in 0..LANES {
+                lanes[i] += u32::from(u16::from(run[i]) * u16::from(run[i + shift]));
+            }
+        }
+        rest = &rest[LANES..];
+    }
+    let of = |shift: usize, channel: usize| -> u64 {
+        lanes[shift].iter().skip(channel).step_by(3).map(|&v| u64::from(v)).sum()
+    };
+    // RR, RG, RB, GG, GB, BB; the products that cross from one pixel to the next are left alone.
+    let found = [of(0, 0), of(1, 0), of(2, 0), of(0, 1), of(1, 1), of(0, 2)];
+    for (sum, v) in products.iter_mut().zip(found) {
+        *sum += v;
+    }
+    for p in rest.chunks_exact(3) {
+        let [r, g, b] = [u64::from(p[0]), u64::from(p[1]), u64::from(p[2])];
+        for (sum, v) in products.iter_mut().zip([r * r, r * g, r * b, g * g, g * b, b * b]) {
+            *sum += v;
+        }
+    }
+}
+
 impl Stats {
-    /// Over the readable pictures among `indices`, on `threads` threads.
+    /// Over the squares of the readable pictures among `indices`, on `threads` threads. If these are the pictures that
+    /// were summed up while the pack was made (the training side where the source says which it is, else all), no
+    /// pixel is read again.
     ///
     /// # Errors
-    /// [`Error::Data`] if none of them is readable.
+    /// [`Error::Data`] if none of them is readable, or one cannot be decoded again.
     pub fn compute(pack: &Pack, indices: &[u32], threads: usize) -> Result<Stats> {
+        let sums = match pack.stored_sums(indices) {
+            Some(sums) => sums.clone(),
+            None => Stats::sums(pack, indices, threads)?,
+        };
+        if sums.pictures == 0 {
+            return Err(Error::Data("no readable picture to take the mean of".into()));
+        }
+        Ok(finish(&sums))
+    }
+
+    pub(super) fn sums(pack: &Pack, indices: &[u32], threads: usize) -> Result<Sums> {
         let side = pack.side();
         let share = indices.len().div_ceil(threads.max(1)).max(1);
         let mut sums = Sums::new(side);
@@ -77,21 +159,25 @@ impl Stats {
             let workers: Vec<_> = indices
                 .chunks(share)
                 .map(|part| {
-                    scope.spawn(move || {
-                        let mut sums = Sums::new(side);
-                        part.iter().filter_map(|&i| pack.picture(i as usize)).for_each(|p| sums.add(p));
-                        sums
+                    scope.spawn(move || -> Result<Sums> {
+                        let (mut sums, mut squarer) = (Sums::new(side), Squarer::default());
+                        for &i in part {
+                            match pack.frame(i as usize, Keep::Square, &mut squarer) {
+                                Some(Ok(square)) => sums.add(&square),
+                                Some(Err(why)) => return Err(Error::Data(why)),
+                                None => {}
+                            }
+                        }
+                        sums.settle();
+                        Ok(sums)
                     })
                 })
                 .collect();
             for worker in workers {
-                sums.merge(&worker.join().expect("summing does not panic"));
+                sums.merge(&worker.join().expect("summing does not panic")?);
             }
-        });
-        if sums.pictures == 0 {
-            return Err(Error::Data("no readable picture to take the mean of".into()));
-        }
-        Ok(finish(&sums))
+            Ok(sums)
+        })
     }
 }
 
@@ -194,6 +280,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn products_are_those_of_one_pixel_after_the_other() {
+        let mut random = Stream::new(4, Purpose::Synthetic, 0, 0);
+        for side in [1, 2, 15, 16, 17, 33, 100] {
+            let pixels: Vec<u8> = (0..side * side * 3)
+                .map(|_| if side == 100 { 255 } else { random.below(256) as u8 })
+                .collect();
+            let mut sums = Sums::new(side);
+            sums.add(&Frame::whole(&pixels[..], side, side));
+            sums.settle();
+            let sum = |a: usize, b: usize| -> u64 {
+                pixels.chunks_exact(3).map(|p| u64::from(p[a]) * u64::from(p[b])).sum()
+            };
+            assert_eq!(sums.products, [sum(0, 0), sum(0, 1), sum(0, 2), sum(1, 1), sum(1, 2), sum(2, 2)]);
+            let again = Sums::from_parts(sums.position.clone(), &sums.moments());
+            assert_eq!((again.position, again.products, again.pictures), (sums.position, sums.products, 1));
+        }
+        // The longest piece, all white.
+        let mut products = [0; 6];
+        add_products(&[255; 3 * 8192], &mut products);
+        assert_eq!(products, [8192 * 65025; 6]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::views::mean_outputs;
 use crate::data::decode::{decode_file, sniff};
 use crate::data::pack::NewPicture;
 use crate::data::resize::Squarer;
-use crate::data::{Pack, Preprocess, View};
+use crate::data::{Form, Keep, Pack, PackOptions, Preprocess, View};
 use crate::error::{Error, Result, nearest};
 use crate::exec::contract::Executor;
 use std::io::Read;
@@ -138,7 +138,8 @@ pub fn outputs(
 
 /// The files as a pack in memory, all of one nameless class.
 fn decode(files: &[PathBuf], preprocess: &Preprocess, threads: usize) -> Result<Pack> {
-    let options = preprocess.pack_options();
+    // Only the central view is taken, so that squares are enough.
+    let options = PackOptions { keep: Keep::Square, form: Form::Raw, ..preprocess.pack_options() };
     let squares: Vec<OnceLock<Square>> = files.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -147,7 +148,7 @@ fn decode(files: &[PathBuf], preprocess: &Preprocess, threads: usize) -> Result<
                 let mut squarer = Squarer::default();
                 while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < files.len()) {
                     let square = decode_file(&files[i], options.exif)
-                        .map(|picture| squarer.square(&picture, options.side, options.fit));
+                        .map(|picture| squarer.square(&picture, options.framing()));
                     // Every index is given out once.
                     let _ = squares[i].set(square);
                 }

@@ -137,16 +137,7 @@ mod tests {
 
     fn preprocess() -> Arc<Preprocess> {
         let mean = Mean::Channels([0.5; 3]);
-        let Preprocess { fit, exif, .. } = Preprocess::torchvision();
-        Arc::new(Preprocess {
-            side: SIDE,
-            fit,
-            exif,
-            crop: 8,
-            mean,
-            std: [0.25; 3],
-            ..Preprocess::torchvision()
-        })
+        Arc::new(Preprocess { side: SIDE, crop: 8, mean, std: [0.25; 3], ..Preprocess::torchvision() })
     }
 
     fn executor(batch: usize) -> Reference<f32> {

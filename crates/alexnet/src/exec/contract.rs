@@ -108,6 +108,19 @@ impl Params {
     /// # Errors
     /// As [`Network::trace`].
     pub fn zeros(net: &Network) -> Result<Self> {
+        let mut params = Params::shapes(net)?;
+        for param in &mut params.0 {
+            param.data = vec![0.0; param.shape.iter().product()];
+        }
+        Ok(params)
+    }
+
+    /// Names, roles and shapes of a network's parameters, with no elements yet: for comparing with a file before memory
+    /// is taken for what a network says of itself.
+    ///
+    /// # Errors
+    /// As [`Network::trace`].
+    pub fn shapes(net: &Network) -> Result<Self> {
         let mut params = Vec::new();
         for (layer, t) in net.trace()?.iter().enumerate().filter(|(_, t)| t.params() > 0) {
             let channels = || vec![t.biases()];
@@ -118,8 +131,8 @@ impl Params {
                 tensors.push((Role::Statistic, "running_var", channels()));
             }
             for (role, suffix, shape) in tensors {
-                let data = vec![0.0; shape.iter().product()];
-                params.push(Param { name: format!("{}.{suffix}", t.layer.name), layer, role, shape, data });
+                let name = format!("{}.{suffix}", t.layer.name);
+                params.push(Param { name, layer, role, shape, data: vec![] });
             }
         }
         Ok(Params(params))

@@ -98,9 +98,34 @@ pub struct State {
     pub data_fingerprint: String,
     /// How they are split; the seed of [`SplitConfig::rule`] is the run's.
     pub split: SplitConfig,
+    /// Where the weights come from, if they were imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 impl State {
+    /// The state of a model that was made elsewhere: it has no recipe, no history and no data, and cannot be resumed.
+    pub fn imported(net: &Network, classes: Vec<String>, preprocess: Preprocess, origin: &str) -> Self {
+        State {
+            format: FORMAT,
+            program: env!("CARGO_PKG_VERSION").into(),
+            network: net.to_toml(),
+            recipe: String::new(),
+            seed: 0,
+            position: Position::default(),
+            sums: EpochSums::default(),
+            plateau: PlateauState::default(),
+            history: vec![],
+            metrics_bytes: 0,
+            classes,
+            preprocess,
+            colour_axes: None,
+            data_fingerprint: String::new(),
+            split: SplitConfig::Given,
+            origin: Some(origin.into()),
+        }
+    }
+
     /// The epoch with the lowest validation top-1 error so far; the first of equals.
     pub fn best(&self) -> Option<&EpochMetrics> {
         self.history.iter().min_by(|a, b| a.val_top1_error.total_cmp(&b.val_top1_error))
@@ -120,6 +145,11 @@ impl State {
     /// # Errors
     /// As [`Recipe::from_toml`].
     pub fn recipe(&self) -> Result<Recipe> {
+        if let Some(origin) = &self.origin {
+            return Err(Error::Checkpoint(format!(
+                "the model was imported ({origin}) and has no recipe; train from it with --from"
+            )));
+        }
         Recipe::from_toml(&self.recipe, "the checkpoint's recipe")
             .map_err(|e| Error::Checkpoint(e.to_string()))
     }
@@ -201,30 +231,36 @@ impl Checkpoint {
         let mut reader = Reader::open(path)?;
         let mut state = read_state(reader.metadata("state")?).map_err(fail)?;
         let net = state.network().map_err(|e| fail(e.to_string()))?;
-        let mut params = Params::zeros(&net).map_err(|e| fail(e.to_string()))?;
-        let mut momentum = if with_momentum { params.clone() } else { Params::default() };
-        let mut missing: Vec<&str> = params.0.iter().map(|p| p.name.as_str()).collect();
-        let mut tensors = reader.read(|name| with_momentum || !name.starts_with(MOMENTUM))?;
-        missing.retain(|name| {
-            let has = |prefix: &str| tensors.iter().any(|t| t.name == format!("{prefix}{name}"));
-            !has("") || (with_momentum && !has(MOMENTUM))
-        });
-        if let Some(name) = missing.first() {
-            return Err(fail(format!("tensor {name} or its momentum is missing")));
+        let wanted = |name: &str| with_momentum || !name.starts_with(MOMENTUM);
+        // The sizes are compared before anything is read: a network that lies about them gets no memory.
+        let shapes = Params::shapes(&net).map_err(|e| fail(e.to_string()))?;
+        for (name, shape) in reader.shapes().filter(|(name, _)| wanted(name)) {
+            let own = name.strip_prefix(MOMENTUM).unwrap_or(name);
+            if name != MEAN_PICTURE && shapes.get(own).is_none_or(|p| p.shape != shape) {
+                return Err(fail(format!("tensor {name} does not belong to its network")));
+            }
         }
+        if with_momentum && reader.shapes().all(|(name, _)| !name.starts_with(MOMENTUM)) {
+            return Err(fail(
+                "holds a model without momentum, which cannot be resumed; train from it with --from".into(),
+            ));
+        }
+        let mut tensors = reader.read(wanted)?;
         if let Some(at) = tensors.iter().position(|t| t.name == MEAN_PICTURE) {
             state.preprocess.mean = Mean::Picture(tensors.swap_remove(at).data);
         }
-        for t in tensors {
-            let (target, name) = match t.name.strip_prefix(MOMENTUM) {
-                Some(name) => (&mut momentum, name),
-                None => (&mut params, t.name.as_str()),
-            };
-            match target.0.iter_mut().find(|p| p.name == name) {
-                Some(p) if p.shape == t.shape => p.data = t.data,
-                _ => return Err(fail(format!("tensor {} does not belong to its network", t.name))),
+        let mut take = |prefix: &str| -> Result<Params> {
+            let mut params = shapes.clone();
+            for param in &mut params.0 {
+                let found = tensors.iter().position(|t| t.name.strip_prefix(prefix) == Some(&param.name));
+                let at =
+                    found.ok_or_else(|| fail(format!("tensor {} or its momentum is missing", param.name)))?;
+                param.data = tensors.swap_remove(at).data;
             }
-        }
+            Ok(params)
+        };
+        let params = take("")?;
+        let momentum = if with_momentum { take(MOMENTUM)? } else { Params::default() };
         state.preprocess.check().map_err(|e| fail(e.to_string()))?;
         if state.classes.len() != net.classes() {
             return Err(fail(format!("{} class names for {} outputs", state.classes.len(), net.classes())));

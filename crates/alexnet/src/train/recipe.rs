@@ -2,19 +2,19 @@
 //! `recipes/`; a published recipe names its source, its result, and where it differs from the source.
 
 use super::schedule::Schedule;
-use crate::data::{Exif, Fit, MeanAt};
+use crate::data::{Exif, Filter, Fit, Form, Keep, MeanAt};
 use crate::error::{Error, Result};
 use crate::net::{Layer, Network, Op};
 use crate::ops::update::{Lars, Rule};
-use crate::toml_error::{at, explain, unknown};
+use crate::toml_error::{at, unknown};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::ops::Range;
-use toml::de::{DeTable, DeValue};
 
+mod check;
 mod choices;
 pub mod difference;
 
+use check::{refine, span_of};
 pub use choices::Choices;
 
 /// A built-in recipe's name and text.
@@ -252,6 +252,17 @@ pub struct Preprocessing {
     /// What to do with a camera's orientation mark.
     #[serde(default)]
     pub exif: Exif,
+    /// How much of each picture is stored: `square`; `whole`, for crops of random size out of the whole picture with its
+    /// shorter side at `side`; `original`, the files as they are, from which such crops are taken as torchvision does.
+    #[serde(default)]
+    pub keep: Keep,
+    /// `raw`, or `jpeg`: a seventh of the bytes, decoded while training.
+    #[serde(default)]
+    pub form: Form,
+    /// `bilinear` (antialiased, as Pillow and torchvision), `cubic` (likewise), `area`, or `area-cubic` (the tool of
+    /// 2014: OpenCV's area when shrinking, its cubic when enlarging).
+    #[serde(default)]
+    pub resize: Filter,
     /// What pixels 0-255 are divided by first.
     #[serde(default = "one")]
     pub divisor: f64,
@@ -272,6 +283,9 @@ impl Default for Preprocessing {
             side: side(),
             fit: Fit::default(),
             exif: Exif::default(),
+            keep: Keep::default(),
+            form: Form::default(),
+            resize: Filter::default(),
             divisor: 1.0,
             mean: measured_channels(),
             mean_at: MeanAt::default(),
@@ -454,104 +468,6 @@ impl Recipe {
         self.validate().map_err(|(path, why)| Error::Config(format!("{}: {why}", path.join("."))))
     }
 
-    /// The path of the first wrong key, and why it is wrong.
-    fn validate(&self) -> std::result::Result<(), (Vec<String>, String)> {
-        let fail = |path: &str, why: String| Err((path.split('.').map(str::to_string).collect(), why));
-        let within = |path: &str, value: f64, low: f64, high: f64| {
-            if (low..=high).contains(&value) {
-                Ok(())
-            } else {
-                let name = path.rsplit('.').next().unwrap_or(path);
-                fail(path, format!("{name} = {value} must be between {low} and {high}"))
-            }
-        };
-        if self.epochs == 0 || self.epochs > 1_000_000 {
-            return fail("epochs", format!("epochs = {} must be between 1 and 1000000", self.epochs));
-        }
-        if self.batch == 0 || self.batch > 65_536 {
-            return fail("batch", format!("batch = {} must be between 1 and 65536", self.batch));
-        }
-        if self.lr.is_nan() || self.lr <= 0.0 || self.lr > 1e6 {
-            return fail("lr", format!("lr = {} must be above 0", self.lr));
-        }
-        within("momentum", self.momentum, 0.0, 0.9999)?;
-        within("weight_decay", self.weight_decay, 0.0, 1e3)?;
-        within("warmup_epochs", self.warmup_epochs, 0.0, self.epochs as f64)?;
-        within("warmup_from", self.warmup_from, 0.0, 1.0)?;
-        if let Some(rate) = self.dropout {
-            within("dropout", rate, 0.0, 0.99)?;
-        }
-        if let Some(limit) = self.filter_rms {
-            within("filter_rms", limit, 1e-6, 1e6)?;
-        }
-        if let Some(lars) = &self.lars {
-            within("lars.trust", lars.trust, 1e-9, 1e3)?;
-        }
-        if let Some(name) = self.follows.as_deref().filter(|name| names().all(|n| n != *name)) {
-            let names: Vec<&str> = names().collect();
-            return fail("follows", unknown("recipe", name, &names));
-        }
-        let schedules = [("schedule", Some(&self.schedule)), ("bias.schedule", self.bias.schedule.as_ref())];
-        for (path, schedule) in schedules {
-            if let Some(Err(e)) = schedule.map(Schedule::validate) {
-                let message = e.to_string();
-                let key = message.split(' ').next().unwrap_or_default();
-                return fail(&format!("{path}.{key}"), message.clone());
-            }
-        }
-        within("bias.lr", self.bias.lr, 0.0, 1e6)?;
-        within("bias.decay", self.bias.decay, 0.0, 1e6)?;
-        for (name, rates) in &self.layers {
-            let bias = rates.bias_lr.unwrap_or(rates.lr);
-            within(&format!("layers.{name}.lr"), rates.lr, 0.0, 1e6)?;
-            within(&format!("layers.{name}.bias_lr"), bias, 0.0, 1e6)?;
-            within(&format!("layers.{name}.decay"), rates.decay, 0.0, 1e6)?;
-            let path = format!("layers.{name}.changes");
-            for change in &rates.changes {
-                let bias = change.bias_lr.unwrap_or(change.lr);
-                for value in [change.lr, bias, change.from_epoch] {
-                    within(&path, value, 0.0, 1e6)?;
-                }
-            }
-            if !rates.changes.is_sorted_by_key(|c| c.from_epoch) {
-                return fail(&path, "changes must be in the order of from_epoch".into());
-            }
-        }
-        if !(8..=4096).contains(&self.preprocess.side) {
-            return fail(
-                "preprocess.side",
-                format!("side = {} must be between 8 and 4096", self.preprocess.side),
-            );
-        }
-        within("preprocess.divisor", self.preprocess.divisor, 1e-6, 1e6)?;
-        for value in self.preprocess.std {
-            within("preprocess.std", value, 1e-6, 1e6)?;
-        }
-        let augment = &self.augment;
-        within("augment.colour_noise", augment.colour_noise, 0.0, 10.0)?;
-        let [low, high] = augment.area;
-        if !(0.01 <= low && low <= high && high <= 1.0) {
-            return fail(
-                "augment.area",
-                format!("area = [{low}, {high}] must rise and lie between 0.01 and 1"),
-            );
-        }
-        if self.preprocess.mean_at == MeanAt::View && augment.crop == Crop::RandomArea {
-            return fail(
-                "preprocess.mean_at",
-                "mean_at = \"view\" goes with crops of the network's size, not with crop = \"random-area\""
-                    .into(),
-            );
-        }
-        if augment.shared_by == 0 {
-            return fail("augment.shared_by", "shared_by = 0 must be at least 1".into());
-        }
-        if ![1, 10].contains(&self.validation.views) {
-            return fail("validation.views", format!("views = {} must be 1 or 10", self.validation.views));
-        }
-        within("validation.fraction", self.validation.fraction, 0.001, 0.9)
-    }
-
     /// The network as this recipe trains it: with its dropout rate and its hidden layers.
     ///
     /// # Errors
@@ -586,6 +502,22 @@ impl Recipe {
         Rule { lars: self.lars, filter_rms: self.filter_rms.map(|limit| limit as f32) }
     }
 
+    /// The same course in another number of epochs: everything that happens at an epoch happens at the same part of the
+    /// run.
+    pub fn with_epochs(mut self, epochs: u64) -> Self {
+        let ratio = epochs as f64 / self.epochs.max(1) as f64;
+        self.epochs = epochs;
+        self.warmup_epochs *= ratio;
+        self.schedule = self.schedule.stretched(ratio);
+        self.bias.schedule = self.bias.schedule.map(|schedule| schedule.stretched(ratio));
+        for change in self.layers.values_mut().flat_map(|layer| &mut layer.changes) {
+            change.from_epoch *= ratio;
+        }
+        let until = &mut self.augment.colour_noise_until;
+        *until = until.map(|epoch| (epoch as f64 * ratio).round() as u64);
+        self
+    }
+
     /// `net` with these hidden fully connected layers; itself if it has them already.
     fn with_hidden(&self, mut net: Network, widths: &[usize]) -> Result<Network> {
         let linear = |layer: &Layer| matches!(layer.op, Op::Linear(_));
@@ -610,49 +542,6 @@ impl Recipe {
         });
         Ok(net)
     }
-}
-
-/// The place of a key, by its path.
-fn span_of(text: &str, path: &[String]) -> Option<Range<usize>> {
-    let root = DeTable::parse(text).ok()?;
-    let mut table = root.get_ref();
-    let mut found = None;
-    for key in path {
-        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref() == key.as_str()) else {
-            break;
-        };
-        found = Some(name.span());
-        match value.get_ref() {
-            DeValue::Table(inner) => table = inner,
-            _ => break,
-        }
-    }
-    found
-}
-
-/// A deserializer's error with its place. Within a table that is read by its `kind`, serde knows the place of the
-/// table only; the line of an unknown key is then looked up.
-fn refine(text: &str, origin: &str, error: &toml::de::Error) -> Error {
-    let message = error.message();
-    let typed = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
-    if let (Some(typed), Some(span)) = (typed, error.span())
-        && text.get(span.clone()).is_some_and(|t| t.trim() != typed)
-    {
-        let after = |from: usize| {
-            let rest = &text[from..];
-            let lines = rest.split_inclusive('\n').scan(from, |at, line| {
-                let start = *at;
-                *at += line.len();
-                Some((start, line))
-            });
-            lines.into_iter().find(|(_, line)| line.split('=').next().is_some_and(|key| key.trim() == typed))
-        };
-        if let Some((start, line)) = after(span.start) {
-            let only: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
-            return at(text, origin, Some(start..start + line.len()), &unknown("key", typed, &only));
-        }
-    }
-    explain(text, origin, error)
 }
 
 #[cfg(test)]

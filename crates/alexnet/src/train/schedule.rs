@@ -157,6 +157,25 @@ impl Schedule {
         reduce
     }
 
+    /// The same course over a run `ratio` times as long: boundaries in epochs move, those in steps stay.
+    pub fn stretched(mut self, ratio: f64) -> Self {
+        match &mut self {
+            Schedule::Step { every, unit: Unit::Epochs, .. } => *every *= ratio,
+            Schedule::MultiStep { at, unit: Unit::Epochs, .. } => at.iter_mut().for_each(|b| *b *= ratio),
+            Schedule::Plateau { patience, .. } => {
+                *patience = (f64::from(*patience) * ratio).round().max(1.0) as u32;
+            }
+            // In steps, or in parts of the run.
+            Schedule::Step { .. }
+            | Schedule::MultiStep { .. }
+            | Schedule::Constant
+            | Schedule::ExponentialByParts { .. }
+            | Schedule::Polynomial { .. }
+            | Schedule::Cosine => {}
+        }
+        self
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors

@@ -49,6 +49,9 @@ impl Recipe {
             side: theirs.side,
             fit: self.preprocess.fit,
             exif: self.preprocess.exif,
+            keep: self.preprocess.keep,
+            form: self.preprocess.form,
+            resize: self.preprocess.resize,
             divisor: 255.0,
             mean_at: self.preprocess.mean_at,
             mean: MeanSpec::Fixed(exact(mean)),
@@ -61,7 +64,8 @@ impl Recipe {
 
     /// How the pictures must be stored for this recipe.
     pub fn pack_options(&self) -> PackOptions {
-        PackOptions { side: self.preprocess.side, fit: self.preprocess.fit, exif: self.preprocess.exif }
+        let Preprocessing { side, fit, exif, keep, form, resize, .. } = self.preprocess;
+        PackOptions { side, fit, exif, keep, form, resize }
     }
 
     /// The recipe's preprocessing for `net`, and the axes of the colour noise if the recipe has any; what is to be
@@ -77,7 +81,8 @@ impl Recipe {
         train: &[u32],
         threads: usize,
     ) -> Result<(Preprocess, Option<ColourAxes>)> {
-        let Preprocessing { side, fit, exif, divisor, ref mean, mean_at, std } = self.preprocess;
+        let Preprocessing { side, fit, exif, keep, resize, divisor, ref mean, mean_at, std, .. } =
+            self.preprocess;
         if net.input.c != 3 || net.input.h != net.input.w {
             return Err(Error::Config(format!(
                 "network {}: pictures are 3×n×n, its input is {}",
@@ -107,7 +112,8 @@ impl Recipe {
         };
         let scale = (1.0 / divisor) as f32;
         let std = std.map(|s| s as f32);
-        let preprocess = Preprocess { side, fit, exif, crop: net.input.h, scale, mean, mean_at, std };
+        let crop = net.input.h;
+        let preprocess = Preprocess { side, fit, exif, keep, resize, crop, scale, mean, mean_at, std };
         preprocess.check()?;
         let axes = match self.augment.colour_axes {
             _ if !noise => None,

@@ -130,6 +130,11 @@ struct Entry {
     checksum: String,
 }
 
+/// Whether this is the beginning of such a file.
+pub fn is_one(file: &[u8]) -> bool {
+    file.get(8..).is_some_and(|text| text.starts_with(PREFIX.as_bytes()))
+}
+
 /// An open file whose header is sound. Tensors are checked as they are read.
 pub struct Reader {
     path: PathBuf,
@@ -191,6 +196,11 @@ impl Reader {
                 self.path.display()
             ))
         })
+    }
+
+    /// Name and sizes of every tensor, in the order of the file.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.entries.iter().map(|e| (e.name.as_str(), &e.shape[..]))
     }
 
     /// Reads the tensors whose names `wanted` accepts, in the order of the file.

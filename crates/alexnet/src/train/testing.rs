@@ -61,6 +61,7 @@ pub fn state(net: &Network) -> State {
         colour_axes: None,
         data_fingerprint: "0".into(),
         split: SplitConfig::TrainPerClass(3),
+        origin: None,
     }
 }
 

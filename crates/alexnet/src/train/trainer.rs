@@ -180,6 +180,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
                     colour_axes,
                     data_fingerprint: pack.fingerprint().into(),
                     split: split_config,
+                    origin: None,
                 };
                 (state, params, Params::zeros(&net)?, false)
             }

@@ -9,6 +9,7 @@
 //! `ALEXNET_HOSTILE_INPUTS=1000000` sets the number of mutants for each parser (100,000 by default), and
 //! `-- --nocapture` shows how deep they reached.
 
+mod checkpoint;
 mod harness;
 #[path = "../common/sources.rs"]
 mod make;
@@ -16,3 +17,5 @@ mod meter;
 mod mutate;
 mod sources;
 mod tars;
+mod text;
+mod weights;

@@ -1,12 +1,14 @@
 //! `alexnet data`: check, pack and describe a set of pictures.
 
-use crate::args::{Data, DataCheck, DataPack, DataStats};
+use crate::args::{self, Data, DataCheck, DataJoin, DataPack, DataStats};
 use crate::failure::{Failure, Outcome};
 use crate::plan;
 use crate::progress::Progress;
-use crate::terminal::{bytes, plural, print_line, table};
+use crate::terminal::{bytes, complain, plural, print_line, table};
+use alexnet::Error;
 use alexnet::data::source::Reader;
-use alexnet::data::{Listing, Pack, PackOptions, Stats};
+use alexnet::data::{BuildOptions, Filter, Form, Keep, Listing, Pack, PackOptions, Shard, Stats};
+use alexnet::train::recipe;
 use serde_json::json;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +19,7 @@ pub fn run(data: Data) -> Outcome {
     match data {
         Data::Check(args) => check(args),
         Data::Pack(args) => pack(args),
+        Data::Join(args) => join(args),
         Data::Stats(args) => stats(args),
     }
 }
@@ -90,26 +93,94 @@ fn decode_all(listing: &Listing) -> Vec<(String, String)> {
 
 /// Makes a pack, in the cache folder or in a file.
 fn pack(args: DataPack) -> Outcome {
-    let options = PackOptions::default();
+    let options = pack_options(&args)?;
+    let shard = args.shard.as_deref().map(str::parse::<Shard>).transpose();
+    let shard = shard.map_err(|e| Error::Config(format!("--shard: {e}")))?;
+    let threads = args.threads.map(|n| plan::at_least_one("--threads", n)).transpose()?.unwrap_or(0);
+    let build = BuildOptions { threads, shard, large: args.large, ..Default::default() };
+    if shard.is_some() && args.out.is_none() {
+        let why = "--shard makes a part for `alexnet data join`: name the file to write, after the pictures";
+        return Err(Error::Config(why.into()).into());
+    }
     let listing = plan::listing(&args.path, plan::format(args.format.as_deref())?)?;
-    let mut progress = Progress::new("packing");
-    let mut tell = |done, total| progress.update(done, total, "");
+    let estimate = Pack::estimate(&listing, &options, shard)?;
+    let about = if estimate.exact { "" } else { "about " };
+    complain(&format!("the pictures of the pack take {about}{}", bytes(estimate.bytes)));
+    let mut tell = plan::progress_of("packing");
     let pack = match &args.out {
-        None => Pack::for_listing(&listing, &options, None, &mut tell)?,
+        None => Pack::for_listing_with(&listing, &options, &build, None, &mut tell)?,
         Some(out) => {
             plan::refuse_inside(out, &listing.base)?;
-            Pack::build(&listing, &options, out, &mut tell)?
+            Pack::build_with(&listing, &options, &build, out, &mut tell)?
         }
     };
-    progress.finish();
+    drop(tell);
+    describe(&pack)
+}
+
+/// What the recipe and the flags ask for.
+fn pack_options(args: &DataPack) -> alexnet::Result<PackOptions> {
+    let mut options = match &args.recipe {
+        Some(name) => recipe::load(name)?.pack_options(),
+        None => PackOptions::default(),
+    };
+    if let Some(keep) = args.keep {
+        options.keep = match keep {
+            args::Keep::Square => Keep::Square,
+            args::Keep::Whole => Keep::Whole,
+            args::Keep::Original => Keep::Original,
+        };
+        if keep == args::Keep::Original && args.form.is_none() {
+            options.form = Form::Raw;
+        }
+    }
+    if let Some(form) = args.form {
+        options.form = match form {
+            args::Form::Raw => Form::Raw,
+            args::Form::Jpeg => Form::Jpeg,
+        };
+    }
+    if let Some(resize) = args.resize {
+        options.resize = match resize {
+            args::Resize::Bilinear => Filter::Bilinear,
+            args::Resize::Area => Filter::Area,
+            args::Resize::Cubic => Filter::Cubic,
+            args::Resize::AreaCubic => Filter::AreaCubic,
+        };
+    }
+    if let Some(side) = args.side {
+        options.side = plan::at_least_one("--side", side)?;
+    }
+    options.check()?;
+    Ok(options)
+}
+
+/// Puts the parts of a pack together.
+fn join(args: DataJoin) -> Outcome {
+    plan::can_create("the pack", &args.out)?;
+    let mut tell = plan::progress_of("joining");
+    let pack = Pack::join(&args.parts, &args.out, &mut tell)?;
+    drop(tell);
+    describe(&pack)
+}
+
+/// Lines about a pack that has just been made.
+fn describe(pack: &Pack) -> Outcome {
     for bad in pack.unreadable() {
         print_line(&format!("unreadable: {}: {}", bad.path, bad.reason))?;
     }
     let file = pack.file().unwrap_or(Path::new("memory"));
     let size = std::fs::metadata(file).map_or(0, |m| m.len());
-    print_line(&plan::data_words(&pack))?;
+    print_line(&plan::data_words(pack))?;
     let (side, fingerprint) = (pack.side(), pack.fingerprint());
-    print_line(&format!("{side}×{side} pixels, fingerprint {fingerprint}"))?;
+    let form = if pack.options().form == Form::Jpeg { ", as JPEG" } else { "" };
+    let what = match pack.options().keep {
+        Keep::Square => format!("{side}×{side} pixels{form}"),
+        Keep::Whole => format!("whole pictures, shorter side {side} pixels{form}"),
+        Keep::Original => "the files as they are".into(),
+    };
+    let part = pack.shard().map_or(String::new(), |shard| format!("part {shard}, "));
+    print_line(&format!("{part}{what}, fingerprint {fingerprint}"))?;
     print_line(&format!("{} ({})", file.display(), bytes(size)))?;
     Ok(())
 }

@@ -10,8 +10,10 @@ mod eval;
 mod features;
 mod nets;
 mod predict;
+mod pull;
 mod recipe;
 mod train;
+mod weights;
 
 /// Runs a command to its end.
 ///
@@ -26,6 +28,8 @@ pub fn run(command: Command) -> Outcome {
         Command::Nets(args) => nets::run(args),
         Command::Recipe(args) => recipe::run(&args),
         Command::Data(args) => data::run(args),
+        Command::Weights(args) => weights::run(args),
+        Command::Pull(args) => pull::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
     }

@@ -210,6 +210,7 @@ fn describe_json(net: &Network) -> Result<Value> {
                 "stride": w.as_ref().map(|w| w.stride),
                 "pad": w.as_ref().map(|w| [w.pad.before, w.pad.after]),
                 "groups": groups(&t.layer.op),
+                "weight": t.weight,
                 "parameters": t.params(),
                 "multiply_adds": t.macs,
                 "activation_bytes": activation_bytes(t),
@@ -227,5 +228,6 @@ fn describe_json(net: &Network) -> Result<Value> {
         "weight_bytes": memory.weights,
         "activation_bytes": memory.activations + memory.input,
         "layers": layers,
+        "toml": net.to_toml(),
     }))
 }

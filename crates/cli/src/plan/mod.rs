@@ -72,27 +72,20 @@ pub fn listing(path: &Path, format: Option<Format>) -> Result<Listing> {
 pub fn pictures(path: &Path, format: Option<Format>, options: &PackOptions) -> Result<(Pack, Vec<Skipped>)> {
     if !path.is_file() || format.is_some() || Format::of(path).is_some() {
         let listing = listing(path, format)?;
-        let mut progress = Progress::new("packing");
-        let pack =
-            Pack::for_listing(&listing, options, None, &mut |done, all| progress.update(done, all, ""))?;
+        let pack = Pack::for_listing(&listing, options, None, &mut progress_of("packing"))?;
         return Ok((pack, listing.skipped));
     }
     let pack = Pack::open(path)?;
-    if pack.options() != options {
-        let own = pack.options();
-        return Err(Error::Data(format!(
-            "{} holds squares of {} pixels ({:?}, orientation {:?}), and squares of {} ({:?}, orientation {:?}) are \
-             needed; give the folder of pictures instead",
-            path.display(),
-            own.side,
-            own.fit,
-            own.exif,
-            options.side,
-            options.fit,
-            options.exif
-        )));
-    }
+    pack.options().serves(options).map_err(|why| {
+        Error::Data(format!("{}: {why}; give the folder of pictures instead", path.display()))
+    })?;
     Ok((pack, vec![]))
+}
+
+/// Shows the progress of work that may have been begun earlier: what is told first was done then.
+pub fn progress_of(what: &'static str) -> impl FnMut(usize, usize) {
+    let mut progress = None;
+    move |done, all| progress.get_or_insert_with(|| Progress::after(what, done)).update(done, all, "")
 }
 
 /// Lines that name the first few pictures and other things that are not used.

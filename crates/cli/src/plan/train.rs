@@ -74,6 +74,9 @@ pub fn request(args: &args::Train) -> Result<Request> {
         fit_side(&mut recipe, &network(net, None)?)?;
         recipe.net = net.clone();
     }
+    if let Some(epochs) = args.epochs {
+        recipe = recipe.with_epochs(u64::from(epochs));
+    }
     flags(args, &mut recipe)?;
     refuse_imagenet(&recipe)?;
     recipe.bring_preprocessing();
@@ -366,6 +369,14 @@ mod tests {
                 .contains("--train-per-class")
         );
         assert!(asked("alexnet train x --batch 0").unwrap_err().to_string().contains("batch"));
+    }
+
+    #[test]
+    fn another_number_of_epochs_keeps_the_course() {
+        let r = asked("alexnet train x --recipe krizhevsky-2012-code --epochs 182").unwrap();
+        assert!(r.changes.iter().any(|c| c == "schedule.at = [50.0, 102.0, 158.0], not [25.0, 51.0, 79.0]"));
+        assert_eq!(r.recipe.augment.colour_noise_until, Some(134));
+        assert_eq!(r.recipe.layers["conv1"].changes[1].from_epoch, 144.0);
     }
 
     #[test]

@@ -1,0 +1,67 @@
+//! How fast the loader makes batches from packs of every kind, a thread: `loader_rate FOLDER [SECONDS]`. The folder has
+//! class folders with pictures; packs are made in a folder for temporary files. Each loop goes over all pictures, so that
+//! everything is in memory but the caches of the processor.
+
+use alexnet::data::{
+    Augment, Form, Keep, Loader, LoaderConfig, Pack, PackOptions, Preprocess, Sample, list_folder,
+};
+use alexnet::exec::contract::InputLayout;
+use alexnet::net::Shape;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+fn main() -> alexnet::Result<()> {
+    let mut words = std::env::args().skip(1);
+    let Some(folder) = words.next().map(PathBuf::from) else {
+        eprintln!("loader_rate FOLDER [SECONDS]");
+        std::process::exit(2);
+    };
+    let seconds: f64 = words.next().and_then(|s| s.parse().ok()).unwrap_or(2.0);
+    let listing = list_folder(&folder)?;
+    let out = std::env::temp_dir().join(format!("loader-rate-{}", std::process::id()));
+    let crops = Augment::default();
+    let areas = Augment { area: Some([0.08, 1.0]), ..Augment::default() };
+    // Columns folded by four, as the first convolution of AlexNet reads them, in blocks of 32.
+    let layout = InputLayout {
+        batch: 128,
+        shape: Shape { c: 3, h: 224, w: 224 },
+        block: 32,
+        fold: 4,
+        pad: 2,
+        columns: 58,
+    };
+    for (keep, form, augment, what) in [
+        (Keep::Square, Form::Raw, &crops, "raw squares, random crops"),
+        (Keep::Square, Form::Raw, &areas, "raw squares, random areas"),
+        (Keep::Square, Form::Jpeg, &crops, "JPEG squares, random crops"),
+        (Keep::Whole, Form::Raw, &areas, "raw whole pictures, random areas"),
+        (Keep::Original, Form::Raw, &areas, "originals, random areas"),
+    ] {
+        let options = PackOptions { keep, form, ..Default::default() };
+        let pack = Arc::new(Pack::build(&listing, &options, &out, &mut |_, _| {})?);
+        let preprocess = Arc::new(Preprocess { keep, ..Preprocess::torchvision() });
+        let mut loader = Loader::new(LoaderConfig {
+            pack: pack.clone(),
+            layout: layout.clone(),
+            preprocess,
+            augment: augment.clone(),
+            seed: 0,
+            threads: 1,
+        });
+        let pictures: Vec<u32> = (0..pack.len() as u32).collect();
+        let (mut best, begun) = (0f64, Instant::now());
+        for epoch in 0.. {
+            let start = Instant::now();
+            loader.begin(Sample::shuffled(&pictures, 0, epoch), epoch, 0);
+            while loader.next().is_some() {}
+            best = best.max(pictures.len() as f64 / start.elapsed().as_secs_f64());
+            if begun.elapsed().as_secs_f64() > seconds {
+                break;
+            }
+        }
+        println!("{what}: {best:.0} pictures/s on one thread (best of the loops)");
+    }
+    let _ = std::fs::remove_file(&out);
+    Ok(())
+}
