@@ -478,9 +478,9 @@ pub struct Pull {
 /// `alexnet bench`.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// Steps of training on made-up pictures
+    /// Steps of training, on made-up pictures or a pack
     Train(BenchRun),
-    /// Forward passes on made-up pictures
+    /// Forward passes, on made-up pictures or a pack
     Infer(BenchRun),
     /// Every pass of every stage beside what the machine can do at best
     Kernels(BenchKernels),
@@ -498,6 +498,9 @@ pub struct BenchRun {
     /// Steps that are timed, after two that are not
     #[arg(long, value_name = "N", default_value = "10")]
     pub steps: usize,
+    /// Also from this pack (`alexnet data pack`), through the loader
+    #[arg(long, value_name = "PACK")]
+    pub data: Option<PathBuf>,
     /// How to compute.
     #[command(flatten)]
     pub compute: Compute,

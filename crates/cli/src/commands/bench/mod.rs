@@ -2,6 +2,7 @@
 //! load; and where the time goes.
 
 mod kernels;
+mod pictures;
 
 use crate::args::{Bench, BenchRun};
 use crate::failure::{Failure, Outcome};
@@ -9,11 +10,11 @@ use crate::plan;
 use crate::progress::Progress;
 use crate::terminal::{Words, bytes, print_line};
 use crate::{args, machine};
-use alexnet::exec::contract::{Batch, InputLayout, Params, Rate, StepSettings};
+use alexnet::exec::contract::{Params, Rate, StepSettings};
 use alexnet::exec::{self, Executor, Mode};
 use alexnet::net::Network;
-use alexnet::rng::{Purpose, Stream};
 use alexnet::train::init;
+use pictures::Pictures;
 use serde_json::json;
 use std::time::Instant;
 
@@ -48,70 +49,86 @@ fn measure(args: &BenchRun, train: bool) -> Outcome {
         bytes(executor.planned_bytes() as u64),
     ))?;
 
-    let mut steps = Steps::new(&net, executor.as_ref(), args.batch, train)?;
+    let layout = executor.input_layout();
+    let made_up = Pictures::made_up(&layout, net.classes());
+    let mut steps = Steps::new(&net, executor.as_ref(), made_up, train)?;
+    let made_up_ms = times(&mut steps, executor.as_mut(), args.steps)?;
+    let packed_ms = match &args.data {
+        None => None,
+        Some(path) => {
+            // Loading begins before the clock does, as in a run; each step then waits for its batch.
+            steps.pictures = Pictures::packed(path, &net, layout, train, compute.threads)?;
+            Some(times(&mut steps, executor.as_mut(), args.steps)?)
+        }
+    };
+    report(args, train, &compute, executor.as_ref(), &words, made_up_ms, packed_ms)
+}
+
+/// Milliseconds of each step after those that warm up, in rising order.
+fn times(steps: &mut Steps, executor: &mut dyn Executor, count: usize) -> Result<Vec<f64>, Failure> {
     let mut progress = Progress::new("measuring");
-    let mut times_ms = Vec::with_capacity(args.steps);
-    for step in 0..WARM_UP + args.steps {
+    let mut times_ms = Vec::with_capacity(count);
+    for step in 0..WARM_UP + count {
         let start = Instant::now();
-        steps.run(executor.as_mut(), step);
+        steps.run(executor, step)?;
         if step >= WARM_UP {
             times_ms.push(start.elapsed().as_secs_f64() * 1e3);
         }
-        progress.update(step + 1, WARM_UP + args.steps, "");
+        progress.update(step + 1, WARM_UP + count, "");
     }
     progress.finish();
-    report(args, train, &compute, executor.as_ref(), &words, times_ms)
+    times_ms.sort_by(f64::total_cmp);
+    Ok(times_ms)
 }
 
-/// What steps on made-up pictures need.
+/// What steps need.
 struct Steps {
     train: bool,
-    batch: usize,
-    input: Vec<f32>,
-    labels: Vec<u32>,
-    weights: Vec<f32>,
+    pictures: Pictures,
     rates: Vec<Rate>,
     output: Vec<f32>,
 }
 
 impl Steps {
-    fn new(net: &Network, executor: &dyn Executor, batch: usize, train: bool) -> Result<Steps, Failure> {
-        let (input, labels) = made_up(&executor.input_layout(), net.classes());
-        let tensors = Params::zeros(net)?.0.len();
-        Ok(Steps {
-            train,
-            batch,
-            input,
-            labels,
-            weights: vec![1.0; batch],
-            rates: vec![Rate { lr: 0.01, decay: 5e-4 }; tensors],
-            output: vec![0.0; batch * executor.output_len()],
-        })
+    fn new(
+        net: &Network,
+        executor: &dyn Executor,
+        pictures: Pictures,
+        train: bool,
+    ) -> Result<Steps, Failure> {
+        let rates = vec![Rate { lr: 0.01, decay: 5e-4 }; Params::zeros(net)?.0.len()];
+        let output = vec![0.0; executor.input_layout().batch * executor.output_len()];
+        Ok(Steps { train, pictures, rates, output })
     }
 
     /// One step of training, or one forward pass.
-    fn run(&mut self, executor: &mut dyn Executor, step: usize) {
-        let (input, labels, weights) = (&self.input[..], &self.labels[..], &self.weights[..]);
-        let batch = Batch { input, count: self.batch, labels, weights };
-        if self.train {
-            let settings = StepSettings { step: step as u64, seed: 0, momentum: 0.9, rates: &self.rates };
-            executor.train_step(batch, &settings);
-        } else {
-            executor.infer(batch, &mut self.output);
-        }
+    fn run(&mut self, executor: &mut dyn Executor, step: usize) -> Result<(), Failure> {
+        let settings = StepSettings { step: step as u64, seed: 0, momentum: 0.9, rates: &self.rates };
+        let (train, output) = (self.train, &mut self.output);
+        self.pictures.next(|batch| {
+            if train {
+                executor.train_step(batch, &settings);
+            } else {
+                executor.infer(batch, output);
+            }
+        })
     }
 }
 
+/// A line of words and an object for programs. Times are in rising order.
 fn report(
     args: &args::BenchRun,
     train: bool,
     compute: &plan::Compute,
     executor: &dyn Executor,
     words: &Words,
-    mut times_ms: Vec<f64>,
+    made_up_ms: Vec<f64>,
+    packed_ms: Option<Vec<f64>>,
 ) -> Outcome {
+    let made_up = made_up_ms[made_up_ms.len() / 2];
+    let packed = packed_ms.is_some();
+    let times_ms = packed_ms.unwrap_or(made_up_ms);
     let mean = times_ms.iter().sum::<f64>() / times_ms.len() as f64;
-    times_ms.sort_by(f64::total_cmp);
     let (least, median, most) = (times_ms[0], times_ms[times_ms.len() / 2], times_ms[times_ms.len() - 1]);
     let img_s = args.batch as f64 * 1e3 / median;
     let resident = machine::peak_resident_bytes();
@@ -120,6 +137,12 @@ fn report(
         times_ms.len(),
         resident.map_or(String::new(), |r| format!(", peak resident memory {}", bytes(r))),
     ))?;
+    if packed {
+        words.line(&format!(
+            "pictures from the pack: {:.1} % of the rate on pictures already in memory ({made_up:.2} ms a step)",
+            made_up / median * 100.0,
+        ))?;
+    }
     if args.json {
         let object = json!({
             "net": args.net,
@@ -134,47 +157,12 @@ fn report(
             "ms_mean": mean,
             "ms_most": most,
             "img_s": img_s,
+            "from_pack": packed,
+            "of_made_up": made_up / median,
             "planned_bytes": executor.planned_bytes(),
             "peak_resident_bytes": resident,
         });
         print_line(&object.to_string()).map_err(Failure::from)?;
     }
     Ok(())
-}
-
-/// Pixels after the subtraction of a mean, uniform in ±128, and labels; zeros stay where no pixel maps to.
-fn made_up(layout: &InputLayout, classes: usize) -> (Vec<f32>, Vec<u32>) {
-    let mut input = vec![0.0; layout.len()];
-    let pixels = Stream::new(0, Purpose::Synthetic, 0, 0);
-    let mut index = 0;
-    for n in 0..layout.batch {
-        for y in 0..layout.shape.h {
-            for x in 0..layout.shape.w {
-                let start = layout.offset(n, 0, y, x);
-                for value in &mut input[start..start + layout.shape.c] {
-                    *value = (f64::from(pixels.at(index)) / 2f64.powi(24) - 128.0) as f32;
-                    index += 1;
-                }
-            }
-        }
-    }
-    let mut draw = Stream::new(0, Purpose::Synthetic, 1, 0);
-    let labels = (0..layout.batch).map(|_| draw.below(classes) as u32).collect();
-    (input, labels)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use alexnet::net::Shape;
-
-    #[test]
-    fn made_up_pictures_leave_padding_alone() {
-        let layout =
-            InputLayout { batch: 2, shape: Shape::new(3, 2, 3), block: 2, fold: 2, pad: 1, columns: 3 };
-        let (input, labels) = made_up(&layout, 5);
-        let pixels = input.iter().filter(|&&v| v != 0.0).count();
-        assert_eq!((pixels, input.len()), (2 * 3 * 2 * 3, layout.len()));
-        assert!(labels.iter().all(|&l| l < 5) && labels.len() == 2);
-    }
 }
