@@ -395,7 +395,8 @@ fn killed_at_any_time_the_pack_is_the_same() {
             std::thread::sleep(Duration::from_micros(random.below(25_000) as u64));
             child.kill().unwrap();
         }
-        drop(lines);
+        // To the end: a child whose lines nobody reads would fail.
+        lines.for_each(drop);
         if child.wait().unwrap().success() {
             assert!(fs::read(&out).unwrap() == bytes, "after {kills} kills");
             fs::remove_file(&out).unwrap();

@@ -326,7 +326,7 @@ fn estimate(listing: &Listing, entries: &[Entry], options: &PackOptions) -> Esti
         n.saturating_mul((picture_len(1) as u64).saturating_mul((options.side as u64).saturating_pow(2)));
     let raw = match options.keep {
         Keep::Original => {
-            let bytes = entries.iter().map(|e| file_bytes(e)).fold(0, u64::saturating_add);
+            let bytes = entries.iter().map(file_bytes).fold(0, u64::saturating_add);
             return Estimate { bytes, exact: true };
         }
         Keep::Square if options.form == Form::Raw => return Estimate { bytes: square, exact: true },

@@ -384,7 +384,7 @@ mod tests {
                 };
                 let x = if mirrored { CROP - 1 - i % CROP } else { i % CROP };
                 // Pixels are rounded, and a part larger than the crop is smoothed at its border.
-                let border = |i: usize, n: usize| n > CROP && (i < 1 || i >= CROP - 1);
+                let border = |i: usize, n: usize| n > CROP && !(1..CROP - 1).contains(&i);
                 assert!(border(x, r.width) || (p[0] - at(x, r.left, r.width)).abs() <= 1.0);
                 assert!(border(i / CROP, r.height) || (p[1] - at(i / CROP, r.top, r.height)).abs() <= 1.0);
                 assert!((p[2] - 7.0).abs() < 1e-4);

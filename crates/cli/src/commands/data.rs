@@ -157,7 +157,7 @@ fn pack_options(args: &DataPack) -> alexnet::Result<PackOptions> {
 
 /// Puts the parts of a pack together.
 fn join(args: DataJoin) -> Outcome {
-    plan::can_create("the pack", &args.out)?;
+    plan::can_create("OUT", &args.out)?;
     let mut tell = plan::progress_of("joining");
     let pack = Pack::join(&args.parts, &args.out, &mut tell)?;
     drop(tell);
