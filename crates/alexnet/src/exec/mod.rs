@@ -102,7 +102,9 @@ impl Default for Options {
 pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
     let engine = Engine::best().map_err(Error::Config)?;
     let unsupported = mixed::unsupported(net, &options.rule);
-    let fastest = engine.is_native() && unsupported.is_none();
+    // Dot products compute 16 pictures at least: below eight, f32 is faster (bench/records).
+    let too_few = matches!(options.mode, Mode::Infer { .. }) && options.batch < 8 && engine.name() != "amx";
+    let fastest = engine.is_native() && unsupported.is_none() && !too_few;
     if options.precision == Precision::Bf16 || (options.precision == Precision::Auto && fastest) {
         let plan = Plan::mixed(net, options.batch, options.mode)?.with_rule(options.rule);
         return Ok(Box::new(mixed::Mixed::new(net, plan, engine, options.threads)?));
