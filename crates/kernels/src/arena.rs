@@ -6,11 +6,13 @@ use std::ops::{Deref, DerefMut};
 /// Elements that every region's start is a multiple of: one cache line, so that no aligned vector straddles two.
 const LINE: usize = 16;
 
-/// A zeroed slice of f32, aligned to huge pages when it is large and to a cache line otherwise.
+/// A zeroed slice of f32, aligned to huge pages when it is large and to a cache line otherwise. Its pages are the system's
+/// zero pages until they are written, so what a plan holds takes memory only when the first step comes to it.
 pub struct Buffer {
     start: std::ptr::NonNull<f32>,
     len: usize,
-    layout: Layout,
+    /// What was allocated, and where: more than the slice, so that its start can be aligned within.
+    allocated: (std::ptr::NonNull<u8>, Layout),
 }
 
 // SAFETY: a `Buffer` owns its memory, like a `Vec<f32>`.
@@ -22,25 +24,31 @@ impl Buffer {
     /// `len` zeros.
     pub fn zeros(len: usize) -> Self {
         const HUGE_PAGE: usize = 2 << 20;
+        // Up to this alignment the allocator takes zero pages as they are; beyond, it would write zeros itself.
+        const PLAIN_ALIGN: usize = 16;
         let bytes = (len * size_of::<f32>()).max(64);
         let align = if bytes >= 4 * HUGE_PAGE { HUGE_PAGE } else { 64 };
-        let layout = Layout::from_size_align(bytes, align).expect("a buffer larger than the address space");
+        let layout = Layout::from_size_align(bytes + align, PLAIN_ALIGN)
+            .expect("a buffer larger than the address space");
         // SAFETY: the layout is not empty.
-        let start = unsafe { alloc_zeroed(layout) }.cast::<f32>();
-        let Some(start) = std::ptr::NonNull::new(start) else { handle_alloc_error(layout) };
+        let allocated = unsafe { alloc_zeroed(layout) };
+        let Some(allocated) = std::ptr::NonNull::new(allocated) else { handle_alloc_error(layout) };
+        // SAFETY: less than `align` further on, there are still `bytes` bytes.
+        let start = unsafe { allocated.add(allocated.align_offset(align)) }.cast::<f32>();
         #[cfg(target_os = "linux")]
         if align == HUGE_PAGE {
             // SAFETY: advice on memory that this buffer owns; a refusal changes nothing.
             unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
         }
-        Buffer { start, len, layout }
+        Buffer { start, len, allocated: (allocated, layout) }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        let (start, layout) = self.allocated;
         // SAFETY: allocated with this layout in `zeros`.
-        unsafe { dealloc(self.start.as_ptr().cast(), self.layout) };
+        unsafe { dealloc(start.as_ptr(), layout) };
     }
 }
 
