@@ -31,7 +31,7 @@ pub use decode::Exif;
 pub use generator::drawn_pack;
 pub use loader::{LoadedBatch, Loader, LoaderConfig, Sample};
 pub use pack::{Form, Keep, Pack, PackOptions, Shard, Unreadable, check_unreadable};
-pub use pack_build::{BuildOptions, Estimate, default_cache_dir};
+pub use pack_build::{BuildOptions, Estimate, LARGE_BYTES, default_cache_dir};
 pub use preprocess::{Mean, MeanAt, Preprocess};
 pub use resize::{Filter, Fit};
 pub use source::{Format, Listing, list, list_folder};

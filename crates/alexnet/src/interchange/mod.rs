@@ -8,7 +8,7 @@
 //! Out: [`export`], one file a format.
 //!
 //! Within the program: the convolutions of torchvision's AlexNet that ship with it ([`imagenet`]), the layers of an earlier
-//! checkpoint ([`warm_start`]), and public weights over the network ([`pull`]).
+//! checkpoint ([`warm_start`]). Public weights over the network are the program's matter (`alexnet pull`).
 
 pub mod caffemodel;
 pub mod export;

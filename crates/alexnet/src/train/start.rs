@@ -142,6 +142,7 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Fit;
     use crate::train::recipe::load;
     use crate::train::testing::{noise_pack, small_net};
     use crate::zoo;
@@ -151,11 +152,16 @@ mod tests {
         let mut recipe = load("finetune").unwrap();
         assert!(!recipe.bring_preprocessing(), "the built-in recipe has it written out");
         recipe.preprocess = Preprocessing::default();
-        recipe.preprocess.fit = crate::data::Fit::Warp;
+        recipe.preprocess.fit = Fit::Warp;
         assert!(recipe.bring_preprocessing());
-        assert_eq!(recipe.preprocess.fit, crate::data::Fit::Warp);
-        recipe.preprocess.fit = crate::data::Fit::CentralSquare;
-        assert_eq!(recipe.preprocess, load("finetune").unwrap().preprocess);
+        assert_eq!(
+            recipe.preprocess,
+            load("finetune").unwrap().preprocess,
+            "whole pictures stay whole pictures"
+        );
+        recipe.preprocess.fit = Fit::CentralSquare;
+        assert!(!recipe.bring_preprocessing());
+        assert_eq!(recipe.preprocess.fit, Fit::CentralSquare, "and central squares central squares");
         let net = small_net(3);
         let pack = noise_pack(4, 2, 256);
         let torchvision = zoo::by_name("torchvision", 2).unwrap();
