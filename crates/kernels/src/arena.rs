@@ -26,7 +26,12 @@ impl Buffer {
         const HUGE_PAGE: usize = 2 << 20;
         // Up to this alignment the allocator takes zero pages as they are; beyond, it would write zeros itself.
         const PLAIN_ALIGN: usize = 16;
-        let bytes = (len * size_of::<f32>()).max(64);
+        if len == 0 {
+            // Nothing is allocated, so that a buffer can be taken out of its place for a while within a step.
+            let nothing = (std::ptr::NonNull::dangling(), Layout::new::<()>());
+            return Buffer { start: std::ptr::NonNull::dangling(), len, allocated: nothing };
+        }
+        let bytes = len * size_of::<f32>();
         let align = if bytes >= 4 * HUGE_PAGE { HUGE_PAGE } else { 64 };
         let layout = Layout::from_size_align(bytes + align, PLAIN_ALIGN)
             .expect("a buffer larger than the address space");
@@ -47,8 +52,10 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let (start, layout) = self.allocated;
-        // SAFETY: allocated with this layout in `zeros`.
-        unsafe { dealloc(start.as_ptr(), layout) };
+        if layout.size() > 0 {
+            // SAFETY: allocated with this layout in `zeros`.
+            unsafe { dealloc(start.as_ptr(), layout) };
+        }
     }
 }
 

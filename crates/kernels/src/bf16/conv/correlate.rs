@@ -16,8 +16,6 @@ use crate::conv::Axis;
 use crate::parallel::{Context, Ptr};
 use crate::simd::Simd;
 
-/// Weights of a chunk of panels, bytes: together with the source rows they should stay in an L2 of 1 to 2 MiB.
-const CHUNK_BYTES: usize = 512 << 10;
 /// Units of a chunk: enough that the last ones to finish do not leave the others waiting for long.
 const CHUNK_UNITS: usize = 16;
 /// Most runs of a product: rows of a window times splits.
@@ -95,20 +93,6 @@ fn correlate(
     assert!(source.len() >= blocks * packed.source.block_len() + TAIL, "the map that is read");
     assert!(target.len() >= blocks * packed.target.block_len(), "the map that is written");
     assert!(packed.group_splits * rows.kernel <= MOST_RUNS, "a window of at most {MOST_RUNS} rows");
-    // At least one panel a chunk.
-    let mut chunks = vec![0];
-    for (i, panel) in packed.panels.iter().enumerate() {
-        let first = chunks[chunks.len() - 1];
-        // A chunk does not reach across groups, which read different splits.
-        let group = |split: usize| split * groups / packed.target.splits;
-        let apart = group(panel.split) != group(packed.panels[first].split);
-        if apart
-            || (packed.starts[i + 1] - packed.starts[first]) * size_of::<u32>() > CHUNK_BYTES && i > first
-        {
-            chunks.push(i);
-        }
-    }
-    chunks.push(packed.panels.len());
     let unit_rows = (blocks * packed.target.height).div_ceil(CHUNK_UNITS).min(packed.target.height);
     run(
         ctx,
@@ -124,7 +108,6 @@ fn correlate(
             weights: pairs(&packed.data),
             finish,
             target: Ptr::from_mut(target),
-            chunks: &chunks,
             unit_rows,
         },
     );
@@ -142,8 +125,6 @@ struct Correlate<'a> {
     weights: &'a [u32],
     finish: Finish<'a>,
     target: Ptr,
-    /// First panels of the chunks, and the number of panels.
-    chunks: &'a [usize],
     /// Rows of a unit.
     unit_rows: usize,
 }
@@ -157,7 +138,7 @@ impl Correlate<'_> {
 
 impl MatrixKernel for Correlate<'_> {
     fn units(&self) -> usize {
-        (self.chunks.len() - 1) * self.blocks * self.block_units()
+        (self.packed.chunks.len() - 1) * self.blocks * self.block_units()
     }
 
     fn scratch_len(&self) -> usize {
@@ -173,7 +154,7 @@ impl MatrixKernel for Correlate<'_> {
         let source = block * p.source.block_len();
         let columns = if self.narrow { 1 } else { 2 };
         for row in first_row..(first_row + self.unit_rows).min(target.height) {
-            for index in self.chunks[chunk]..self.chunks[chunk + 1] {
+            for index in self.packed.chunks[chunk]..self.packed.chunks[chunk + 1] {
                 let panel = p.panels[index];
                 let first_split = panel.split * self.groups / target.splits * p.group_splits;
                 // For each row of the window in each split: where its weights begin, and its map row.

@@ -11,6 +11,9 @@ use crate::simd::Simd;
 /// Pairs of a tile.
 const TILE: usize = EDGE * EDGE;
 
+/// Weights of a chunk of panels, bytes: together with the source rows they should stay in an L2 of 1 to 2 MiB.
+const CHUNK_BYTES: usize = 512 << 10;
+
 /// How a strided first convolution is made one of stride 1: `fold` × `fold` pixels are the channels of one position, in
 /// the order (row, column, channel). 1 leaves it as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct Packed {
     pub(super) panels: Vec<Panel>,
     /// Where each panel's weights begin, in pairs; one more at the end.
     pub(super) starts: Vec<usize>,
+    /// First panels of the chunks that are computed together, and the number of panels.
+    pub(super) chunks: Vec<usize>,
     /// Where each run of taps begins within a (panel, split, row), in steps, and its length.
     pub(super) runs: Vec<(usize, usize)>,
     /// Steps of a (panel, split, row).
@@ -86,7 +91,18 @@ impl Packed {
             starts.push(starts[starts.len() - 1] + len);
         }
         let data = Buffer::zeros(starts[starts.len() - 1]);
-        Packed { walk, panels, starts, runs, row_steps, source, target, group_splits, data }
+        // At least one panel a chunk, and no chunk across groups, which read different splits.
+        let group = |panel: &Panel| panel.split * g.groups / target.splits;
+        let mut chunks = vec![0];
+        for (i, panel) in panels.iter().enumerate() {
+            let first = chunks[chunks.len() - 1];
+            let bytes = (starts[i + 1] - starts[first]) * size_of::<u32>();
+            if group(panel) != group(&panels[first]) || (bytes > CHUNK_BYTES && i > first) {
+                chunks.push(i);
+            }
+        }
+        chunks.push(panels.len());
+        Packed { walk, panels, starts, chunks, runs, row_steps, source, target, group_splits, data }
     }
 
     /// Bytes held.
