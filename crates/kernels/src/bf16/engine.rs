@@ -3,16 +3,17 @@
 //!
 //! A step multiplies 32 rows by 32 columns over a depth of 32. The left operand is two tiles of 16 rows × 16 pairs, 1 KiB
 //! each, one after the other. The right operand is 16 rows (one a pair of the depth) of 32 columns, in one of two
-//! [`Right`] forms. That is the shape of an AMX tile; the other engines follow it.
+//! forms (`Right`). That is the shape of an AMX tile; the other engines follow it.
 
 use super::dot::Widen;
 use crate::isa::{Isa, Tier};
 use crate::parallel::{Context, Kernel};
 use crate::simd::{Portable, Simd};
 
-/// What multiplies pairs of bf16. Like [`Isa`], holding one is proof that the processor has it.
+/// What multiplies pairs of bf16, and the f32 instruction set beside it. Like [`Isa`], holding one is proof that the
+/// processor has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Engine(Unit);
+pub struct Engine(Unit, Isa);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
@@ -20,7 +21,7 @@ enum Unit {
     Amx,
     #[cfg(target_arch = "x86_64")]
     Dot,
-    Widen(Isa),
+    Widen,
 }
 
 impl Engine {
@@ -29,15 +30,16 @@ impl Engine {
         let mut engines = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            let avx512 = Isa::by_name("avx512").is_ok();
-            if avx512 && super::amx::request() {
-                engines.push(Engine(Unit::Amx));
-            }
-            if avx512 && is_x86_feature_detected!("avx512bf16") {
-                engines.push(Engine(Unit::Dot));
+            if let Ok(avx512) = Isa::by_name("avx512") {
+                if super::amx::request() {
+                    engines.push(Engine(Unit::Amx, avx512));
+                }
+                if is_x86_feature_detected!("avx512bf16") {
+                    engines.push(Engine(Unit::Dot, avx512));
+                }
             }
         }
-        engines.extend(Isa::all().into_iter().map(|isa| Engine(Unit::Widen(isa))));
+        engines.extend(Isa::all().into_iter().map(|isa| Engine(Unit::Widen, isa)));
         engines
     }
 
@@ -67,13 +69,18 @@ impl Engine {
         })
     }
 
-    /// AMX without asking the processor.
+    /// AMX without asking the processor whether it has it; `avx512` is proof of what it needs besides.
     ///
     /// # Safety
-    /// The processor has AVX-512, and either it has AMX and the system has granted its use, or something in this process
-    /// emulates the instructions when they trap.
-    pub unsafe fn assume_amx() -> Engine {
-        Engine(Unit::Amx)
+    /// Either the processor has AMX and the system has granted its use, or something in this process emulates the
+    /// instructions when they trap.
+    ///
+    /// # Panics
+    /// If `avx512` is another instruction set.
+    #[cfg(target_arch = "x86_64")]
+    pub unsafe fn assume_amx(avx512: Isa) -> Engine {
+        assert_eq!(avx512.name(), "avx512", "AMX kernels need AVX-512 besides");
+        Engine(Unit::Amx, avx512)
     }
 
     /// `amx`, `avx512bf16`, or the name of the f32 instruction set that computes on widened operands.
@@ -83,22 +90,18 @@ impl Engine {
             Unit::Amx => "amx",
             #[cfg(target_arch = "x86_64")]
             Unit::Dot => "avx512bf16",
-            Unit::Widen(isa) => isa.name(),
+            Unit::Widen => self.1.name(),
         }
     }
 
     /// Whether the processor multiplies bf16 itself: only then is bf16 faster than f32.
     pub fn is_native(self) -> bool {
-        !matches!(self.0, Unit::Widen(_))
+        self.0 != Unit::Widen
     }
 
     /// The f32 instruction set beside it.
     pub fn isa(self) -> Isa {
-        match self.0 {
-            Unit::Widen(isa) => isa,
-            #[cfg(target_arch = "x86_64")]
-            _ => Isa::by_name("avx512").expect("checked when the engine was made"),
-        }
+        self.1
     }
 }
 
@@ -138,7 +141,7 @@ pub(crate) struct Product {
 /// Columns of a row of C in memory.
 pub(crate) const C_STRIDE: usize = 32;
 /// Elements of C.
-pub(crate) const C_LEN: usize = 32 * C_STRIDE;
+pub const C_LEN: usize = 32 * C_STRIDE;
 
 /// Computes products.
 pub(crate) trait Matrix: Copy {
@@ -199,7 +202,7 @@ impl<K: MatrixKernel> Kernel for On<'_, K> {
                 Unit::Dot => super::dot::run(self.1, unit, scratch),
                 // `run` made sure that S is the vectors of this instruction set; naming the type keeps each engine's
                 // code out of the others' functions.
-                Unit::Widen(isa) => match isa.tier() {
+                Unit::Widen => match self.0.1.tier() {
                     #[cfg(target_arch = "x86_64")]
                     Tier::Avx512 => super::dot::widen_avx512(self.1, unit, scratch),
                     #[cfg(target_arch = "x86_64")]

@@ -163,6 +163,21 @@ pub fn forward(
     run(ctx, engine, &Forward { map, count, blocks, x: pairs(x), weights, bias, relu, y, rows });
 }
 
+/// Elements of scratch that each thread needs for the passes of a layer over `blocks` blocks.
+pub fn scratch_len(blocks: usize) -> usize {
+    forward_scratch_len(blocks).max(backward_scratch_len(blocks))
+}
+
+/// Sums of each block, and a chunk of rounded weights.
+fn forward_scratch_len(blocks: usize) -> usize {
+    blocks.min(TOGETHER) * (FORWARD_ROWS / (2 * EDGE)) * C_LEN + CHUNK_STEPS * 2 * TILE
+}
+
+/// Transposed weights, sums of dx of every block, sums of dw.
+fn backward_scratch_len(blocks: usize) -> usize {
+    STRIP_ROWS * STRIP / 2 + blocks * (STRIP / (2 * EDGE)) * C_LEN + C_LEN
+}
+
 struct Forward<'a> {
     map: MapLayout,
     count: usize,
@@ -181,9 +196,8 @@ impl MatrixKernel for Forward<'_> {
         self.bias.len().div_ceil(FORWARD_ROWS)
     }
 
-    /// Sums of each block, and a chunk of rounded weights.
     fn scratch_len(&self) -> usize {
-        self.blocks.min(TOGETHER) * (FORWARD_ROWS / (2 * EDGE)) * C_LEN + CHUNK_STEPS * 2 * TILE
+        forward_scratch_len(self.blocks)
     }
 
     #[inline(always)]
@@ -423,9 +437,8 @@ impl MatrixKernel for BackwardKernel<'_> {
         self.inputs.div_ceil(STRIP)
     }
 
-    /// Transposed weights, sums of dx of every block, sums of dw.
     fn scratch_len(&self) -> usize {
-        STRIP_ROWS * STRIP / 2 + self.blocks * (STRIP / (2 * EDGE)) * C_LEN + C_LEN
+        backward_scratch_len(self.blocks)
     }
 
     #[inline(always)]

@@ -20,7 +20,7 @@ pub fn engine() -> Option<Engine> {
     if let Ok(engine) = Engine::by_name("amx") {
         return Some(engine);
     }
-    alexnet_kernels::Isa::by_name("avx512").ok()?;
+    let avx512 = alexnet_kernels::Isa::by_name("avx512").ok()?;
     static INSTALL: std::sync::Once = std::sync::Once::new();
     INSTALL.call_once(|| {
         // SAFETY: a plain installation of a handler; the structure is zeroed as the system expects.
@@ -32,7 +32,7 @@ pub fn engine() -> Option<Engine> {
         }
     });
     // SAFETY: the handler is installed.
-    Some(unsafe { Engine::assume_amx() })
+    Some(unsafe { Engine::assume_amx(avx512) })
 }
 
 extern "C" fn on_illegal(signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {

@@ -7,6 +7,7 @@ use crate::exec::stopwatch::Pass;
 use crate::net;
 use crate::ops::update::limit_rms;
 use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
+use alexnet_kernels::bf16::engine::C_LEN;
 use alexnet_kernels::bf16::{MapLayout, convert};
 use alexnet_kernels::conv::Axis;
 use alexnet_kernels::sgd;
@@ -49,6 +50,10 @@ impl State {
             backward: stage.input_gradient.then(|| Packed::for_backward(&geometry)),
             weight_plan: stage.moves.then(|| WeightPlan::new(&geometry, plan.blocks())),
         }
+    }
+
+    pub(super) fn scratch_len(&self) -> usize {
+        self.weight_plan.as_ref().map_or(0, |plan| plan.scratch_len(&self.geometry)).max(C_LEN)
     }
 
     pub(super) fn bytes(&self) -> usize {

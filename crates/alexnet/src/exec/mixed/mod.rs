@@ -171,6 +171,7 @@ impl Mixed {
                     if stage.moves {
                         paired = paired.max(paired_len(&layouts[i], blocks));
                     }
+                    scratch = scratch.max(state.scratch_len());
                     StageState::Conv(Box::new(state))
                 }
                 (Kind::Linear { relu }, Some(Op::Linear(op))) => {
@@ -180,6 +181,7 @@ impl Mixed {
                         dy_rows =
                             dy_rows.max(alexnet_kernels::bf16::linear::unzipped_len(op.outputs, blocks));
                     }
+                    scratch = scratch.max(alexnet_kernels::bf16::linear::scratch_len(blocks));
                     StageState::Linear(Box::new(state))
                 }
                 (Kind::Lrn, Some(Op::Lrn(op))) => {

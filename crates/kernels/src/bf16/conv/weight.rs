@@ -79,6 +79,11 @@ impl WeightPlan {
         self.sums.len() * size_of::<f32>()
     }
 
+    /// Elements of scratch that each thread needs: dy of a band, for every position the rows of a unit's panels.
+    pub fn scratch_len(&self, g: &Geometry) -> usize {
+        self.band * g.columns.output * UNIT_PANELS * 2 * EDGE * EDGE
+    }
+
     fn part_len(&self) -> usize {
         self.panels.len() * self.panel_len
     }
@@ -151,9 +156,8 @@ impl MatrixKernel for WeightGradient<'_> {
         self.parts * (self.plan.units.len() - 1)
     }
 
-    /// dy of a band: for every position the rows of the unit's panels.
     fn scratch_len(&self) -> usize {
-        self.plan.band * self.g.columns.output * UNIT_PANELS * 2 * EDGE * EDGE
+        self.plan.scratch_len(&self.g)
     }
 
     #[inline(always)]
