@@ -62,9 +62,9 @@ pub fn run(args: Doctor) -> Outcome {
     kernel.map(|_| ()).map_err(Into::into)
 }
 
-/// The kernel that a plan made now would use.
+/// The kernel that training would use.
 fn kernel_name() -> alexnet::Result<String> {
-    let mode = Mode::Infer { last: None };
+    let mode = Mode::Train { frozen_below: 0 };
     let options =
         Options { batch: 1, mode, precision: Precision::Auto, device: Device::Auto, ..Options::default() };
     Ok(exec::compile(&zoo::alexnet_mini(10), &options)?.kernel_name())

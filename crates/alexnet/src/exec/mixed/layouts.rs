@@ -9,6 +9,9 @@ use alexnet_kernels::bf16::convert::{Entry, flat};
 /// Most channels of a folded position: beyond, a strided first convolution is computed as it stands.
 const MOST_FOLDED: usize = 64;
 
+/// Rows of a window times splits: the runs of a product that the kernels plan for.
+const MOST_RUNS: usize = 64;
+
 /// How pixels enter, and the layout of every map. A map that a grouped convolution writes or reads is split at its groups;
 /// stages that go position by position have the same splits on both sides.
 pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<MapLayout>)> {
@@ -48,6 +51,20 @@ pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<MapLayout>)> 
             return Err(Error::Config(format!(
                 "a map of {} cannot be cut for groups of {}; --precision f32 computes it",
                 map.shape, layout.splits
+            )));
+        }
+    }
+    for (i, stage) in plan.stages.iter().enumerate() {
+        let Some(Op::Conv(conv)) = stage.layers.clone().next().map(|layer| &net.layers[layer].op) else {
+            continue;
+        };
+        // Neighbours' groups split the maps of a convolution further than its own.
+        let runs = layouts[i].splits.max(layouts[i + 1].splits) / conv.groups * conv.kernel;
+        if runs > MOST_RUNS {
+            return Err(Error::Config(format!(
+                "layer {}: {runs} rows of windows over the groups around it, and bf16 takes {MOST_RUNS}; --precision \
+                 f32 computes it",
+                net.layers[stage.layers.start].name
             )));
         }
     }
