@@ -4,7 +4,7 @@
 
 #![cfg(target_arch = "x86_64")]
 
-use super::engine::{C_STRIDE, Matrix, MatrixKernel, Product, Right, Run};
+use super::engine::{C_STRIDE, Matrix, MatrixKernel, Product, Run};
 use crate::simd::Avx512;
 use std::arch::asm;
 use std::sync::OnceLock;
@@ -88,51 +88,66 @@ pub(super) unsafe fn run<K: MatrixKernel>(kernel: &K, unit: usize, scratch: *mut
 #[derive(Clone, Copy)]
 pub(crate) struct Amx;
 
-/// The whole product in one block of assembly. tmm0-3 are C, tmm4-5 the left operand's tiles, tmm6-7 the right's. `$b1`
-/// is the distance of the right operand's second tile in bytes; lists in brackets are left out where a product is one
-/// tile high or wide.
+/// What the assembly reads of a product besides its runs: where operands lie, and distances in bytes.
+#[repr(C)]
+struct Frame {
+    a: *const u32,
+    b: *const u32,
+    a_step: usize,
+    b_step: usize,
+    b_row: usize,
+    b_second: usize,
+}
+
+/// The whole product in one block of assembly. tmm0-3 are C, tmm4-5 the left operand's tiles, tmm6-7 the right's; lists in
+/// brackets are left out where a product is one tile high or wide.
 macro_rules! product {
     (
-        $shape:ident, $runs:ident, $a:ident, $b:ident, $c:ident, $add:ident, row = $b_row:literal,
+        $runs:ident, $frame:ident, $c:ident, $add:ident,
         load [$($load:expr),*], zero [$($zero:expr),*], step [$($step:expr),*], store [$($store:expr),*]
     ) => {
         asm!(
-            "test {add:e}, {add:e}",
+            "test {row:e}, {row:e}",
             "jz 2f",
+            "mov {left:e}, 128",
             $($load,)*
             "jmp 3f",
             "2:",
             $($zero,)*
-            // A run: its left and right operands and its number of steps.
             "3:",
-            concat!("mov {add:e}, ", $b_row),
+            "mov {row}, [{frame} + 32]",
+            // A run: its left and right operands and its number of steps.
+            "4:",
             "mov {ap}, [{run}]",
             "mov {bp}, [{run} + 8]",
             "mov {left}, [{run} + 16]",
-            "lea {ap}, [{a} + {ap}*4]",
-            "lea {bp}, [{b} + {bp}*4]",
+            "shl {ap}, 2",
+            "add {ap}, [{frame}]",
+            "shl {bp}, 2",
+            "add {bp}, [{frame} + 8]",
+            "mov {bq}, {bp}",
+            "add {bq}, [{frame} + 40]",
             "add {run}, 24",
-            "4:",
+            "5:",
             $($step,)*
-            "add {ap}, {a_step}",
-            "add {bp}, {b_step}",
+            "add {ap}, [{frame} + 16]",
+            "add {bp}, [{frame} + 24]",
+            "add {bq}, [{frame} + 24]",
             "dec {left}",
-            "jnz 4b",
+            "jnz 5b",
             "cmp {run}, {end}",
-            "jne 3b",
+            "jne 4b",
             "mov {left:e}, 128",
             $($store,)*
             run = inout(reg) $runs.as_ptr() => _,
             end = in(reg) $runs.as_ptr().add($runs.len()),
-            a = in(reg) $a,
-            b = in(reg) $b,
+            frame = in(reg) &raw const $frame,
             c = in(reg) $c,
-            a_step = in(reg) $shape.a_step * 4,
-            b_step = in(reg) $shape.b_step * 4,
             // Whether to add; then the distance of the right operand's rows.
-            add = inout(reg) usize::from($add) => _,
+            row = inout(reg) usize::from($add) => _,
             ap = out(reg) _,
             bp = out(reg) _,
+            bq = out(reg) _,
             left = out(reg) _,
             a_row = in(reg) 64usize,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -142,61 +157,10 @@ macro_rules! product {
     };
 }
 
-/// The four products that a right operand's form has: `$second` is the distance of its second tile.
-macro_rules! products {
-    ($shape:ident, $runs:ident, $a:ident, $b:ident, $c:ident, $add:ident, $row:literal, $second:literal) => {
-        match ($shape.rows, $shape.columns) {
-            (2, 2) => product!(
-                $shape, $runs, $a, $b, $c, $add, row = $row,
-                load ["mov {left:e}, 128", "tileloadd tmm0, [{c} + {left}*1]",
-                    "tileloadd tmm1, [{c} + {left}*1 + 64]", "tileloadd tmm2, [{c} + {left}*1 + 2048]",
-                    "tileloadd tmm3, [{c} + {left}*1 + 2112]"],
-                zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-                step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {add}*1]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    concat!("tileloadd tmm7, [{bp} + {add}*1 + ", $second, "]"),
-                    "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm5, [{ap} + {a_row}*1 + 1024]",
-                    "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
-                store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1",
-                    "tilestored [{c} + {left}*1 + 2048], tmm2", "tilestored [{c} + {left}*1 + 2112], tmm3"]
-            ),
-            (1, 2) => product!(
-                $shape, $runs, $a, $b, $c, $add, row = $row,
-                load ["mov {left:e}, 128", "tileloadd tmm0, [{c} + {left}*1]",
-                    "tileloadd tmm1, [{c} + {left}*1 + 64]"],
-                zero ["tilezero tmm0", "tilezero tmm1"],
-                step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {add}*1]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    concat!("tileloadd tmm7, [{bp} + {add}*1 + ", $second, "]"),
-                    "tdpbf16ps tmm1, tmm4, tmm7"],
-                store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1"]
-            ),
-            (2, _) => product!(
-                $shape, $runs, $a, $b, $c, $add, row = $row,
-                load ["mov {left:e}, 128", "tileloadd tmm0, [{c} + {left}*1]",
-                    "tileloadd tmm2, [{c} + {left}*1 + 2048]"],
-                zero ["tilezero tmm0", "tilezero tmm2"],
-                step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {add}*1]",
-                    "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm5, [{ap} + {a_row}*1 + 1024]",
-                    "tdpbf16ps tmm2, tmm5, tmm6"],
-                store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 2048], tmm2"]
-            ),
-            _ => product!(
-                $shape, $runs, $a, $b, $c, $add, row = $row,
-                load ["mov {left:e}, 128", "tileloadd tmm0, [{c} + {left}*1]"],
-                zero ["tilezero tmm0"],
-                step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {add}*1]",
-                    "tdpbf16ps tmm0, tmm4, tmm6"],
-                store ["tilestored [{c} + {left}*1], tmm0"]
-            ),
-        }
-    };
-}
-
 impl Matrix for Amx {
     type S = Avx512;
 
-    // Not inlined: two blocks of assembly for every shape are large, and a call costs nothing beside a product.
+    // Not inlined: a block of assembly for every shape is large, and a call costs nothing beside a product.
     #[inline(never)]
     unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
         const { assert!(C_STRIDE == 32, "rows of C are 128 bytes apart, its lower tiles 2,048 bytes") };
@@ -208,11 +172,51 @@ impl Matrix for Amx {
             }
             return;
         }
+        let (row, second) = shape.right.distances();
+        let [a_step, b_step, b_row, b_second] =
+            [shape.a_step, shape.b_step, row, second].map(|pairs| pairs * 4);
+        let frame = Frame { a, b, a_step, b_step, b_row, b_second };
         // SAFETY: the caller's promise: operands are in their memory, and `run` has configured the tiles.
         unsafe {
-            match shape.right {
-                Right::Rows => products!(shape, runs, a, b, c, add, 128, "64"),
-                Right::Tiles => products!(shape, runs, a, b, c, add, 64, "1024"),
+            match (shape.rows, shape.columns) {
+                (2, 2) => product!(
+                    runs, frame, c, add,
+                    load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]",
+                        "tileloadd tmm2, [{c} + {left}*1 + 2048]", "tileloadd tmm3, [{c} + {left}*1 + 2112]"],
+                    zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{bq} + {row}*1]",
+                        "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm5, [{ap} + {a_row}*1 + 1024]",
+                        "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
+                    store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1",
+                        "tilestored [{c} + {left}*1 + 2048], tmm2", "tilestored [{c} + {left}*1 + 2112], tmm3"]
+                ),
+                (1, 2) => product!(
+                    runs, frame, c, add,
+                    load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]"],
+                    zero ["tilezero tmm0", "tilezero tmm1"],
+                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{bq} + {row}*1]",
+                        "tdpbf16ps tmm1, tmm4, tmm7"],
+                    store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1"]
+                ),
+                (2, _) => product!(
+                    runs, frame, c, add,
+                    load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm2, [{c} + {left}*1 + 2048]"],
+                    zero ["tilezero tmm0", "tilezero tmm2"],
+                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm5, [{ap} + {a_row}*1 + 1024]",
+                        "tdpbf16ps tmm2, tmm5, tmm6"],
+                    store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 2048], tmm2"]
+                ),
+                _ => product!(
+                    runs, frame, c, add,
+                    load ["tileloadd tmm0, [{c} + {left}*1]"],
+                    zero ["tilezero tmm0"],
+                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6"],
+                    store ["tilestored [{c} + {left}*1], tmm0"]
+                ),
             }
         }
     }

@@ -1,20 +1,11 @@
 //! Products without tiles: AVX-512's dot product of pairs, and f32 arithmetic on widened pairs.
 
 use super::EDGE;
-use super::engine::{C_STRIDE, Matrix, MatrixKernel, Product, Right, Run};
+use super::engine::{C_STRIDE, Matrix, MatrixKernel, Product, Run};
 use crate::simd::Simd;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use std::marker::PhantomData;
-
-/// Where row `row` of column tile `tile` of a right operand begins.
-#[inline(always)]
-fn right_row(right: Right, row: usize, tile: usize) -> usize {
-    match right {
-        Right::Rows => row * 2 * EDGE + tile * EDGE,
-        Right::Tiles => tile * EDGE * EDGE + row * EDGE,
-    }
-}
 
 /// `vdpbf16ps`: 16 dot products of pairs, added to f32.
 #[cfg(target_arch = "x86_64")]
@@ -84,6 +75,7 @@ unsafe fn dot_rows<const R: usize, const V: usize>(
     };
     // SAFETY: the caller's promise; bits are only reinterpreted.
     unsafe {
+        let (row, second) = shape.right.distances();
         let mut sums = [[_mm512_setzero_ps(); V]; R];
         if add {
             for r in 0..R {
@@ -98,14 +90,14 @@ unsafe fn dot_rows<const R: usize, const V: usize>(
                 for depth in 0..EDGE {
                     let mut columns = [std::mem::transmute::<__m512, __m512bh>(_mm512_setzero_ps()); V];
                     for v in 0..V {
-                        let row = right.add(right_row(shape.right, depth, v));
-                        columns[v] = std::mem::transmute::<__m512, __m512bh>(_mm512_loadu_ps(row.cast()));
+                        let vector = _mm512_loadu_ps(right.add(depth * row + v * second).cast());
+                        columns[v] = std::mem::transmute::<__m512, __m512bh>(vector);
                     }
                     for r in 0..R {
                         let bits = left.add(r * EDGE + depth).cast::<i32>().read();
-                        let row = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(bits));
+                        let weight = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(bits));
                         for v in 0..V {
-                            sums[r][v] = _mm512_dpbf16_ps(sums[r][v], row, columns[v]);
+                            sums[r][v] = _mm512_dpbf16_ps(sums[r][v], weight, columns[v]);
                         }
                     }
                 }
@@ -154,6 +146,7 @@ impl<S: Simd> Matrix for Widen<S> {
     unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
         /// Rows of C that are summed together.
         const TOGETHER: usize = 4;
+        let (row, second) = shape.right.distances();
         // SAFETY: the caller's promise.
         unsafe {
             for first in (0..shape.rows * EDGE).step_by(TOGETHER) {
@@ -171,8 +164,7 @@ impl<S: Simd> Matrix for Widen<S> {
                             let left = a.add(run.a + step * shape.a_step + first * EDGE);
                             let right = b.add(run.b + step * shape.b_step + lane);
                             for depth in 0..EDGE {
-                                let (even, odd) =
-                                    S::load_pairs(right.add(right_row(shape.right, depth, tile)));
+                                let (even, odd) = S::load_pairs(right.add(depth * row + tile * second));
                                 for r in 0..TOGETHER {
                                     let bits = *left.add(r * EDGE + depth);
                                     let low = S::splat(f32::from_bits(bits << 16));

@@ -2,9 +2,10 @@
 //! it: AMX tiles, AVX-512's bf16 dot products, or f32 arithmetic on widened operands.
 //!
 //! A step multiplies 32 rows by 32 columns over a depth of 32. The left operand is two tiles of 16 rows × 16 pairs, 1 KiB
-//! each, one after the other. The right operand is 16 rows (one a pair of the depth) of 32 columns, in one of two
+//! each, one after the other. The right operand is 16 rows (one a pair of the depth) of 32 columns, in one of three
 //! forms (`Right`). That is the shape of an AMX tile; the other engines follow it.
 
+use super::EDGE;
 use super::dot::Widen;
 use crate::isa::{Isa, Tier};
 use crate::parallel::{Context, Kernel};
@@ -112,6 +113,20 @@ pub(crate) enum Right {
     Rows,
     /// Two tiles of 16 × 16, one after the other.
     Tiles,
+    /// Rows of a map whose lanes are columns: this far apart, and the second tile's this far from the first's, in pairs.
+    Apart { row: usize, second: usize },
+}
+
+impl Right {
+    /// From a row of 16 columns to the next, and from the first tile to the second, in pairs.
+    #[inline(always)]
+    pub(super) fn distances(self) -> (usize, usize) {
+        match self {
+            Right::Rows => (2 * EDGE, EDGE),
+            Right::Tiles => (EDGE, EDGE * EDGE),
+            Right::Apart { row, second } => (row, second),
+        }
+    }
 }
 
 /// Consecutive steps of a product. Offsets and steps are in pairs from the operands' starts.
