@@ -4,7 +4,10 @@
 
 pub mod contract;
 pub mod cpu;
+mod frame;
 pub mod mixed;
+mod norms;
+mod parameters;
 pub mod plan;
 pub mod reference;
 pub mod stopwatch;

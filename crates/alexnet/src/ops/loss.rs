@@ -96,6 +96,18 @@ pub fn backward<T: Real>(
     }
 }
 
+/// The sum of the weights of pictures whose top class is not their label.
+pub fn top1_wrong<T: Real>(
+    classes: usize,
+    z: &[T],         // (N, K)
+    labels: &[u32],  // (N)
+    weights: &[f32], // (N)
+) -> f64 {
+    let pictures = z.chunks_exact(classes).zip(labels).zip(weights);
+    let wrong = pictures.filter(|&((z, &label), _)| top1_is_wrong(z, label));
+    wrong.map(|(_, &weight)| f64::from(weight)).sum()
+}
+
 /// Whether the picture's top class is not the label. Of equal logits the lower class comes first; a logit of the
 /// label that is not a number is wrong.
 pub fn top1_is_wrong<T: Real>(

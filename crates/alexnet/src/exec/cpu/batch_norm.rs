@@ -3,7 +3,8 @@
 
 use super::{Cpu, StageState};
 use crate::exec::contract::{Batch, StepSettings};
-use crate::exec::plan::{Form, Plan};
+use crate::exec::parameters::Tensor;
+use crate::exec::plan::Plan;
 use crate::net;
 use crate::ops::batch_norm::unbiased;
 use alexnet_kernels::arena::{Layouter, Region};
@@ -49,43 +50,27 @@ impl State {
             count: 0.0,
         }
     }
-
-    pub(super) fn bytes(&self) -> usize {
-        let channels = 6 * self.mean.len();
-        (channels + self.weights.len() + self.partials.len()) * size_of::<f32>()
-    }
 }
 
 impl Cpu {
-    /// Elements of map `i` that hold pictures of the batch: whole blocks, or rows.
-    fn normalized(&self, i: usize, batch: &Batch) -> usize {
-        let shape = self.plan.maps[i].shape;
-        match self.plan.maps[i].form {
-            Form::Flat => batch.count * shape.len(),
-            _ => batch.count.div_ceil(self.plan.block) * self.plan.block * shape.len(),
-        }
-    }
-
     pub(super) fn batch_norm_forward(&mut self, i: usize, batch: &Batch, trains: bool) {
-        let weight = self.weight_of(i);
-        let [gamma, beta, running_mean, running_variance] =
-            [0, 1, 2, 3].map(|t| self.tensors[weight + t].value);
-        let used = self.normalized(i, batch);
+        let [gamma, beta, running_mean, running_variance] = self.frame.tensors_of(i).map(|t| t.value);
+        let used = self.used(i + 1, batch);
         let StageState::BatchNorm(state) = &mut self.stages[i] else {
             unreachable!("stage {i} is a batch normalization")
         };
-        let x_map = self.maps[i].first(if i == 0 { 0 } else { used });
+        let x_map = self.frame.maps[i].first(if i == 0 { 0 } else { used });
         if trains {
-            let weights = self.arena.get_mut(state.weights);
+            let weights = self.frame.arena.get_mut(state.weights);
             weights[..batch.count].copy_from_slice(batch.weights);
             weights[batch.count..].fill(0.0);
             let ([x, weights], [partials, mean, variance]) =
-                self.arena.split([x_map, state.weights], [state.partials, state.mean, state.variance]);
+                self.frame.arena.split([x_map, state.weights], [state.partials, state.mean, state.variance]);
             let x = &Self::input_of(x, batch, i)[..used];
             state.count =
-                batch_norm::statistics(&mut self.ctx, state.rows, x, weights, partials, mean, variance);
+                batch_norm::statistics(&mut self.frame.ctx, state.rows, x, weights, partials, mean, variance);
             let ([mean, variance], [running_mean, running_variance]) =
-                self.arena.split([state.mean, state.variance], [running_mean, running_variance]);
+                self.frame.arena.split([state.mean, state.variance], [running_mean, running_variance]);
             let (m, unbiased) = (state.op.momentum as f32, unbiased(state.count) as f32);
             for c in 0..mean.len() {
                 running_mean[c] = (1.0 - m) * running_mean[c] + m * mean[c];
@@ -95,35 +80,35 @@ impl Cpu {
         let (mean, variance) =
             if trains { (state.mean, state.variance) } else { (running_mean, running_variance) };
         let ([variance, gamma], [inverse, factor]) =
-            self.arena.split([variance, gamma], [state.inverse, state.factor]);
+            self.frame.arena.split([variance, gamma], [state.inverse, state.factor]);
         for c in 0..inverse.len() {
             inverse[c] = 1.0 / (variance[c] + state.op.eps as f32).sqrt();
             factor[c] = gamma[c] * inverse[c];
         }
         let ([x, mean, factor, beta], [y]) =
-            self.arena.split([x_map, mean, state.factor, beta], [self.maps[i + 1].first(used)]);
+            self.frame.arena.split([x_map, mean, state.factor, beta], [self.frame.maps[i + 1].first(used)]);
         let x = &Self::input_of(x, batch, i)[..used];
-        batch_norm::apply(&mut self.ctx, state.rows, x, mean, factor, beta, y);
+        batch_norm::apply(&mut self.frame.ctx, state.rows, x, mean, factor, beta, y);
     }
 
     /// dγ, dβ, dx and the update. Returns whether the new parameters are finite.
     pub(super) fn batch_norm_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) -> bool {
-        let weight = self.weight_of(i);
-        let used = self.normalized(i, batch);
-        let stage = &self.plan.stages[i];
-        let (moves, wants_input, relu) = (stage.moves, stage.input_gradient, stage.masks_input);
+        let [gamma, beta] = self.frame.tensors_of(i);
+        let used = self.used(i + 1, batch);
+        let stage = &self.frame.plan.stages[i];
+        let (wants_input, relu) = (stage.input_gradient, stage.masks_input);
         let StageState::BatchNorm(state) = &self.stages[i] else {
             unreachable!("stage {i} is a batch normalization")
         };
-        let x_map = self.maps[i].first(if i == 0 { 0 } else { used });
-        let dy_map = self.gradients[i + 1].first(used);
-        let ([x, dy, weights, mean, inverse], [partials, dgamma, dbeta]) = self.arena.split(
+        let x_map = self.frame.maps[i].first(if i == 0 { 0 } else { used });
+        let dy_map = self.frame.gradients[i + 1].first(used);
+        let ([x, dy, weights, mean, inverse], [partials, dgamma, dbeta]) = self.frame.arena.split(
             [x_map, dy_map, state.weights, state.mean, state.inverse],
             [state.partials, state.dgamma, state.dbeta],
         );
         let x = &Self::input_of(x, batch, i)[..used];
         batch_norm::backward_weight(
-            &mut self.ctx,
+            &mut self.frame.ctx,
             state.rows,
             x,
             dy,
@@ -135,23 +120,24 @@ impl Cpu {
             dbeta,
         );
         if wants_input {
-            let gamma = self.tensors[weight].value;
-            let ([x, dy, weights, mean, inverse, gamma, dgamma, dbeta], [dx]) = self.arena.split(
-                [x_map, dy_map, state.weights, state.mean, state.inverse, gamma, state.dgamma, state.dbeta],
-                [self.gradients[i].first(used)],
+            let ([x, dy, weights, mean, inverse, gamma, dgamma, dbeta], [dx]) = self.frame.arena.split(
+                [
+                    x_map,
+                    dy_map,
+                    state.weights,
+                    state.mean,
+                    state.inverse,
+                    gamma.value,
+                    state.dgamma,
+                    state.dbeta,
+                ],
+                [self.frame.gradients[i].first(used)],
             );
             let x = &Self::input_of(x, batch, i)[..used];
             let input = Input { mean, inverse, gamma, dgamma, dbeta, count: state.count };
-            batch_norm::backward_input(&mut self.ctx, state.rows, x, dy, weights, input, relu, dx);
+            batch_norm::backward_input(&mut self.frame.ctx, state.rows, x, dy, weights, input, relu, dx);
         }
-        let gradients = [state.dgamma, state.dbeta];
-        if !moves {
-            return true;
-        }
-        let mut finite = true;
-        for (t, gradient) in (weight..).zip(gradients) {
-            finite &= self.update(t, gradient, settings);
-        }
-        finite
+        let tensors = [Tensor { gradient: state.dgamma, ..gamma }, Tensor { gradient: state.dbeta, ..beta }];
+        self.frame.update_all(i, tensors, settings)
     }
 }

@@ -62,52 +62,70 @@ impl State {
 impl Cpu {
     /// Packs the weights of stage `i` for the next step.
     pub(super) fn conv_pack(&mut self, i: usize) {
-        let w = self.tensors[self.weight_of(i)].value;
+        let [w] = self.frame.tensors_of(i).map(|t| t.value);
         let StageState::Conv(state) = &mut self.stages[i] else { unreachable!("stage {i} is a convolution") };
-        let w = self.arena.get(w);
-        conv::pack_forward(&mut self.ctx, &state.geometry, state.fold, w, &mut state.forward);
+        let w = self.frame.arena.get(w);
+        conv::pack_forward(&mut self.frame.ctx, &state.geometry, state.fold, w, &mut state.forward);
         if let Some(backward) = &mut state.backward {
-            conv::pack_backward(&mut self.ctx, &state.geometry, w, backward);
+            conv::pack_backward(&mut self.frame.ctx, &state.geometry, w, backward);
         }
     }
 
     /// y = relu(x ∗ w + b)
     pub(super) fn conv_forward(&mut self, i: usize, batch: &Batch) {
-        let bias = self.tensors[self.weight_of(i) + 1].value;
+        let [_, bias] = self.frame.tensors_of(i).map(|t| t.value);
         let StageState::Conv(state) = &self.stages[i] else { unreachable!("stage {i} is a convolution") };
-        let ([x, bias], [y]) = self.arena.split([self.maps[i], bias], [self.maps[i + 1]]);
+        let ([x, bias], [y]) = self.frame.arena.split([self.frame.maps[i], bias], [self.frame.maps[i + 1]]);
         let x = Self::input_of(x, batch, i);
         let epilogue = if state.relu { Epilogue::BiasRelu } else { Epilogue::Bias };
-        conv::forward(&mut self.ctx, &state.geometry, batch.count, x, &state.forward, bias, epilogue, y);
+        conv::forward(
+            &mut self.frame.ctx,
+            &state.geometry,
+            batch.count,
+            x,
+            &state.forward,
+            bias,
+            epilogue,
+            y,
+        );
     }
 
     /// dx, then dw, db and their update. Returns whether the new weights are finite.
     pub(super) fn conv_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) -> bool {
-        let stage = &self.plan.stages[i];
-        let weight = self.weight_of(i);
+        let stage = &self.frame.plan.stages[i];
+        let tensors @ [w, b] = self.frame.tensors_of(i);
         let StageState::Conv(state) = &self.stages[i] else { unreachable!("stage {i} is a convolution") };
         let g = &state.geometry;
         if let Some(packed) = &state.backward {
-            let ([x, dy], [dx]) =
-                self.arena.split([self.maps[i], self.gradients[i + 1]], [self.gradients[i]]);
+            let ([x, dy], [dx]) = self
+                .frame
+                .arena
+                .split([self.frame.maps[i], self.frame.gradients[i + 1]], [self.frame.gradients[i]]);
             let relu = stage.masks_input.then_some(x);
-            conv::backward_input(&mut self.ctx, g, batch.count, dy, packed, relu, dx);
-            self.watch.lap(i, Pass::InputGradient);
+            conv::backward_input(&mut self.frame.ctx, g, batch.count, dy, packed, relu, dx);
+            self.frame.watch.lap(i, Pass::InputGradient);
         }
-        let rates = [settings.rates[weight], settings.rates[weight + 1]];
-        if !stage.moves || rates.iter().all(|r| r.lr == 0.0) {
+        if !self.frame.any_moves(i, tensors, settings) {
             return true;
         }
-        let [w, b] = [weight, weight + 1].map(|t| &self.tensors[t]);
-        let ([x, dy], [dw, db]) =
-            self.arena.split([self.maps[i], self.gradients[i + 1]], [w.gradient, b.gradient]);
+        let ([x, dy], [dw, db]) = self
+            .frame
+            .arena
+            .split([self.frame.maps[i], self.frame.gradients[i + 1]], [w.gradient, b.gradient]);
         let x = Self::input_of(x, batch, i);
-        conv::backward_weight(&mut self.ctx, g, state.fold, &state.weight_plan, batch.count, x, dy, dw, db);
-        self.watch.lap(i, Pass::WeightGradient);
-        let mut finite = true;
-        for (t, gradient) in (weight..).zip([w.gradient, b.gradient]) {
-            finite &= self.update(t, gradient, settings);
-        }
+        conv::backward_weight(
+            &mut self.frame.ctx,
+            g,
+            state.fold,
+            &state.weight_plan,
+            batch.count,
+            x,
+            dy,
+            dw,
+            db,
+        );
+        self.frame.watch.lap(i, Pass::WeightGradient);
+        let finite = self.frame.update_all(i, tensors, settings);
         self.conv_pack(i);
         finite
     }

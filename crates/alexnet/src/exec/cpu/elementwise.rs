@@ -12,37 +12,31 @@ use crate::ops::dropout::{self, Mask};
 const CHUNK: usize = 1 << 14;
 
 impl Cpu {
-    /// Elements of map `i` that the batch uses; whole blocks where it is blocked.
-    fn used(&self, i: usize, batch: &Batch) -> usize {
-        let shape = self.plan.maps[i].shape;
-        match self.plan.maps[i].form {
-            Form::Flat => batch.count * shape.len(),
-            Form::Blocked => batch.count.div_ceil(self.plan.block) * self.plan.block * shape.len(),
-            Form::Input => self.plan.input.len(),
-        }
-    }
-
     pub(super) fn activation_forward(&mut self, i: usize, batch: &Batch) {
-        let Op::Activation(f) = self.net.layers[self.plan.stages[i].layers.start].op else {
+        let Op::Activation(f) = self.frame.net.layers[self.frame.plan.stages[i].layers.start].op else {
             unreachable!("stage {i} is an activation")
         };
         let used = self.used(i + 1, batch);
-        let ([x], [y]) = self.arena.split([self.maps[i]], [self.maps[i + 1].first(used)]);
+        let ([x], [y]) = self.frame.arena.split([self.frame.maps[i]], [self.frame.maps[i + 1].first(used)]);
         let x = Self::input_of(x, batch, i);
-        self.ctx.for_each_chunk(y, CHUNK, |c, y| activation::forward(f, &x[c * CHUNK..][..y.len()], y));
+        self.frame.ctx.for_each_chunk(y, CHUNK, |c, y| activation::forward(f, &x[c * CHUNK..][..y.len()], y));
     }
 
     pub(super) fn activation_backward(&mut self, i: usize, batch: &Batch) {
-        let Op::Activation(f) = self.net.layers[self.plan.stages[i].layers.start].op else {
+        let Op::Activation(f) = self.frame.net.layers[self.frame.plan.stages[i].layers.start].op else {
             unreachable!("stage {i} is an activation")
         };
         let used = self.used(i, batch);
-        let masked = self.plan.stages[i].masks_input;
-        let ([x, y, dy], [dx]) = self.arena.split(
-            [self.maps[i].first(used), self.maps[i + 1].first(used), self.gradients[i + 1].first(used)],
-            [self.gradients[i].first(used)],
+        let masked = self.frame.plan.stages[i].masks_input;
+        let ([x, y, dy], [dx]) = self.frame.arena.split(
+            [
+                self.frame.maps[i].first(used),
+                self.frame.maps[i + 1].first(used),
+                self.frame.gradients[i + 1].first(used),
+            ],
+            [self.frame.gradients[i].first(used)],
         );
-        self.ctx.for_each_chunk(dx, CHUNK, |c, dx| {
+        self.frame.ctx.for_each_chunk(dx, CHUNK, |c, dx| {
             let part = c * CHUNK..c * CHUNK + dx.len();
             activation::backward(f, &x[part.clone()], &y[part.clone()], &dy[part.clone()], dx);
             mask_where(masked, &x[part], dx);
@@ -53,9 +47,9 @@ impl Cpu {
         let (op, mask) = self.dropout_of(i, masks);
         let used = self.used(i + 1, batch);
         let order = self.order(i);
-        let ([x], [y]) = self.arena.split([self.maps[i]], [self.maps[i + 1].first(used)]);
+        let ([x], [y]) = self.frame.arena.split([self.frame.maps[i]], [self.frame.maps[i + 1].first(used)]);
         let x = &Self::input_of(x, batch, i)[..used];
-        self.ctx.for_each_chunk(y, CHUNK, |c, y| {
+        self.frame.ctx.for_each_chunk(y, CHUNK, |c, y| {
             let x = &x[c * CHUNK..][..y.len()];
             match &mask {
                 Some(mask) => order.drop(&op, mask, c * CHUNK, x, y),
@@ -67,14 +61,14 @@ impl Cpu {
     pub(super) fn dropout_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) {
         let (op, mask) = self.dropout_of(i, Some(settings));
         let Some(mask) = mask else { unreachable!("training draws masks") };
-        let masked = self.plan.stages[i].masks_input;
+        let masked = self.frame.plan.stages[i].masks_input;
         let used = self.used(i, batch);
         let order = self.order(i);
-        let ([x, dy], [dx]) = self.arena.split(
-            [self.maps[i].first(used), self.gradients[i + 1].first(used)],
-            [self.gradients[i].first(used)],
+        let ([x, dy], [dx]) = self.frame.arena.split(
+            [self.frame.maps[i].first(used), self.frame.gradients[i + 1].first(used)],
+            [self.frame.gradients[i].first(used)],
         );
-        self.ctx.for_each_chunk(dx, CHUNK, |c, dx| {
+        self.frame.ctx.for_each_chunk(dx, CHUNK, |c, dx| {
             let part = c * CHUNK..c * CHUNK + dx.len();
             order.drop(&op, &mask, c * CHUNK, &dy[part.clone()], dx);
             mask_where(masked, &x[part], dx);
@@ -83,27 +77,32 @@ impl Cpu {
 
     /// The layer and, while training, its mask, keyed by its place in the network.
     fn dropout_of(&self, i: usize, masks: Option<&StepSettings>) -> (Dropout, Option<Mask>) {
-        let layer = self.plan.stages[i].layers.start;
-        let Op::Dropout(op) = &self.net.layers[layer].op else { unreachable!("stage {i} is dropout") };
+        let layer = self.frame.plan.stages[i].layers.start;
+        let Op::Dropout(op) = &self.frame.net.layers[layer].op else { unreachable!("stage {i} is dropout") };
         (op.clone(), masks.map(|s| Mask::new(op.rate, s.seed, s.step, layer)))
     }
 
     /// How the elements of map `i` are ordered.
     fn order(&self, i: usize) -> Order {
-        let map = self.plan.maps[i];
-        Order { shape: map.shape, block: if map.form == Form::Flat { None } else { Some(self.plan.block) } }
+        let map = self.frame.plan.maps[i];
+        Order {
+            shape: map.shape,
+            block: if map.form == Form::Flat { None } else { Some(self.frame.plan.block) },
+        }
     }
 
     pub(super) fn flatten_forward(&mut self, i: usize, batch: &Batch) {
         debug_assert!(matches!(self.stages[i], StageState::Plain));
-        let shape = self.plan.maps[i].shape;
-        let block = self.plan.block;
-        let layout = self.plan.input.clone();
-        let from_input = self.plan.maps[i].form == Form::Input;
-        let ([x], [y]) =
-            self.arena.split([self.maps[i]], [self.maps[i + 1].first(batch.count * shape.len())]);
+        let shape = self.frame.plan.maps[i].shape;
+        let block = self.frame.plan.block;
+        let layout = self.frame.plan.input.clone();
+        let from_input = self.frame.plan.maps[i].form == Form::Input;
+        let ([x], [y]) = self
+            .frame
+            .arena
+            .split([self.frame.maps[i]], [self.frame.maps[i + 1].first(batch.count * shape.len())]);
         let x = Self::input_of(x, batch, i);
-        self.ctx.for_each_chunk(y, shape.len(), |n, row| {
+        self.frame.ctx.for_each_chunk(y, shape.len(), |n, row| {
             for (e, y) in row.iter_mut().enumerate() {
                 let (c, h, w) = (e / (shape.h * shape.w), e / shape.w % shape.h, e % shape.w);
                 *y =
@@ -113,15 +112,16 @@ impl Cpu {
     }
 
     pub(super) fn flatten_backward(&mut self, i: usize, batch: &Batch) {
-        let shape = self.plan.maps[i].shape;
-        let block = self.plan.block;
-        let masked = self.plan.stages[i].masks_input;
+        let shape = self.frame.plan.maps[i].shape;
+        let block = self.frame.plan.block;
+        let masked = self.frame.plan.stages[i].masks_input;
         let used = self.used(i, batch);
-        let ([x, dy], [dx]) = self
-            .arena
-            .split([self.maps[i].first(used), self.gradients[i + 1]], [self.gradients[i].first(used)]);
+        let ([x, dy], [dx]) = self.frame.arena.split(
+            [self.frame.maps[i].first(used), self.frame.gradients[i + 1]],
+            [self.frame.gradients[i].first(used)],
+        );
         let row_len = shape.w * block * shape.c;
-        self.ctx.for_each_chunk(dx, row_len, |unit, row| {
+        self.frame.ctx.for_each_chunk(dx, row_len, |unit, row| {
             let (b, h) = (unit / shape.h, unit % shape.h);
             for (e, dx) in row.iter_mut().enumerate() {
                 let (c, n, w) = (e % shape.c, b * block + e / shape.c % block, e / (shape.c * block));
@@ -133,7 +133,7 @@ impl Cpu {
 }
 
 /// Offset of an element in (blocks, H, W, block, C).
-fn blocked(shape: Shape, block: usize, n: usize, c: usize, h: usize, w: usize) -> usize {
+pub(super) fn blocked(shape: Shape, block: usize, n: usize, c: usize, h: usize, w: usize) -> usize {
     (((n / block * shape.h + h) * shape.w + w) * block + n % block) * shape.c + c
 }
 

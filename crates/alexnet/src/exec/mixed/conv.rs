@@ -1,16 +1,14 @@
 //! The convolution stage: convolution, bias and ReLU in one pass; its gradients; the separate update of its weights.
 
-use super::{Mixed, StageState, update_of};
+use super::{Mixed, StageState};
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Plan;
 use crate::exec::stopwatch::Pass;
 use crate::net;
-use crate::ops::update::limit_rms;
 use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
 use alexnet_kernels::bf16::engine::C_LEN;
 use alexnet_kernels::bf16::{MapLayout, convert};
 use alexnet_kernels::conv::Axis;
-use alexnet_kernels::sgd;
 
 /// The geometry of a stage and its packed weights.
 pub(super) struct State {
@@ -66,64 +64,64 @@ impl State {
 impl Mixed {
     /// Packs the weights of stage `i` for the next step.
     pub(super) fn conv_pack(&mut self, i: usize) {
-        let w = self.tensors[self.weight_of(i)].value;
+        let [w] = self.frame.tensors_of(i).map(|t| t.value);
         let StageState::Conv(state) = &mut self.stages[i] else { unreachable!("stage {i} is a convolution") };
-        let w = self.arena.get(w);
-        conv::pack_forward(&mut self.ctx, &state.geometry, state.fold, w, &mut state.forward);
+        let w = self.frame.arena.get(w);
+        conv::pack_forward(&mut self.frame.ctx, &state.geometry, state.fold, w, &mut state.forward);
         if let Some(backward) = &mut state.backward {
-            conv::pack_backward(&mut self.ctx, &state.geometry, w, backward);
+            conv::pack_backward(&mut self.frame.ctx, &state.geometry, w, backward);
         }
     }
 
     /// y = relu(x ∗ w + b)
     pub(super) fn conv_forward(&mut self, i: usize, batch: &Batch) {
-        let bias = self.tensors[self.weight_of(i) + 1].value;
+        let [_, bias] = self.frame.tensors_of(i).map(|t| t.value);
         let pictures = self.pictures(batch);
         let StageState::Conv(state) = &self.stages[i] else { unreachable!("stage {i} is a convolution") };
-        let ([x, bias], [y]) = self.arena.split([self.maps[i], bias], [self.maps[i + 1]]);
+        let ([x, bias], [y]) = self.frame.arena.split([self.frame.maps[i], bias], [self.frame.maps[i + 1]]);
         let epilogue = if state.relu { Epilogue::BiasRelu } else { Epilogue::Bias };
         let g = &state.geometry;
-        conv::forward(&mut self.ctx, self.engine, g, pictures, x, &state.forward, bias, epilogue, y);
+        conv::forward(&mut self.frame.ctx, self.engine, g, pictures, x, &state.forward, bias, epilogue, y);
     }
 
     /// dx, then dw, db and their update. Returns whether the new weights are finite.
     pub(super) fn conv_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) -> bool {
-        let stage = &self.plan.stages[i];
-        let weight = self.weight_of(i);
-        let (pictures, blocks) = (self.pictures(batch), self.blocks(batch));
+        let stage = &self.frame.plan.stages[i];
+        let tensors @ [w, b] = self.frame.tensors_of(i);
+        let (pictures, blocks) = (self.pictures(batch), self.frame.blocks(batch));
         let StageState::Conv(state) = &mut self.stages[i] else { unreachable!("stage {i} is a convolution") };
         let g = &state.geometry;
         if let Some(packed) = &state.backward {
-            let ([x, dy], [dx]) =
-                self.arena.split([self.maps[i], self.gradients[i + 1]], [self.gradients[i]]);
+            let ([x, dy], [dx]) = self
+                .frame
+                .arena
+                .split([self.frame.maps[i], self.frame.gradients[i + 1]], [self.frame.gradients[i]]);
             let relu = stage.masks_input.then_some(x);
-            conv::backward_input(&mut self.ctx, self.engine, g, pictures, dy, packed, relu, dx);
-            self.watch.lap(i, Pass::InputGradient);
+            conv::backward_input(&mut self.frame.ctx, self.engine, g, pictures, dy, packed, relu, dx);
+            self.frame.watch.lap(i, Pass::InputGradient);
         }
-        let rates = [settings.rates[weight], settings.rates[weight + 1]];
-        if !stage.moves || rates.iter().all(|r| r.lr == 0.0) {
+        if !self.frame.any_moves(i, tensors, settings) {
             return true;
         }
         let Some(plan) = &mut state.weight_plan else { unreachable!("a stage that moves has a weight plan") };
-        let [w, b] = [weight, weight + 1].map(|t| &self.tensors[t]);
-        let ([x], [paired]) = self.arena.split([self.maps[i]], [self.paired]);
-        convert::pair_pictures(&mut self.ctx, self.engine, &g.input, blocks, x, paired);
+        let ([x], [paired]) = self.frame.arena.split([self.frame.maps[i]], [self.paired]);
+        convert::pair_pictures(&mut self.frame.ctx, self.engine, &g.input, blocks, x, paired);
         let ([paired, dy], [dw, db]) =
-            self.arena.split([self.paired, self.gradients[i + 1]], [w.gradient, b.gradient]);
-        conv::backward_weight(&mut self.ctx, self.engine, g, state.fold, plan, pictures, paired, dy, dw, db);
-        self.watch.lap(i, Pass::WeightGradient);
-        let mut finite = true;
-        for (tensor, rate) in [w, b].into_iter().zip(rates) {
-            let ([g], [w, v]) = self.arena.split([tensor.gradient], [tensor.value, tensor.momentum]);
-            finite &= sgd::update(&mut self.ctx, update_of(rate, settings), g, w, v);
-        }
-        if let Some(limit) = self.plan.rule.filter_rms
-            && rates[0].lr != 0.0
-        {
-            let filter = w.value.len() / g.output.channels;
-            let w = self.arena.get_mut(w.value);
-            self.ctx.for_each_chunk(w, filter, |_, filter| limit_rms(limit, filter));
-        }
+            self.frame.arena.split([self.paired, self.frame.gradients[i + 1]], [w.gradient, b.gradient]);
+        conv::backward_weight(
+            &mut self.frame.ctx,
+            self.engine,
+            g,
+            state.fold,
+            plan,
+            pictures,
+            paired,
+            dy,
+            dw,
+            db,
+        );
+        self.frame.watch.lap(i, Pass::WeightGradient);
+        let finite = self.frame.update_all(i, tensors, settings);
         self.conv_pack(i);
         finite
     }

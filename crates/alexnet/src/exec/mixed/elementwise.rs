@@ -1,5 +1,5 @@
-//! Stages that look at one element at a time: activations that no product computes along, dropout, the pixels' entry, and
-//! the change from maps to flat rows.
+//! Stages that look at one element at a time: activations that no product computes along, dropout and the change
+//! from maps to flat rows.
 
 use super::Mixed;
 use crate::exec::contract::{Batch, StepSettings};
@@ -14,15 +14,8 @@ use alexnet_kernels::bf16::{MapLayout, PICTURES, pair, pairs, pairs_mut, widen};
 const CHUNK: usize = 1 << 14;
 
 impl Mixed {
-    /// Pixels to map 0.
-    pub(super) fn enter(&mut self, batch: &Batch) {
-        let blocks = self.blocks(batch);
-        let map = self.arena.get_mut(self.maps[0]);
-        convert::enter(&mut self.ctx, &self.entry, blocks, batch.input, map);
-    }
-
     fn activation_of(&self, i: usize) -> Activation {
-        let Op::Activation(f) = self.net.layers[self.plan.stages[i].layers.start].op else {
+        let Op::Activation(f) = self.frame.net.layers[self.frame.plan.stages[i].layers.start].op else {
             unreachable!("stage {i} is an activation")
         };
         f
@@ -30,33 +23,42 @@ impl Mixed {
 
     pub(super) fn activation_forward(&mut self, i: usize, batch: &Batch) {
         let f = self.activation_of(i);
-        let used = self.blocks(batch) * self.layouts[i].block_len();
-        let ([x], [y, x_wide, y_wide]) = self.arena.split(
-            [self.maps[i].first(used)],
-            [self.maps[i + 1].first(used), self.wide[0].at_most(2 * used), self.wide[1].at_most(2 * used)],
+        let used = self.used(i, batch);
+        let ([x], [y, x_wide, y_wide]) = self.frame.arena.split(
+            [self.frame.maps[i].first(used)],
+            [
+                self.frame.maps[i + 1].first(used),
+                self.wide[0].at_most(2 * used),
+                self.wide[1].at_most(2 * used),
+            ],
         );
         if f == Activation::Relu {
             let x = pairs(x);
-            self.ctx.for_each_chunk(pairs_mut(y), CHUNK, |c, y| {
+            self.frame.ctx.for_each_chunk(pairs_mut(y), CHUNK, |c, y| {
                 y.iter_mut().zip(&x[c * CHUNK..]).for_each(|(y, x)| *y = x & positive(*x));
             });
             return;
         }
-        widen_map(&mut self.ctx, x, x_wide);
+        widen_map(&mut self.frame.ctx, x, x_wide);
         let x_wide = &*x_wide;
-        self.ctx
+        self.frame
+            .ctx
             .for_each_chunk(y_wide, CHUNK, |c, y| activation::forward(f, &x_wide[c * CHUNK..][..y.len()], y));
-        round_map(&mut self.ctx, y_wide, y);
+        round_map(&mut self.frame.ctx, y_wide, y);
     }
 
     pub(super) fn activation_backward(&mut self, i: usize, batch: &Batch) {
         let f = self.activation_of(i);
-        let used = self.blocks(batch) * self.layouts[i].block_len();
-        let masked = self.plan.stages[i].masks_input;
-        let ([x, y, dy], [dx, x_wide, y_wide, dy_wide, dx_wide]) = self.arena.split(
-            [self.maps[i].first(used), self.maps[i + 1].first(used), self.gradients[i + 1].first(used)],
+        let used = self.used(i, batch);
+        let masked = self.frame.plan.stages[i].masks_input;
+        let ([x, y, dy], [dx, x_wide, y_wide, dy_wide, dx_wide]) = self.frame.arena.split(
             [
-                self.gradients[i].first(used),
+                self.frame.maps[i].first(used),
+                self.frame.maps[i + 1].first(used),
+                self.frame.gradients[i + 1].first(used),
+            ],
+            [
+                self.frame.gradients[i].first(used),
                 self.wide[0].at_most(2 * used),
                 self.wide[1].at_most(2 * used),
                 self.wide[2].at_most(2 * used),
@@ -67,7 +69,7 @@ impl Mixed {
         if f == Activation::Relu {
             // An input out of a ReLU is positive where its output is.
             let (y, dy) = (pairs(y), pairs(dy));
-            self.ctx.for_each_chunk(pairs_mut(dx), CHUNK, |c, dx| {
+            self.frame.ctx.for_each_chunk(pairs_mut(dx), CHUNK, |c, dx| {
                 let part = c * CHUNK..c * CHUNK + dx.len();
                 for ((dx, y), dy) in dx.iter_mut().zip(&y[part.clone()]).zip(&dy[part]) {
                     *dx = dy & positive(*y);
@@ -75,17 +77,17 @@ impl Mixed {
             });
             return;
         }
-        widen_map(&mut self.ctx, x, x_wide);
-        widen_map(&mut self.ctx, y, y_wide);
-        widen_map(&mut self.ctx, dy, dy_wide);
+        widen_map(&mut self.frame.ctx, x, x_wide);
+        widen_map(&mut self.frame.ctx, y, y_wide);
+        widen_map(&mut self.frame.ctx, dy, dy_wide);
         let (x, y, dy) = (&*x_wide, &*y_wide, &*dy_wide);
-        self.ctx.for_each_chunk(dx_wide, CHUNK, |c, dx| {
+        self.frame.ctx.for_each_chunk(dx_wide, CHUNK, |c, dx| {
             let part = c * CHUNK..c * CHUNK + dx.len();
             activation::backward(f, &x[part.clone()], &y[part.clone()], &dy[part], dx);
         });
-        round_map(&mut self.ctx, dx_wide, dx);
+        round_map(&mut self.frame.ctx, dx_wide, dx);
         if masked {
-            self.ctx.for_each_chunk(pairs_mut(dx), CHUNK, |c, dx| {
+            self.frame.ctx.for_each_chunk(pairs_mut(dx), CHUNK, |c, dx| {
                 dx.iter_mut().zip(&x_pairs[c * CHUNK..]).for_each(|(dx, x)| *dx &= positive(*x));
             });
         }
@@ -94,10 +96,11 @@ impl Mixed {
     pub(super) fn dropout_forward(&mut self, i: usize, batch: &Batch, masks: Option<&StepSettings>) {
         let (op, mask) = self.dropout_of(i, masks);
         let order = self.order(i, batch.count);
-        let used = self.blocks(batch) * self.layouts[i].block_len();
-        let ([x], [y]) = self.arena.split([self.maps[i].first(used)], [self.maps[i + 1].first(used)]);
+        let used = self.used(i, batch);
+        let ([x], [y]) =
+            self.frame.arena.split([self.frame.maps[i].first(used)], [self.frame.maps[i + 1].first(used)]);
         let x = pairs(x);
-        self.ctx.for_each_chunk(pairs_mut(y), 2 * PICTURES, |c, y| {
+        self.frame.ctx.for_each_chunk(pairs_mut(y), 2 * PICTURES, |c, y| {
             let x = &x[c * 2 * PICTURES..][..y.len()];
             match &mask {
                 Some(mask) => order.drop(&op, mask, c * 2, x, y),
@@ -113,14 +116,14 @@ impl Mixed {
         let (op, mask) = self.dropout_of(i, Some(settings));
         let Some(mask) = mask else { unreachable!("training draws masks") };
         let order = self.order(i, batch.count);
-        let masked = self.plan.stages[i].masks_input;
-        let used = self.blocks(batch) * self.layouts[i].block_len();
-        let ([x, dy], [dx]) = self.arena.split(
-            [self.maps[i].first(used), self.gradients[i + 1].first(used)],
-            [self.gradients[i].first(used)],
+        let masked = self.frame.plan.stages[i].masks_input;
+        let used = self.used(i, batch);
+        let ([x, dy], [dx]) = self.frame.arena.split(
+            [self.frame.maps[i].first(used), self.frame.gradients[i + 1].first(used)],
+            [self.frame.gradients[i].first(used)],
         );
         let (x, dy) = (pairs(x), pairs(dy));
-        self.ctx.for_each_chunk(pairs_mut(dx), 2 * PICTURES, |c, dx| {
+        self.frame.ctx.for_each_chunk(pairs_mut(dx), 2 * PICTURES, |c, dx| {
             let part = c * 2 * PICTURES..c * 2 * PICTURES + dx.len();
             order.drop(&op, &mask, c * 2, &dy[part.clone()], dx);
             if masked {
@@ -131,29 +134,32 @@ impl Mixed {
 
     /// The layer and, while training, its mask, keyed by its place in the network.
     fn dropout_of(&self, i: usize, masks: Option<&StepSettings>) -> (Dropout, Option<Mask>) {
-        let layer = self.plan.stages[i].layers.start;
-        let Op::Dropout(op) = &self.net.layers[layer].op else { unreachable!("stage {i} is dropout") };
+        let layer = self.frame.plan.stages[i].layers.start;
+        let Op::Dropout(op) = &self.frame.net.layers[layer].op else { unreachable!("stage {i} is dropout") };
         (op.clone(), masks.map(|s| Mask::new(op.rate, s.seed, s.step, layer)))
     }
 
     /// How the elements of map `i` are counted.
     fn order(&self, i: usize, count: usize) -> Order {
-        let map = self.plan.maps[i];
+        let map = self.frame.plan.maps[i];
         let flat = map.form == Form::Flat;
         Order { shape: map.shape, layout: self.layouts[i], flat, count }
     }
 
     pub(super) fn flatten_forward(&mut self, i: usize, batch: &Batch) {
-        let blocks = self.blocks(batch);
-        let ([x], [y]) = self.arena.split([self.maps[i]], [self.maps[i + 1]]);
-        convert::flatten(&mut self.ctx, &self.layouts[i], blocks, x, y);
+        let blocks = self.frame.blocks(batch);
+        let ([x], [y]) = self.frame.arena.split([self.frame.maps[i]], [self.frame.maps[i + 1]]);
+        convert::flatten(&mut self.frame.ctx, &self.layouts[i], blocks, x, y);
     }
 
     pub(super) fn flatten_backward(&mut self, i: usize, batch: &Batch) {
-        let blocks = self.blocks(batch);
-        let ([x, dy], [dx]) = self.arena.split([self.maps[i], self.gradients[i + 1]], [self.gradients[i]]);
-        let relu = self.plan.stages[i].masks_input.then_some(x);
-        convert::unflatten(&mut self.ctx, &self.layouts[i], blocks, dy, relu, dx);
+        let blocks = self.frame.blocks(batch);
+        let ([x, dy], [dx]) = self
+            .frame
+            .arena
+            .split([self.frame.maps[i], self.frame.gradients[i + 1]], [self.frame.gradients[i]]);
+        let relu = self.frame.plan.stages[i].masks_input.then_some(x);
+        convert::unflatten(&mut self.frame.ctx, &self.layouts[i], blocks, dy, relu, dx);
     }
 }
 

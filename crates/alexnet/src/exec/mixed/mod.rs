@@ -9,42 +9,29 @@ mod conv;
 mod elementwise;
 mod layouts;
 mod linear;
-mod loss;
 mod norm_pool;
 
 use crate::error::{Error, Result};
-use crate::exec::contract::{Batch, Executor, InputLayout, Params, PassTime, StepReport, StepSettings};
-use crate::exec::cpu::{check_memory, checked, update_of};
+use crate::exec::contract::{Batch, StepSettings};
+use crate::exec::frame::{Draft, Frame, Stages};
+use crate::exec::norms;
 use crate::exec::plan::{Kind, Plan};
-use crate::exec::stopwatch::{Pass, Stopwatch};
-use crate::net::{Network, Op};
+use crate::exec::stopwatch::Pass;
+use crate::net::{Activation, Network, Op};
 use crate::ops::update::Rule;
-use alexnet_kernels::Context;
-use alexnet_kernels::arena::{Arena, Layouter, Region};
-use alexnet_kernels::bf16::convert::{Entry, paired_len};
-use alexnet_kernels::bf16::{Engine, MapLayout, TAIL, pairs};
+use alexnet_kernels::arena::Region;
+use alexnet_kernels::bf16::convert::{self, Entry, paired_len};
+use alexnet_kernels::bf16::{self, Engine, MapLayout, TAIL, pairs};
 
 /// A network planned for this processor, in mixed precision.
 pub struct Mixed {
-    net: Network,
-    plan: Plan,
+    frame: Frame,
     engine: Engine,
-    ctx: Context,
-    arena: Arena,
-    watch: Stopwatch,
     stages: Vec<StageState>,
-    /// Names and shapes of the parameters; the data of these is not used.
-    names: Params,
-    tensors: Vec<TensorState>,
     /// How the pixels enter map 0.
     entry: Entry,
     /// How each map lies.
     layouts: Vec<MapLayout>,
-    /// `maps[i]` is where map i lies; empty for logits, which are rows.
-    maps: Vec<Region>,
-    /// Gradients of the maps: those with even and with odd numbers take turns in two regions.
-    gradients: Vec<Region>,
-    winners: Vec<Vec<u8>>,
     /// A stage's input with pictures paired, for its weight gradient; shared by all.
     paired: Region,
     /// dy of a linear layer in rows of picture pairs; shared by all.
@@ -55,16 +42,6 @@ pub struct Mixed {
     logits: Region,
     /// (N, classes)
     logits_gradient: Region,
-    probabilities: Region,
-}
-
-/// Where a parameter tensor and its momentum lie.
-struct TensorState {
-    value: Region,
-    /// Empty unless the plan trains.
-    momentum: Region,
-    /// The whole gradient, where the update is separate; shared by all tensors of a role.
-    gradient: Region,
 }
 
 /// What a stage keeps besides its maps.
@@ -107,62 +84,21 @@ impl Mixed {
         if let Some(why) = unsupported(net, &plan.rule) {
             return Err(Error::Config(format!("network {}: {why}; --precision f32 computes it", net.name)));
         }
-        let mut ctx = Context::new(engine.isa(), threads);
-        let mut layouter = Layouter::default();
-        let names = Params::zeros(net)?;
-        let trains = plan.trains();
-        let blocks = plan.blocks();
-        let is_conv = |layer: usize| matches!(net.layers[layer].op, Op::Conv(_));
-        // Convolutions' gradients are whole tensors, consumed as soon as they are there: one region serves all.
-        let largest = |weights: bool| {
-            let tensors = names.0.iter().filter(|p| (p.shape.len() > 1) == weights);
-            let lens = tensors.filter(|p| !weights || is_conv(p.layer)).map(|p| p.data.len());
-            if trains { lens.max().unwrap_or(0) } else { 0 }
-        };
-        let (weight_gradient, bias_gradient) =
-            (layouter.reserve(largest(true)), layouter.reserve(largest(false)));
-        let tensors: Vec<TensorState> = names
-            .0
-            .iter()
-            .map(|p| {
-                let len = p.data.len();
-                let gradient = match p.shape.len() {
-                    _ if !trains => Region::default(),
-                    1 => bias_gradient.first(len),
-                    _ if is_conv(p.layer) => weight_gradient.first(len),
-                    _ => Region::default(),
-                };
-                // An executor that stops early still holds all parameters, so that it can give them back.
-                TensorState {
-                    value: layouter.reserve(len),
-                    momentum: layouter.reserve(if trains { len } else { 0 }),
-                    gradient,
-                }
-            })
-            .collect();
+        let (trains, blocks) = (plan.trains(), plan.blocks());
         let (entry, layouts) = layouts::of(net, &plan)?;
-        let room = |i: usize| blocks * layouts[i].block_len() + TAIL;
+        let last = layouts.len() - 1;
         let rows_at_end =
             plan.ends_with_loss() && matches!(plan.stages.last().map(|s| &s.kind), Some(Kind::Linear { .. }));
-        let last = layouts.len() - 1;
-        let maps: Vec<Region> = (0..layouts.len())
-            .map(|i| layouter.reserve(if i == last && rows_at_end { 0 } else { room(i) }))
-            .collect();
-        // The gradient of map i is needed if stage i computes it (or the loss, for the last map).
-        let wanted = |i: usize| i > 0 && trains && plan.stages.get(i).is_none_or(|s| s.input_gradient);
-        let turns = [0, 1].map(|odd| {
-            let rooms = (1..layouts.len()).filter(|&i| i % 2 == odd && wanted(i)).map(room);
-            layouter.reserve(rooms.max().unwrap_or(0))
-        });
-        let gradients = (0..layouts.len())
-            .map(|i| if wanted(i) { turns[i % 2].first(room(i)) } else { Region::default() })
-            .collect();
-        let mut winners = vec![];
+        let mut draft = Draft::new(
+            net,
+            &plan,
+            |i| blocks * layouts[i].block_len() + TAIL,
+            |i| !(i == last && rows_at_end),
+        )?;
         let mut stages = vec![];
-        let (mut paired, mut dy_rows, mut wide, mut scratch) = (0, 0, [0; 4], 64);
+        let (mut paired, mut dy_rows, mut wide) = (0, 0, [0; 4]);
         for (i, stage) in plan.stages.iter().enumerate() {
             let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);
-            let mut winner = vec![];
             let mut widens = false;
             stages.push(match (&stage.kind, op) {
                 (Kind::Conv { relu }, Some(Op::Conv(op))) => {
@@ -171,38 +107,38 @@ impl Mixed {
                     if stage.moves {
                         paired = paired.max(paired_len(&layouts[i], blocks));
                     }
-                    scratch = scratch.max(state.scratch_len());
+                    draft.scratch(state.scratch_len());
                     StageState::Conv(Box::new(state))
                 }
                 (Kind::Linear { relu }, Some(Op::Linear(op))) => {
                     let state = linear::State::new(&plan, i, op.outputs, *relu, i == last - 1 && rows_at_end);
                     if trains {
                         paired = paired.max(paired_len(&layouts[i], blocks));
-                        dy_rows =
-                            dy_rows.max(alexnet_kernels::bf16::linear::unzipped_len(op.outputs, blocks));
+                        dy_rows = dy_rows.max(bf16::linear::unzipped_len(op.outputs, blocks));
                     }
-                    scratch = scratch.max(alexnet_kernels::bf16::linear::scratch_len(blocks));
+                    draft.scratch(bf16::linear::scratch_len(blocks));
                     StageState::Linear(Box::new(state))
                 }
                 (Kind::Lrn, Some(Op::Lrn(op))) => {
-                    let lrn = crate::exec::cpu::lrn(op, layouts[i].channels);
-                    scratch = scratch.max(alexnet_kernels::bf16::lrn::scratch_len(&lrn));
+                    let lrn = norms::lrn(op, layouts[i].channels);
+                    draft.scratch(bf16::lrn::scratch_len(&lrn));
                     StageState::Lrn(lrn)
                 }
                 (Kind::SpatialLrn, Some(Op::SpatialLrn(op))) => {
                     widens = true;
                     let len = 2 * blocks * layouts[i].block_len();
-                    let terms = layouter.reserve(if stage.input_gradient { len } else { 0 });
-                    StageState::SpatialLrn(norm_pool::spatial_lrn(op, &layouts[i]), terms)
+                    let terms = draft.layouter.reserve(if stage.input_gradient { len } else { 0 });
+                    let MapLayout { height, width, .. } = layouts[i];
+                    let depth = norm_pool::depth(&layouts[i]);
+                    StageState::SpatialLrn(norms::spatial_lrn(op, height, width, depth), terms)
                 }
                 (Kind::Pool, Some(Op::Pool(op))) => {
-                    let state = norm_pool::PoolState::new(op, &layouts[i], &layouts[i + 1]);
+                    let state = norm_pool::PoolState::new(op, &layouts[i], &layouts[i + 1], blocks);
                     widens = state.widens();
-                    winner = vec![0; if widens { 0 } else { 2 * blocks * layouts[i + 1].block_len() }];
                     StageState::Pool(state)
                 }
                 (Kind::Activation, Some(Op::Activation(f))) => {
-                    widens = *f != crate::net::Activation::Relu;
+                    widens = *f != Activation::Relu;
                     StageState::Plain
                 }
                 _ => StageState::Plain,
@@ -214,236 +150,126 @@ impl Mixed {
                     *wide = len.max(*wide);
                 }
             }
-            winners.push(winner);
         }
         let rows = if plan.ends_with_loss() { plan.batch * net.classes() } else { 0 };
-        let (paired, dy_rows) = (layouter.reserve(paired), layouter.reserve(dy_rows));
-        let wide = wide.map(|len| layouter.reserve(len));
-        let (logits, probabilities) = (layouter.reserve(rows), layouter.reserve(rows));
-        let logits_gradient = layouter.reserve(if trains { rows } else { 0 });
-        check_memory(layouter.bytes())?;
-        ctx.reserve_scratch(scratch);
-        let arena = layouter.build();
-        Ok(Mixed {
-            net: net.clone(),
-            engine,
-            ctx,
-            arena,
-            watch: Stopwatch::new(&plan),
-            stages,
-            names,
-            tensors,
-            entry,
-            layouts,
-            maps,
-            gradients,
-            winners,
-            paired,
-            dy_rows,
-            wide,
-            logits,
-            logits_gradient,
-            probabilities,
-            plan,
-        })
-    }
-
-    /// The index of the weights of the layer that stage `i` begins with; its biases follow.
-    fn weight_of(&self, i: usize) -> usize {
-        let layer = self.plan.stages[i].layers.start;
-        self.names.0.iter().position(|p| p.layer == layer).expect("this stage has parameters")
+        let mut reserve = |len| draft.layouter.reserve(len);
+        let (paired, dy_rows, wide) = (reserve(paired), reserve(dy_rows), wide.map(&mut reserve));
+        let (logits, logits_gradient) = (reserve(rows), reserve(if trains { rows } else { 0 }));
+        let frame = draft.build(net, plan, engine.isa(), threads)?;
+        Ok(Mixed { frame, engine, stages, entry, layouts, paired, dy_rows, wide, logits, logits_gradient })
     }
 
     /// Pictures that kernels compute: in training whole blocks, so that every lane of a gradient is defined.
     fn pictures(&self, batch: &Batch) -> usize {
-        if self.plan.trains() { batch.count.next_multiple_of(self.plan.block) } else { batch.count }
+        let plan = &self.frame.plan;
+        if plan.trains() { batch.count.next_multiple_of(plan.block) } else { batch.count }
     }
 
-    /// Blocks in which the batch has pictures.
-    fn blocks(&self, batch: &Batch) -> usize {
-        batch.count.div_ceil(self.plan.block)
-    }
-
-    fn forward(&mut self, batch: &Batch, masks: Option<&StepSettings>) {
-        assert!(
-            batch.count <= self.plan.batch && batch.input.len() == self.plan.input.len(),
-            "the batch does not fit the plan"
-        );
-        self.watch.start();
-        self.enter(batch);
-        self.watch.lap(0, Pass::Input);
-        for i in 0..self.stages.len() {
-            match self.plan.stages[i].kind {
-                Kind::Conv { .. } => self.conv_forward(i, batch),
-                Kind::Linear { .. } => self.linear_forward(i, batch),
-                Kind::Lrn | Kind::SpatialLrn | Kind::Pool => self.norm_pool_forward(i, batch),
-                Kind::Activation => self.activation_forward(i, batch),
-                Kind::Dropout => self.dropout_forward(i, batch, masks),
-                Kind::BatchNorm => unreachable!("refused when the executor was made"),
-                Kind::Flatten => self.flatten_forward(i, batch),
-            }
-            self.watch.lap(i, Pass::Forward);
-        }
-    }
-
-    /// Backward through all stages that need it, last to first; each layer moves as soon as nothing needs its old
-    /// weights. Returns the first layer, in this order, whose weights are no longer finite.
-    fn backward_and_update(&mut self, batch: &Batch, settings: &StepSettings) -> Option<usize> {
-        let mut nonfinite = None;
-        for i in (0..self.stages.len()).rev() {
-            let stage = &self.plan.stages[i];
-            if !stage.moves && !stage.input_gradient {
-                continue;
-            }
-            let (layer, kind) = (stage.layers.start, stage.kind);
-            let finite = match kind {
-                Kind::Conv { .. } => self.conv_backward(i, batch, settings),
-                Kind::Linear { .. } => self.linear_backward(i, batch, settings),
-                _ => {
-                    match kind {
-                        Kind::Activation => self.activation_backward(i, batch),
-                        Kind::Dropout => self.dropout_backward(i, batch, settings),
-                        Kind::Flatten => self.flatten_backward(i, batch),
-                        _ => self.norm_pool_backward(i, batch),
-                    }
-                    true
-                }
-            };
-            self.watch.lap(i, if matches!(kind, Kind::Conv { .. }) { Pass::Update } else { Pass::Backward });
-            if !finite && nonfinite.is_none() {
-                nonfinite = Some(layer);
-            }
-        }
-        nonfinite
-    }
-
-    /// The first layer whose output for this batch is not finite.
-    fn first_nonfinite_map(&self, batch: &Batch) -> Option<usize> {
-        const EXPONENT: u32 = 0x7f80;
-        let broken = |pair: &u32| pair & EXPONENT == EXPONENT || pair >> 16 & EXPONENT == EXPONENT;
-        (0..self.plan.stages.len()).find_map(|i| {
-            let map = self.maps[i + 1];
-            let bad = if map.is_empty() {
-                self.arena.get(self.logits).iter().any(|x| !x.is_finite())
-            } else {
-                let used = self.blocks(batch) * self.layouts[i + 1].block_len();
-                pairs(self.arena.get(map.first(used))).iter().any(broken)
-            };
-            bad.then_some(self.plan.stages[i].layers.start.min(self.net.layers.len() - 1))
-        })
+    /// Elements of map `i` in the blocks in which the batch has pictures.
+    fn used(&self, i: usize, batch: &Batch) -> usize {
+        self.frame.blocks(batch) * self.layouts[i].block_len()
     }
 }
 
-impl Executor for Mixed {
-    fn input_layout(&self) -> InputLayout {
-        self.plan.input.clone()
+impl Stages for Mixed {
+    const PRECISION: &'static str = "bf16";
+    const VALUE_BYTES: usize = size_of::<u16>();
+
+    fn frame(&self) -> &Frame {
+        &self.frame
     }
 
-    fn describe(&self) -> String {
-        format!(
-            "{}: batch {} in blocks of {}, {} on {} threads, {:.0} MiB\n{}",
-            self.net.name,
-            self.plan.batch,
-            self.plan.block,
-            self.kernel_name(),
-            self.ctx.threads(),
-            self.planned_bytes() as f64 / (1 << 20) as f64,
-            self.plan.describe(&self.net)
-        )
+    fn frame_mut(&mut self) -> &mut Frame {
+        &mut self.frame
     }
 
-    fn kernel_name(&self) -> String {
-        format!("{} {}", self.engine.name(), self.precision())
+    fn instructions(&self) -> &'static str {
+        self.engine.name()
     }
 
-    fn precision(&self) -> &'static str {
-        "bf16"
+    fn bytes_outside_arena(&self) -> usize {
+        let bytes = self.stages.iter().map(|s| match s {
+            StageState::Conv(state) => state.bytes(),
+            StageState::Linear(state) => state.bytes(),
+            StageState::Pool(state) => state.bytes(),
+            _ => 0,
+        });
+        bytes.sum()
     }
 
-    fn pass_times(&self) -> Vec<PassTime> {
-        self.watch.times(&self.net, &self.plan, 2)
-    }
-
-    fn planned_bytes(&self) -> usize {
-        let stages: usize = self
-            .stages
-            .iter()
-            .map(|s| match s {
-                StageState::Conv(state) => state.bytes(),
-                StageState::Linear(state) => state.bytes(),
-                _ => 0,
-            })
-            .sum();
-        let winners: usize = self.winners.iter().map(Vec::len).sum();
-        self.arena.bytes() + stages + winners + self.ctx.scratch_bytes()
-    }
-
-    fn set_params(&mut self, params: &Params) {
-        for (tensor, param) in self.tensors.iter().zip(checked(params, &self.names, &self.net.name)) {
-            self.arena.get_mut(tensor.value).copy_from_slice(param);
-        }
-        for i in 0..self.stages.len() {
-            match self.stages[i] {
-                StageState::Conv(_) => self.conv_pack(i),
-                StageState::Linear(_) => self.linear_pack(i),
-                _ => {}
-            }
+    fn pack(&mut self, i: usize) {
+        match self.stages[i] {
+            StageState::Conv(_) => self.conv_pack(i),
+            StageState::Linear(_) => self.linear_pack(i),
+            _ => {}
         }
     }
 
-    fn params(&self) -> Params {
-        let mut params = self.names.clone();
-        for (param, tensor) in params.0.iter_mut().zip(&self.tensors) {
-            param.data.copy_from_slice(self.arena.get(tensor.value));
+    /// Pixels, folded and rounded, to map 0.
+    fn enter(&mut self, batch: &Batch) {
+        let blocks = self.frame.blocks(batch);
+        let Frame { maps, arena, ctx, watch, .. } = &mut self.frame;
+        convert::enter(ctx, &self.entry, blocks, batch.input, arena.get_mut(maps[0]));
+        watch.lap(0, Pass::Input);
+    }
+
+    fn forward(&mut self, i: usize, batch: &Batch, masks: Option<&StepSettings>) {
+        match self.frame.plan.stages[i].kind {
+            Kind::Conv { .. } => self.conv_forward(i, batch),
+            Kind::Linear { .. } => self.linear_forward(i, batch),
+            Kind::Lrn | Kind::SpatialLrn | Kind::Pool => self.norm_pool_forward(i, batch),
+            Kind::Activation => self.activation_forward(i, batch),
+            Kind::Dropout => self.dropout_forward(i, batch, masks),
+            Kind::BatchNorm => unreachable!("refused when the executor was made"),
+            Kind::Flatten => self.flatten_forward(i, batch),
         }
-        params
     }
 
-    fn set_momentum(&mut self, momentum: &Params) {
-        for (tensor, param) in self.tensors.iter().zip(checked(momentum, &self.names, &self.net.name)) {
-            if !tensor.momentum.is_empty() {
-                self.arena.get_mut(tensor.momentum).copy_from_slice(param);
-            }
+    fn backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) -> bool {
+        match self.frame.plan.stages[i].kind {
+            Kind::Conv { .. } => return self.conv_backward(i, batch, settings),
+            Kind::Linear { .. } => return self.linear_backward(i, batch, settings),
+            Kind::Lrn | Kind::SpatialLrn | Kind::Pool => self.norm_pool_backward(i, batch),
+            Kind::Activation => self.activation_backward(i, batch),
+            Kind::Dropout => self.dropout_backward(i, batch, settings),
+            Kind::BatchNorm => unreachable!("refused when the executor was made"),
+            Kind::Flatten => self.flatten_backward(i, batch),
         }
+        true
     }
 
-    fn momentum(&self) -> Params {
-        let mut momentum = self.names.clone();
-        for (param, tensor) in momentum.0.iter_mut().zip(&self.tensors) {
-            if !tensor.momentum.is_empty() {
-                param.data.copy_from_slice(self.arena.get(tensor.momentum));
-            }
+    fn is_finite(&self, i: usize, batch: &Batch) -> bool {
+        const EXPONENT: u32 = 0x7f80;
+        let finite = |pair: &u32| pair & EXPONENT != EXPONENT && pair >> 16 & EXPONENT != EXPONENT;
+        let Frame { maps, arena, .. } = &self.frame;
+        if maps[i].is_empty() {
+            return arena.get(self.logits).iter().all(|x| x.is_finite());
         }
-        momentum
+        pairs(arena.get(maps[i].first(self.used(i, batch)))).iter().all(finite)
     }
 
-    fn train_step(&mut self, batch: Batch, settings: &StepSettings) -> StepReport {
-        assert!(self.plan.trains(), "an executor compiled for inference does not train");
-        assert_eq!(settings.rates.len(), self.tensors.len(), "one rate a parameter tensor");
-        assert!(
-            batch.labels.len() == batch.count && batch.weights.len() == batch.count,
-            "labels and weights"
-        );
-        self.forward(&batch, Some(settings));
-        let mut report = self.loss(&batch);
-        self.watch.lap(self.stages.len(), Pass::Forward);
-        let nonfinite = self.backward_and_update(&batch, settings);
-        // A loss that is finite can hide an overflow, and the other way round: the maps are searched only then.
-        report.nonfinite = if report.loss.is_finite() {
-            nonfinite
-        } else {
-            self.first_nonfinite_map(&batch).or(nonfinite).or(Some(self.net.layers.len() - 1))
-        };
-        report
+    /// Rows, also if the network ends with something else than a linear layer.
+    fn logits(&mut self, count: usize) -> (Region, Region) {
+        let last = self.layouts.len() - 1;
+        let Frame { maps, arena, net, .. } = &mut self.frame;
+        if !maps[last].is_empty() {
+            let rows = self.logits.first(count * net.classes());
+            let ([map], [rows]) = arena.split([maps[last]], [rows]);
+            convert::to_canonical(&self.layouts[last], count, map, rows);
+        }
+        (self.logits, self.logits_gradient)
     }
 
-    fn infer(&mut self, batch: Batch, output: &mut [f32]) {
-        assert_eq!(output.len(), batch.count * self.output_len(), "the output is not (count, outputs)");
-        self.forward(&batch, None);
-        self.yield_output(batch.count, output);
+    fn enter_backward(&mut self, batch: &Batch) {
+        let last = self.layouts.len() - 1;
+        let Frame { gradients, arena, net, ctx, .. } = &mut self.frame;
+        let ([dz], [to]) = arena.split([self.logits_gradient], [gradients[last]]);
+        convert::from_rows(ctx, net.classes(), batch.count, dz, to);
     }
 
-    fn output_len(&self) -> usize {
-        self.plan.maps[self.plan.maps.len() - 1].shape.len()
+    fn copy_last_map(&self, count: usize, output: &mut [f32]) {
+        let last = self.layouts.len() - 1;
+        let map = self.frame.arena.get(self.frame.maps[last]);
+        convert::to_canonical(&self.layouts[last], count, map, output);
     }
 }

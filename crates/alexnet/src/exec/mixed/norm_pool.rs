@@ -7,24 +7,11 @@ use alexnet_kernels::bf16::convert::{round_map, widen_map};
 use alexnet_kernels::bf16::{MapLayout, PICTURES, lrn, pooling as pairs_pooling};
 use alexnet_kernels::conv::Axis;
 use alexnet_kernels::pooling::{self, Geometry, Share};
-use alexnet_kernels::spatial_lrn::{self, SpatialLrn};
+use alexnet_kernels::spatial_lrn;
 
 /// f32 values of one position of one split of a widened map.
-fn depth(map: &MapLayout) -> usize {
+pub(super) fn depth(map: &MapLayout) -> usize {
     2 * map.split_pairs() * PICTURES
-}
-
-/// The kernel's constants of a normalization within a map, on widened maps.
-pub(super) fn spatial_lrn(op: &net::SpatialLrn, map: &MapLayout) -> SpatialLrn {
-    SpatialLrn {
-        size: op.size,
-        k: op.k as f32,
-        alpha: op.effective_alpha() as f32,
-        beta: op.beta as f32,
-        height: map.height,
-        width: map.width,
-        depth: depth(map),
-    }
 }
 
 /// The geometry of a pooling and what it does.
@@ -32,14 +19,21 @@ pub(super) struct PoolState {
     geometry: pairs_pooling::Geometry,
     kind: PoolKind,
     ties: Ties,
+    /// Which input each maximum came from; empty for averages.
+    winners: Vec<u8>,
 }
 
 impl PoolState {
-    pub(super) fn new(op: &net::Pool, input: &MapLayout, output: &MapLayout) -> Self {
+    pub(super) fn new(op: &net::Pool, input: &MapLayout, output: &MapLayout, blocks: usize) -> Self {
         let axis = |input, output| Axis { input, output, kernel: op.size, stride: op.stride, pad: 0 };
         let (rows, columns) = (axis(input.height, output.height), axis(input.width, output.width));
         let geometry = pairs_pooling::Geometry { input: *input, output: *output, rows, columns };
-        PoolState { geometry, kind: op.kind, ties: op.ties }
+        let winners = if op.kind == PoolKind::Max { 2 * blocks * output.block_len() } else { 0 };
+        PoolState { geometry, kind: op.kind, ties: op.ties, winners: vec![0; winners] }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.winners.len()
     }
 
     /// Whether it is computed on widened maps.
@@ -59,14 +53,14 @@ impl PoolState {
 
 impl Mixed {
     pub(super) fn norm_pool_forward(&mut self, i: usize, batch: &Batch) {
-        let blocks = self.blocks(batch);
-        let [from, to] = [i, i + 1].map(|map| blocks * self.layouts[map].block_len());
-        let ([x], [y, x_wide, y_wide]) = self.arena.split(
-            [self.maps[i]],
-            [self.maps[i + 1], self.wide[0].at_most(2 * from), self.wide[1].at_most(2 * to)],
+        let blocks = self.frame.blocks(batch);
+        let [from, to] = [i, i + 1].map(|map| self.used(map, batch));
+        let ([x], [y, x_wide, y_wide]) = self.frame.arena.split(
+            [self.frame.maps[i]],
+            [self.frame.maps[i + 1], self.wide[0].at_most(2 * from), self.wide[1].at_most(2 * to)],
         );
-        let ctx = &mut self.ctx;
-        match &self.stages[i] {
+        let ctx = &mut self.frame.ctx;
+        match &mut self.stages[i] {
             StageState::Lrn(op) => lrn::forward(ctx, op, &self.layouts[i], blocks, x, y),
             StageState::SpatialLrn(op, _) => {
                 widen_map(ctx, &x[..from], x_wide);
@@ -79,31 +73,31 @@ impl Mixed {
                 round_map(ctx, y_wide, &mut y[..to]);
             }
             StageState::Pool(state) => {
-                pairs_pooling::max_forward(ctx, &state.geometry, blocks, x, y, &mut self.winners[i]);
+                pairs_pooling::max_forward(ctx, &state.geometry, blocks, x, y, &mut state.winners);
             }
             _ => unreachable!("stage {i} normalizes or pools"),
         }
     }
 
     pub(super) fn norm_pool_backward(&mut self, i: usize, batch: &Batch) {
-        let blocks = self.blocks(batch);
-        let [from, to] = [i, i + 1].map(|map| blocks * self.layouts[map].block_len());
+        let blocks = self.frame.blocks(batch);
+        let [from, to] = [i, i + 1].map(|map| self.used(map, batch));
         let terms = match &self.stages[i] {
             StageState::SpatialLrn(_, terms) => terms.at_most(2 * from),
             _ => Default::default(),
         };
-        let ([x, y, dy], [dx, terms, x_wide, dy_wide, dx_wide]) = self.arena.split(
-            [self.maps[i], self.maps[i + 1], self.gradients[i + 1]],
+        let ([x, y, dy], [dx, terms, x_wide, dy_wide, dx_wide]) = self.frame.arena.split(
+            [self.frame.maps[i], self.frame.maps[i + 1], self.frame.gradients[i + 1]],
             [
-                self.gradients[i],
+                self.frame.gradients[i],
                 terms,
                 self.wide[0].at_most(2 * from),
                 self.wide[2].at_most(2 * to),
                 self.wide[3].at_most(2 * from),
             ],
         );
-        let masks = self.plan.stages[i].masks_input;
-        let ctx = &mut self.ctx;
+        let masks = self.frame.plan.stages[i].masks_input;
+        let ctx = &mut self.frame.ctx;
         match &self.stages[i] {
             StageState::Lrn(op) => lrn::backward(ctx, op, &self.layouts[i], blocks, x, dy, masks, dx),
             StageState::SpatialLrn(op, _) => {
@@ -121,7 +115,7 @@ impl Mixed {
             }
             StageState::Pool(state) => {
                 let share = match state.ties {
-                    Ties::First => pairs_pooling::Share::Winner(&self.winners[i]),
+                    Ties::First => pairs_pooling::Share::Winner(&state.winners),
                     Ties::All => pairs_pooling::Share::EveryMaximum { x, y },
                 };
                 let relu = masks.then_some(x);

@@ -104,12 +104,10 @@ impl<T: Real> Executor for Reference<T> {
         self.forward_batch(&batch, mode);
         self.backward(batch.labels, batch.weights, mode);
         self.update(settings);
-        let pictures =
-            self.logits(batch.count).chunks(self.net.classes()).zip(batch.labels).zip(batch.weights);
-        let wrong = pictures.filter(|&((z, &label), _)| loss::top1_is_wrong(z, label));
+        let logits = self.logits(batch.count);
         StepReport {
             loss: self.loss(batch.labels, batch.weights),
-            top1_wrong: wrong.map(|(_, &weight)| f64::from(weight)).sum(),
+            top1_wrong: loss::top1_wrong(self.net.classes(), logits, batch.labels, batch.weights),
             weight: batch.weights.iter().map(|&w| f64::from(w)).sum(),
             nonfinite: self.first_nonfinite(batch.count),
         }
