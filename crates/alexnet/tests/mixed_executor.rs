@@ -15,6 +15,7 @@ mod executors;
 
 use alexnet::Network;
 use alexnet::exec::contract::{Batch, Executor, Params, Rate};
+use alexnet::exec::few::{self, Few};
 use alexnet::exec::mixed::Mixed;
 use alexnet::exec::plan::{Mode, Plan};
 use alexnet::exec::reference::Reference;
@@ -74,13 +75,28 @@ fn compare(net: &Network, batch: usize, engines: &[Engine]) {
         first.get_or_insert(got);
         let plan = Plan::mixed(net, batch, Mode::Infer { last: None }).unwrap();
         let mut mixed = Mixed::new(net, plan, engine, 2).unwrap();
-        mixed.set_params(&want);
-        let probe = input(&mixed, net, batch, 99);
-        let mut p = vec![0.0; want_p.len()];
-        mixed.infer(Batch { input: &probe, count: batch, labels: &[], weights: &[] }, &mut p);
-        for (got, want) in p.iter().zip(&want_p) {
-            assert!((got - want).abs() < 0.03, "{what}: probability {got} {want}");
+        infer(&mut mixed, &want, net, batch, &want_p, &what);
+        if few::unsupported(net).is_none() {
+            let mut few = Few::new(net, Plan::few(net, batch, None).unwrap(), engine, 2).unwrap();
+            infer(&mut few, &want, net, batch, &want_p, &format!("{what} few"));
         }
+    }
+}
+
+fn infer(
+    executor: &mut dyn Executor,
+    params: &Params,
+    net: &Network,
+    batch: usize,
+    want: &[f32],
+    what: &str,
+) {
+    executor.set_params(params);
+    let probe = input(executor, net, batch, 99);
+    let mut p = vec![0.0; want.len()];
+    executor.infer(Batch { input: &probe, count: batch, labels: &[], weights: &[] }, &mut p);
+    for (got, want) in p.iter().zip(want) {
+        assert!((got - want).abs() < 0.03, "{what}: probability {got} {want}");
     }
 }
 

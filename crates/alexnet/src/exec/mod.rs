@@ -1,15 +1,17 @@
 //! How a network is run. [`contract`] says what every executor does; [`mod@reference`] computes the ops one by one and
 //! is the specification; [`plan`] decides what is fused; [`cpu`] is the fast
-//! executor in f32 and [`mixed`] the one in bf16.
+//! executor in f32, [`mixed`] the one in bf16, and [`few`] that for a few pictures at test time.
 
 pub mod contract;
 pub mod cpu;
+pub mod few;
 mod frame;
 pub mod mixed;
 mod norms;
 mod parameters;
 pub mod plan;
 pub mod reference;
+mod splits;
 pub mod stopwatch;
 
 pub use contract::Executor;
@@ -97,6 +99,9 @@ impl Default for Options {
     }
 }
 
+/// Up to this many pictures, lanes that are columns beat lanes that are pictures (bench/records).
+const FEW: usize = 8;
+
 /// The best executor for these options. `ALEXNET_ISA` forces a tier of instructions.
 ///
 /// # Errors
@@ -105,10 +110,15 @@ impl Default for Options {
 pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
     let engine = Engine::best().map_err(Error::Config)?;
     let unsupported = mixed::unsupported(net, &options.rule);
-    // Dot products compute 16 pictures at least: below eight, f32 is faster (bench/records).
-    let too_few = matches!(options.mode, Mode::Infer { .. }) && options.batch < 8 && engine.name() != "amx";
-    let fastest = engine.is_native() && unsupported.is_none() && !too_few;
+    let fastest = engine.is_native() && unsupported.is_none();
     if options.precision == Precision::Bf16 || (options.precision == Precision::Auto && fastest) {
+        if let Mode::Infer { last } = options.mode
+            && options.batch <= FEW
+            && few::unsupported(net).is_none()
+        {
+            let plan = Plan::few(net, options.batch, last)?;
+            return Ok(Box::new(few::Few::new(net, plan, engine, options.threads)?));
+        }
         let plan = Plan::mixed(net, options.batch, options.mode)?.with_rule(options.rule);
         return Ok(Box::new(mixed::Mixed::new(net, plan, engine, options.threads)?));
     }

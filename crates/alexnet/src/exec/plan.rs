@@ -136,6 +136,14 @@ impl Plan {
         )
     }
 
+    /// Plans `net` for the executor of a few pictures at test time; `last` as in [`Mode::Infer`]. Pixels come as they are.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn few(net: &Network, batch: usize, last: Option<usize>) -> Result<Plan> {
+        Plan::in_blocks(net, batch, 1, Mode::Infer { last }, InputLayout::nhwc(batch, net.input))
+    }
+
     fn in_blocks(net: &Network, batch: usize, block: usize, mode: Mode, input: InputLayout) -> Result<Plan> {
         let traced = net.trace()?;
         if batch == 0 {

@@ -93,7 +93,8 @@ impl Stopwatch {
                 let is_linear = matches!(stage.kind, Kind::Linear { .. });
                 let product = layers.first().is_some_and(|l| matches!(l.op, Op::Conv(_) | Op::Linear(_)));
                 let flop = if product { 2 * traced[first].macs as u64 * plan.batch as u64 } else { 0 };
-                let weights = if product { traced[first].params() * size_of::<f32>() } else { 0 };
+                let weight_bytes = if plan.trains() { size_of::<f32>() } else { element_bytes };
+                let weights = if product { traced[first].params() * weight_bytes } else { 0 };
                 let (x, y) = (map_bytes(i), map_bytes(i + 1));
                 let dx = if stage.input_gradient { x } else { 0 };
                 let (flop, bytes) = match pass {

@@ -21,8 +21,11 @@ use crate::simd::Simd;
 /// Pairs of a tile of weights.
 const TILE: usize = EDGE * EDGE;
 
-/// Units of a layer, nearly: enough that a thread that finishes early does not wait for long.
-const UNITS: usize = 24;
+/// Units for each thread, at least: more would read the panels' weights more often than they even out.
+const UNITS: usize = 3;
+
+/// Elements of scratch that each thread needs.
+pub const SCRATCH_LEN: usize = C_LEN;
 
 /// A convolution whose windows move by one position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +184,7 @@ pub fn forward(
     assert!(x.len() >= count * input.picture_len(), "the map that is read");
     assert!(y.len() >= count * output.picture_len(), "the map that is written");
     assert_eq!(bias.len(), output.channels, "bias");
-    let pieces = UNITS.div_ceil(count * packed.panels.len());
+    let pieces = (ctx.threads() * UNITS).div_ceil(count * packed.panels.len());
     let unit_tiles = packed.tiles.len().div_ceil(pieces).next_multiple_of(2);
     run(ctx, engine, &Forward { count, unit_tiles, x: pairs(x), packed, bias, relu, y: Ptr::from_mut(y) });
 }
@@ -210,7 +213,7 @@ impl MatrixKernel for Forward<'_> {
     }
 
     fn scratch_len(&self) -> usize {
-        C_LEN
+        SCRATCH_LEN
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Changes of layout: pixels to rows, maps to flat rows of pairs, and out of both.
 
 use super::RowLayout;
-use crate::bf16::{pair, pairs, pairs_mut, widen};
+use crate::bf16::{EDGE, pair, pairs, pairs_mut, widen};
 use crate::parallel::Context;
 
 /// How pixels, (N, H, W, C) in f32, become map 0. A strided first convolution reads `fold` × `fold` pixels as the
@@ -55,9 +55,9 @@ pub fn enter(ctx: &mut Context, entry: &Entry, count: usize, pixels: &[f32], to:
     }
 }
 
-/// Pairs of a flat row of `features` features.
+/// Pairs of a flat row of `features` features: whole vectors, zero beyond the last feature.
 pub fn flat_len(features: usize) -> usize {
-    features.div_ceil(2)
+    features.div_ceil(2 * EDGE) * EDGE
 }
 
 /// Maps to flat rows in canonical order (C, H, W), still as pairs: neighbours in a row become the halves of a pair.

@@ -18,6 +18,18 @@ pub struct Geometry {
     pub stride: usize,
 }
 
+impl Geometry {
+    /// Elements of scratch that each thread needs: the largest of each column of a window's rows, of even channels and of
+    /// odd ones, and room for the last vector of each.
+    pub fn scratch_len(&self) -> usize {
+        2 * self.half()
+    }
+
+    fn half(&self) -> usize {
+        self.input.pitch() + EDGE
+    }
+}
+
 /// y = the largest of each window, for `count` pictures. y's border is not written.
 pub fn max(ctx: &mut Context, g: &Geometry, count: usize, x: &[f32], y: &mut [f32]) {
     let Geometry { input, output, stride, .. } = *g;
@@ -43,9 +55,8 @@ impl Kernel for Max<'_> {
         self.count * self.g.output.height
     }
 
-    /// The largest of each column of the window's rows, even channels and odd ones.
     fn scratch_len(&self) -> usize {
-        2 * (self.g.input.pitch() + EDGE)
+        self.g.scratch_len()
     }
 
     #[inline(always)]
@@ -53,7 +64,7 @@ impl Kernel for Max<'_> {
         let Geometry { input, output, size, stride } = self.g;
         let (picture, row) = (unit / output.height, unit % output.height);
         let rows = row * stride..input.height.min(row * stride + size);
-        let half = input.pitch() + EDGE;
+        let half = self.g.half();
         // SAFETY: rows and columns are within the maps; a vector that begins within a row reaches less than a tile
         // beyond it, which the picture and the scratch have room for. A unit owns its row of the output.
         unsafe {

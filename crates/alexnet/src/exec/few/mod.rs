@@ -1,0 +1,256 @@
+//! The executor for a few pictures, in bf16 and forward only: what `predict` and a service want, where a batch of 32 would
+//! leave most lanes empty. It follows the same [`Plan`] as the others with the kernels of
+//! [`alexnet_kernels::bf16::few`], whose lanes are the columns of a row. Weights are rounded and packed once; a linear
+//! layer's are read once for all pictures, and their bytes are most of the time that one picture takes.
+
+mod layouts;
+
+use crate::error::{Error, Result};
+use crate::exec::contract::{Batch, StepSettings};
+use crate::exec::frame::{Draft, Frame, Stages};
+use crate::exec::norms;
+use crate::exec::plan::{Kind, Plan};
+use crate::exec::stopwatch::Pass;
+use crate::net::{self, Activation, Network, Op, PoolKind};
+use alexnet_kernels::arena::Region;
+use alexnet_kernels::bf16::conv::Fold;
+use alexnet_kernels::bf16::few::convert::{self, Entry};
+use alexnet_kernels::bf16::few::linear::{self, Output, Rounded};
+use alexnet_kernels::bf16::few::{RowLayout, conv, pooling};
+use alexnet_kernels::bf16::{Engine, lrn, pair, pairs, pairs_mut, widen};
+use alexnet_kernels::lrn::Lrn;
+use layouts::Layout;
+
+/// A network planned for a few pictures at test time.
+pub struct Few {
+    frame: Frame,
+    engine: Engine,
+    stages: Vec<StageState>,
+    /// How the pixels enter map 0.
+    entry: Entry,
+    /// How each map lies.
+    layouts: Vec<Layout>,
+    /// (N, classes)
+    logits: Region,
+}
+
+/// What a stage keeps besides its maps.
+enum StageState {
+    Conv {
+        packed: conv::Packed,
+        fold: Fold,
+        relu: bool,
+    },
+    Linear {
+        rounded: Rounded,
+        relu: bool,
+    },
+    Lrn(Lrn),
+    Pool(pooling::Geometry),
+    Relu,
+    /// Every value times this: dropout at test time.
+    Scale(f32),
+    Flatten,
+}
+
+/// Why `net` is not computed by this executor, if it is not.
+pub fn unsupported(net: &Network) -> Option<String> {
+    net.layers.iter().enumerate().find_map(|(i, layer)| {
+        let what = match &layer.op {
+            Op::Conv(conv) if conv.stride > 1 && (i > 0 || conv.groups > 1) => {
+                "a convolution that moves by more than one position"
+            }
+            Op::Activation(f) if *f != Activation::Relu => "this activation",
+            Op::Pool(pool) if pool.kind == PoolKind::Average => "average pooling",
+            Op::SpatialLrn(_) => "normalization within maps",
+            Op::BatchNorm(_) => "batch normalization",
+            _ => return None,
+        };
+        Some(format!("layer {}: {what} has no kernel for a few pictures", layer.name))
+    })
+}
+
+impl Few {
+    /// Plans `net` on `threads` threads with `engine`. `plan` is one of [`Plan::few`]. Parameters are zero.
+    ///
+    /// # Errors
+    /// As [`Plan::few`]; if [`unsupported`] says why; if the memory that the plan needs is not there.
+    pub fn new(net: &Network, plan: Plan, engine: Engine, threads: usize) -> Result<Few> {
+        assert!(!plan.trains(), "this executor does not train");
+        if let Some(why) = unsupported(net) {
+            return Err(Error::Config(format!("network {}: {why}", net.name)));
+        }
+        let (entry, layouts) = layouts::of(net, &plan)?;
+        let last = layouts.len() - 1;
+        let rows_at_end =
+            plan.ends_with_loss() && matches!(plan.stages.last().map(|s| &s.kind), Some(Kind::Linear { .. }));
+        let batch = plan.batch;
+        let mut draft =
+            Draft::new(net, &plan, |i| batch * layouts[i].picture_len(), |i| !(i == last && rows_at_end))?;
+        let mut stages = vec![];
+        for (i, stage) in plan.stages.iter().enumerate() {
+            let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);
+            stages.push(match (&stage.kind, op) {
+                (Kind::Conv { relu }, Some(Op::Conv(op))) => {
+                    let fold = Fold { kernel: op.kernel, fold: if i == 0 { entry.fold } else { 1 } };
+                    let geometry = geometry(op, fold, layouts[i].rows(), layouts[i + 1].rows());
+                    StageState::Conv { packed: conv::Packed::new(&geometry), fold, relu: *relu }
+                }
+                (Kind::Linear { relu }, Some(Op::Linear(op))) => {
+                    let rounded = Rounded::new(op.outputs, plan.maps[i].shape.len());
+                    StageState::Linear { rounded, relu: *relu }
+                }
+                (Kind::Lrn, Some(Op::Lrn(op))) => {
+                    let lrn = norms::lrn(op, layouts[i].rows().channels);
+                    draft.scratch(lrn::scratch_len(&lrn));
+                    StageState::Lrn(lrn)
+                }
+                (Kind::Pool, Some(Op::Pool(op))) => {
+                    let (input, output) = (*layouts[i].rows(), *layouts[i + 1].rows());
+                    let geometry = pooling::Geometry { input, output, size: op.size, stride: op.stride };
+                    draft.scratch(geometry.scratch_len());
+                    StageState::Pool(geometry)
+                }
+                (Kind::Dropout, Some(Op::Dropout(op))) => {
+                    StageState::Scale(if op.inverted { 1.0 } else { 1.0 - op.rate as f32 })
+                }
+                (Kind::Activation, _) => StageState::Relu,
+                (Kind::Flatten, _) => StageState::Flatten,
+                (kind, op) => unreachable!("{kind:?} of {op:?} was refused"),
+            });
+        }
+        draft.scratch(conv::SCRATCH_LEN);
+        let logits = draft.layouter.reserve(if plan.ends_with_loss() { batch * net.classes() } else { 0 });
+        let frame = draft.build(net, plan, engine.isa(), threads)?;
+        Ok(Few { frame, engine, stages, entry, layouts, logits })
+    }
+
+    /// Copies map `i` of `count` pictures in canonical order.
+    fn to_canonical(layout: &Layout, count: usize, map: &[f32], to: &mut [f32]) {
+        match layout {
+            Layout::Rows(rows) => convert::to_canonical(rows, count, map, to),
+            Layout::Flat(features) => convert::flat_to_rows(*features, count, map, to),
+        }
+    }
+}
+
+/// A convolution between two maps; one that is folded moves by one position of the folded map.
+fn geometry(op: &net::Conv, fold: Fold, input: &RowLayout, output: &RowLayout) -> conv::Geometry {
+    let (kernel, pad) = match fold.fold {
+        1 => (op.kernel, op.pad.before),
+        fold => (op.kernel.div_ceil(fold), 0),
+    };
+    conv::Geometry { input: *input, output: *output, groups: op.groups, kernel: [kernel; 2], pad: [pad; 2] }
+}
+
+impl Stages for Few {
+    const PRECISION: &'static str = "bf16";
+    const VALUE_BYTES: usize = size_of::<u16>();
+
+    fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    fn frame_mut(&mut self) -> &mut Frame {
+        &mut self.frame
+    }
+
+    fn instructions(&self) -> &'static str {
+        self.engine.name()
+    }
+
+    fn bytes_outside_arena(&self) -> usize {
+        let bytes = self.stages.iter().map(|s| match s {
+            StageState::Conv { packed, .. } => packed.bytes(),
+            StageState::Linear { rounded, .. } => rounded.bytes(),
+            _ => 0,
+        });
+        bytes.sum()
+    }
+
+    fn pack(&mut self, i: usize) {
+        if matches!(self.stages[i], StageState::Conv { .. } | StageState::Linear { .. }) {
+            let [w] = self.frame.tensors_of(i);
+            let Frame { arena, ctx, .. } = &mut self.frame;
+            match &mut self.stages[i] {
+                StageState::Conv { packed, fold, .. } => packed.set(ctx, *fold, arena.get(w.value)),
+                StageState::Linear { rounded, .. } => rounded.set(ctx, arena.get(w.value)),
+                _ => {}
+            }
+        }
+    }
+
+    fn enter(&mut self, batch: &Batch) {
+        let Frame { maps, arena, ctx, watch, .. } = &mut self.frame;
+        convert::enter(ctx, &self.entry, batch.count, batch.input, arena.get_mut(maps[0]));
+        watch.lap(0, Pass::Input);
+    }
+
+    fn forward(&mut self, i: usize, batch: &Batch, _masks: Option<&StepSettings>) {
+        let count = batch.count;
+        let bias = match self.stages[i] {
+            StageState::Conv { .. } | StageState::Linear { .. } => self.frame.tensors_of::<2>(i)[1].value,
+            _ => Region::default(),
+        };
+        let Frame { maps, arena, ctx, .. } = &mut self.frame;
+        let to = if maps[i + 1].is_empty() { self.logits } else { maps[i + 1] };
+        let ([x, bias], [y]) = arena.split([maps[i], bias], [to]);
+        match &self.stages[i] {
+            StageState::Conv { packed, relu, .. } => {
+                conv::forward(ctx, self.engine, count, x, packed, bias, *relu, y);
+            }
+            StageState::Linear { rounded, relu } => {
+                let y = if maps[i + 1].is_empty() { Output::Rows(y) } else { Output::Flat(y) };
+                linear::forward(ctx, count, x, rounded, bias, *relu, y);
+            }
+            StageState::Lrn(op) => lrn::forward_rows(ctx, op, self.layouts[i].rows(), count, x, y),
+            StageState::Pool(geometry) => pooling::max(ctx, geometry, count, x, y),
+            StageState::Flatten => convert::flatten(ctx, self.layouts[i].rows(), count, x, y),
+            StageState::Relu => each_pair(count * self.layouts[i].picture_len(), x, y, |x| {
+                // A NaN passes through.
+                if x <= 0.0 { 0.0 } else { x }
+            }),
+            &StageState::Scale(scale) => {
+                each_pair(count * self.layouts[i].picture_len(), x, y, |x| x * scale);
+            }
+        }
+    }
+
+    fn backward(&mut self, _i: usize, _batch: &Batch, _settings: &StepSettings) -> bool {
+        unreachable!("plans for a few pictures do not train")
+    }
+
+    fn is_finite(&self, i: usize, _batch: &Batch) -> bool {
+        let map = self.frame.maps[i];
+        let place = if map.is_empty() { self.logits } else { map };
+        let finite = |pair: &u32| [*pair, pair >> 16].iter().all(|&half| widen(half as u16).is_finite());
+        pairs(self.frame.arena.get(place)).iter().all(finite)
+    }
+
+    fn logits(&mut self, count: usize) -> (Region, Region) {
+        let last = self.layouts.len() - 1;
+        let Frame { maps, arena, .. } = &mut self.frame;
+        if !maps[last].is_empty() {
+            let ([map], [rows]) = arena.split([maps[last]], [self.logits]);
+            Few::to_canonical(&self.layouts[last], count, map, rows);
+        }
+        (self.logits, Region::default())
+    }
+
+    fn enter_backward(&mut self, _batch: &Batch) {
+        unreachable!("plans for a few pictures do not train")
+    }
+
+    fn copy_last_map(&self, count: usize, output: &mut [f32]) {
+        let last = self.layouts.len() - 1;
+        let map = self.frame.arena.get(self.frame.maps[last]);
+        Few::to_canonical(&self.layouts[last], count, map, output);
+    }
+}
+
+/// y = f(x), value by value, for `len` pairs.
+fn each_pair(len: usize, x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32) {
+    for (y, &x) in pairs_mut(y)[..len].iter_mut().zip(pairs(x)) {
+        *y = pair(f(widen(x as u16)), f(widen((x >> 16) as u16)));
+    }
+}

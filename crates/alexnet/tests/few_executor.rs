@@ -1,0 +1,75 @@
+//! The executor for a few pictures against the reference, layer by layer. (Probabilities of every network, on every engine:
+//! mixed_executor.rs; kernel by kernel: alexnet-kernels.)
+
+mod executors;
+
+use alexnet::exec::contract::{Batch, Executor};
+use alexnet::exec::few::{self, Few};
+use alexnet::exec::plan::Plan;
+use alexnet::exec::reference::Reference;
+use alexnet_kernels::bf16::Engine;
+use executors::{distance, input, narrow, params};
+
+/// bf16 keeps 8 bits, and rounding adds up from layer to layer.
+const BOUND: f64 = 0.03;
+
+#[test]
+fn every_layer_yields_what_the_reference_does() {
+    for name in ["alexnet-2012", "caffenet", "torchvision"] {
+        let net = narrow(name, 100);
+        let start = params(&net);
+        let engine = Engine::all()[0];
+        for last in 0..net.layers.len() {
+            let mut reference = Reference::<f32>::new(&net, 3, Some(last)).unwrap();
+            let mut few = Few::new(&net, Plan::few(&net, 3, Some(last)).unwrap(), engine, 2).unwrap();
+            let outputs = [&mut reference as &mut dyn Executor, &mut few].map(|executor| {
+                executor.set_params(&start);
+                let pixels = input(executor, &net, 3, 7);
+                let mut output = vec![0.0; 3 * executor.output_len()];
+                executor.infer(Batch { input: &pixels, count: 3, labels: &[], weights: &[] }, &mut output);
+                output
+            });
+            let [want, got] = outputs;
+            let off = distance(&got, &want, &vec![0.0; want.len()]);
+            assert!(off < BOUND, "{name} {}: {off}", net.layers[last].name);
+        }
+    }
+}
+
+#[test]
+fn a_picture_does_not_depend_on_its_neighbours_or_the_threads() {
+    let net = narrow("alexnet-2012", 100);
+    let start = params(&net);
+    let run = |batch: usize, threads: usize| {
+        let plan = Plan::few(&net, batch, None).unwrap();
+        let mut few = Few::new(&net, plan, Engine::all()[0], threads).unwrap();
+        few.set_params(&start);
+        let pixels = input(&few, &net, batch, 7);
+        let mut output = vec![0.0; batch * net.classes()];
+        few.infer(Batch { input: &pixels, count: batch, labels: &[], weights: &[] }, &mut output);
+        output.truncate(net.classes());
+        output
+    };
+    let alone = run(1, 1);
+    for (batch, threads) in [(1, 2), (1, 8), (2, 3), (7, 4)] {
+        assert_eq!(run(batch, threads), alone, "{batch} pictures on {threads} threads");
+    }
+}
+
+#[test]
+fn what_has_no_kernel_for_a_few_pictures_is_said() {
+    for (name, why) in [
+        ("zfnet", Some("moves by more than one position")),
+        ("alexnet-bn", Some("batch normalization")),
+        ("alexnet-2012-code", Some("normalization within maps")),
+        ("alexnet-2012", None),
+        ("torchvision", None),
+    ] {
+        let net = narrow(name, 100);
+        let said = few::unsupported(&net);
+        match why {
+            None => assert_eq!(said, None, "{name}"),
+            Some(why) => assert!(said.as_ref().is_some_and(|said| said.contains(why)), "{name}: {said:?}"),
+        }
+    }
+}

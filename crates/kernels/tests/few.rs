@@ -1,0 +1,319 @@
+//! The kernels for a few pictures against their definitions in f64 on the rounded operands, on every engine (AMX emulated
+//! where the machine lacks it), at sizes around their tiles. Bounds as in `bf16.rs`.
+
+#[cfg(target_arch = "x86_64")]
+mod amx_emulator;
+mod common;
+
+use alexnet_kernels::Context;
+use alexnet_kernels::bf16::conv::Fold;
+use alexnet_kernels::bf16::few::convert::{self, Entry, flat_len};
+use alexnet_kernels::bf16::few::linear::{self, Output, Rounded};
+use alexnet_kernels::bf16::few::{Border, RowLayout, conv, pooling};
+use alexnet_kernels::bf16::{Engine, lrn, pairs, pairs_mut, round, widen};
+use alexnet_kernels::lrn::Lrn;
+use common::Random;
+
+fn engines() -> Vec<Engine> {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
+    let mut engines: Vec<Engine> = Engine::all().into_iter().filter(|e| e.name() != "amx").collect();
+    #[cfg(target_arch = "x86_64")]
+    engines.extend(amx_emulator::engine());
+    engines
+}
+
+fn rows(c: usize, splits: usize, [height, width]: [usize; 2], border: [usize; 2]) -> RowLayout {
+    let border = Border { before: border[0], after: border[1] };
+    RowLayout { channels: c, splits, height, width, rows: border, columns: border }
+}
+
+fn rounded(values: Vec<f32>) -> Vec<f32> {
+    values.into_iter().map(|v| widen(round(v))).collect()
+}
+
+fn values(integers: bool, len: usize, random: &mut Random) -> Vec<f32> {
+    rounded(if integers { random.integers(len) } else { random.reals(len) })
+}
+
+/// Canonical values (N, C, H, W) as the layout stores them; the border is zero.
+fn store(map: &RowLayout, values: &[f32]) -> Vec<f32> {
+    let picture = map.channels * map.height * map.width;
+    let mut data = vec![0.0; values.len() / picture * map.picture_len()];
+    for (i, &value) in values.iter().enumerate() {
+        let (n, e) = (i / picture, i % picture);
+        let (at, high) = map.offset(e / (map.height * map.width), e / map.width % map.height, e % map.width);
+        pairs_mut(&mut data)[n * map.picture_len() + at] |=
+            u32::from(round(value)) << if high { 16 } else { 0 };
+    }
+    data
+}
+
+/// The map's values, and a check that nothing besides was written.
+fn load(map: &RowLayout, count: usize, data: &[f32]) -> Vec<f32> {
+    let mut values = vec![0.0; count * map.channels * map.height * map.width];
+    convert::to_canonical(map, count, data, &mut values);
+    assert!(pairs(&store(map, &values)) == pairs(data), "the border or an empty half was written");
+    values
+}
+
+/// bf16 within its rounding of what f32 sums of `terms` terms of size 1 give.
+fn assert_rounded(what: &str, got: &[f32], want: &[f64], terms: usize, integers: bool) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        if integers {
+            assert_eq!(g, widen(round(w as f32)), "{what}: element {i}, exactly {w}");
+        } else {
+            let bound = w.abs() / 256.0 + 1e-5 * (terms as f64).sqrt();
+            assert!((f64::from(g) - w).abs() <= bound, "{what}: element {i} is {g}, not {w} (± {bound:e})");
+        }
+    }
+}
+
+fn check_conv(engine: Engine, threads: usize, g: &conv::Geometry, count: usize, integers: bool, seed: u64) {
+    let what = format!("{} {g:?} {count}", engine.name());
+    let mut random = Random(seed);
+    let mut ctx = Context::new(engine.isa(), threads);
+    let (cg, kg, [r, s]) = (g.input.channels / g.groups, g.output.channels / g.groups, g.kernel);
+    let x = values(integers, count * g.input.channels * g.input.height * g.input.width, &mut random);
+    let w = values(integers, g.output.channels * cg * r * s, &mut random);
+    let bias = values(integers, g.output.channels, &mut random);
+    let mut want = vec![];
+    for n in 0..count {
+        for k in 0..g.output.channels {
+            for p in 0..g.output.height {
+                for q in 0..g.output.width {
+                    let mut sum = f64::from(bias[k]);
+                    for c in 0..cg {
+                        for (i, j) in (0..r).flat_map(|i| (0..s).map(move |j| (i, j))) {
+                            let (Some(h), Some(v)) =
+                                ((p + i).checked_sub(g.pad[0]), (q + j).checked_sub(g.pad[1]))
+                            else {
+                                continue;
+                            };
+                            if h < g.input.height && v < g.input.width {
+                                let channel = n * g.input.channels + k / kg * cg + c;
+                                let x = x[(channel * g.input.height + h) * g.input.width + v];
+                                sum += f64::from(x) * f64::from(w[((k * cg + c) * r + i) * s + j]);
+                            }
+                        }
+                    }
+                    want.push(sum);
+                }
+            }
+        }
+    }
+    let mut packed = conv::Packed::new(g);
+    packed.set(&mut ctx, Fold { kernel: r, fold: 1 }, &w);
+    for relu in [false, true] {
+        let mut y = vec![0.0; count * g.output.picture_len()];
+        conv::forward(&mut ctx, engine, count, &store(&g.input, &x), &packed, &bias, relu, &mut y);
+        let want: Vec<f64> = want.iter().map(|&v| if relu { v.max(0.0) } else { v }).collect();
+        assert_rounded(&what, &load(&g.output, count, &y), &want, cg * r * s, integers);
+    }
+}
+
+#[test]
+fn convolution() {
+    let geometry = |input, output, groups, kernel, pad| conv::Geometry {
+        input,
+        output,
+        groups,
+        kernel: [kernel; 2],
+        pad: [pad; 2],
+    };
+    for engine in engines() {
+        for integers in [true, false] {
+            // conv2's groups, whose rows of pairs do not fill whole steps; a map whose width is two tiles less one.
+            let (x, y) = (rows(96, 2, [5, 31], [2, 2]), rows(72, 2, [5, 31], [1, 1]));
+            check_conv(engine, 2, &geometry(x, y, 2, 5, 2), 1, integers, 1);
+            // Splits that no group asks for, an odd number of tiles, two pictures.
+            let (x, y) = (rows(64, 2, [13, 13], [1, 1]), rows(40, 1, [13, 13], [0, 0]));
+            check_conv(engine, 3, &geometry(x, y, 1, 3, 1), 2, integers, 2);
+            // Odd channels, a wider border than the padding, a last panel of one channel.
+            let (x, y) = (rows(3, 1, [7, 17], [3, 2]), rows(33, 1, [6, 16], [2, 0]));
+            check_conv(engine, 1, &geometry(x, y, 1, 4, 1), 3, integers, 3);
+            // One position.
+            let (x, y) = (rows(5, 1, [1, 1], [0, 0]), rows(2, 1, [1, 1], [0, 0]));
+            check_conv(engine, 1, &geometry(x, y, 1, 1, 0), 1, integers, 4);
+        }
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let (x, y) = (rows(20, 1, [9, 21], [1, 1]), rows(50, 1, [9, 21], [0, 0]));
+    let g = conv::Geometry { input: x, output: y, groups: 1, kernel: [3; 2], pad: [1; 2] };
+    for engine in engines() {
+        let runs = [1, 2, 3, 8].map(|threads| {
+            let mut random = Random(5);
+            let mut ctx = Context::new(engine.isa(), threads);
+            let x = store(&g.input, &values(false, 2 * 20 * 9 * 21, &mut random));
+            let mut packed = conv::Packed::new(&g);
+            packed.set(&mut ctx, Fold { kernel: 3, fold: 1 }, &values(false, 50 * 20 * 9, &mut random));
+            let mut y = vec![0.0; 2 * g.output.picture_len()];
+            conv::forward(&mut ctx, engine, 2, &x, &packed, &[0.5; 50], false, &mut y);
+            pairs(&y).to_vec()
+        });
+        assert!(runs.iter().all(|run| *run == runs[0]), "{}", engine.name());
+    }
+}
+
+/// A strided convolution of pixels: folded, it moves by one position.
+#[test]
+fn folded_pixels() {
+    for engine in engines() {
+        for (side, kernel, stride, pad, filters) in
+            [(35usize, 11usize, 4usize, 0, 34), (30, 11, 4, 2, 7), (23, 7, 2, 1, 16)]
+        {
+            let mut random = Random(side as u64);
+            let mut ctx = Context::new(engine.isa(), 2);
+            let out = (side + 2 * pad - kernel) / stride + 1;
+            let read = out - 1 + kernel.div_ceil(stride);
+            let map = rows(3 * stride * stride, 1, [read, read], [0, 0]);
+            let entry = Entry { channels: 3, height: side, width: side, fold: stride, pad, map };
+            let pixels = values(true, 2 * side * side * 3, &mut random);
+            let w = values(true, filters * 3 * kernel * kernel, &mut random);
+            let mut x = vec![0.0; 2 * map.picture_len()];
+            convert::enter(&mut ctx, &entry, 2, &pixels, &mut x);
+            let output = rows(filters, 1, [out, out], [0, 0]);
+            let steps = kernel.div_ceil(stride);
+            let g = conv::Geometry { input: map, output, groups: 1, kernel: [steps; 2], pad: [0; 2] };
+            let mut packed = conv::Packed::new(&g);
+            packed.set(&mut ctx, Fold { kernel, fold: stride }, &w);
+            let mut y = vec![0.0; 2 * output.picture_len()];
+            conv::forward(&mut ctx, engine, 2, &x, &packed, &vec![0.0; filters], false, &mut y);
+            let got = load(&output, 2, &y);
+            for (i, got) in got.into_iter().enumerate() {
+                let (n, k, p, q) =
+                    (i / (filters * out * out), i / (out * out) % filters, i / out % out, i % out);
+                let mut sum = 0.0;
+                for (c, r, s) in
+                    (0..3).flat_map(|c| (0..kernel).flat_map(move |r| (0..kernel).map(move |s| (c, r, s))))
+                {
+                    let at = |o: usize, t: usize| (o * stride + t).checked_sub(pad).filter(|&v| v < side);
+                    if let (Some(h), Some(v)) = (at(p, r), at(q, s)) {
+                        sum += pixels[((n * side + h) * side + v) * 3 + c]
+                            * w[((k * 3 + c) * kernel + r) * kernel + s];
+                    }
+                }
+                assert_eq!(got, widen(round(sum)), "{} {side} {kernel}/{stride}: {i}", engine.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn max_pooling() {
+    for engine in engines() {
+        // Windows that overlap, that overhang, that are one pixel; splits that change on the way.
+        for (c, splits, side, size, stride) in [
+            (6, [1, 1], 13usize, 3usize, 2usize),
+            (8, [1, 2], 12, 3, 2),
+            (3, [1, 1], 18, 2, 2),
+            (4, [2, 1], 5, 1, 1),
+        ] {
+            let out = if side > size { (side - size).div_ceil(stride) + 1 } else { 1 };
+            let input = rows(c, splits[0], [side, side], [1, 0]);
+            let output = rows(c, splits[1], [out, out], [2, 1]);
+            let mut random = Random(side as u64);
+            let x = values(false, 2 * c * side * side, &mut random);
+            let mut y = vec![0.0; 2 * output.picture_len()];
+            let g = pooling::Geometry { input, output, size, stride };
+            let mut ctx = Context::new(engine.isa(), 2);
+            pooling::max(&mut ctx, &g, 2, &store(&input, &x), &mut y);
+            for (i, got) in load(&output, 2, &y).into_iter().enumerate() {
+                let (plane, p, q) = (i / (out * out), i / out % out, i % out);
+                let rows = p * stride..side.min(p * stride + size);
+                let columns = || q * stride..side.min(q * stride + size);
+                let window = rows.flat_map(|h| columns().map(move |w| (h, w)));
+                let want = window.map(|(h, w)| x[(plane * side + h) * side + w]).fold(f32::MIN, f32::max);
+                assert_eq!(got, want, "{c} {side} {size}/{stride}: {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn normalization() {
+    for engine in engines() {
+        for (channels, splits, size, towers) in [(12, 1, 5, 1), (16, 2, 5, 2), (7, 1, 3, 1)] {
+            let map = rows(channels, splits, [3, 19], [1, 2]);
+            let op = Lrn { size, k: 2.0, alpha: 0.1, beta: 0.75, channels, towers };
+            let mut random = Random(channels as u64);
+            let x = values(false, 2 * channels * 3 * 19, &mut random);
+            let mut y = vec![0.0; 2 * map.picture_len()];
+            let mut ctx = Context::new(engine.isa(), 2);
+            lrn::forward_rows(&mut ctx, &op, &map, 2, &store(&map, &x), &mut y);
+            let plane = 3 * 19;
+            let want: Vec<f64> = (0..x.len())
+                .map(|i| {
+                    let (n, c, at) = (i / (channels * plane), i / plane % channels, i % plane);
+                    let width = channels / towers;
+                    let tower = c / width * width;
+                    let window =
+                        tower.max(c.saturating_sub(size / 2))..(c + size - size / 2).min(tower + width);
+                    let squares = window.map(|j| f64::from(x[(n * channels + j) * plane + at]).powi(2));
+                    f64::from(x[i]) * (2.0 + f64::from(op.alpha) * squares.sum::<f64>()).powf(-0.75)
+                })
+                .collect();
+            assert_rounded("lrn", &load(&map, 2, &y), &want, size, false);
+        }
+    }
+}
+
+#[test]
+fn linear_layers() {
+    for engine in engines() {
+        for (count, inputs, outputs) in [(1, 70, 33), (2, 64, 7), (3, 31, 64), (5, 129, 34), (8, 1, 1)] {
+            for integers in [true, false] {
+                let mut random = Random(inputs as u64);
+                let mut ctx = Context::new(engine.isa(), 2);
+                let x = values(integers, count * inputs, &mut random);
+                let w = values(integers, outputs * inputs, &mut random);
+                let bias = values(integers, outputs, &mut random);
+                let mut flat = vec![0.0; count * flat_len(inputs)];
+                for (i, &value) in x.iter().enumerate() {
+                    let at = i / inputs * flat_len(inputs) + i % inputs / 2;
+                    pairs_mut(&mut flat)[at] |= u32::from(round(value)) << (i % inputs % 2 * 16);
+                }
+                let mut weights = Rounded::new(outputs, inputs);
+                weights.set(&mut ctx, &w);
+                for relu in [false, true] {
+                    let want: Vec<f64> = (0..count * outputs)
+                        .map(|i| {
+                            let (x, w) = (&x[i / outputs * inputs..], &w[i % outputs * inputs..]);
+                            let terms =
+                                x.iter().zip(w).take(inputs).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                            let sum = f64::from(bias[i % outputs]) + terms.sum::<f64>();
+                            if relu { sum.max(0.0) } else { sum }
+                        })
+                        .collect();
+                    let mut y = vec![0.0; count * flat_len(outputs)];
+                    linear::forward(&mut ctx, count, &flat, &weights, &bias, relu, Output::Flat(&mut y));
+                    let mut got = vec![0.0; count * outputs];
+                    convert::flat_to_rows(outputs, count, &y, &mut got);
+                    assert_rounded("linear", &got, &want, inputs, integers);
+                    linear::forward(&mut ctx, count, &flat, &weights, &bias, relu, Output::Rows(&mut got));
+                    for (got, want) in got.iter().zip(&want) {
+                        let bound = 1e-5 * (inputs as f64).sqrt();
+                        assert!((f64::from(*got) - want).abs() <= bound, "{got} {want}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn maps_become_flat_rows_in_canonical_order() {
+    for isa in alexnet_kernels::Isa::all() {
+        let map = rows(6, 2, [3, 5], [1, 1]);
+        let mut random = Random(6);
+        let x = values(true, 2 * 6 * 15, &mut random);
+        let mut flat = vec![0.0; 2 * flat_len(90)];
+        convert::flatten(&mut Context::new(isa, 2), &map, 2, &store(&map, &x), &mut flat);
+        let mut got = vec![0.0; 180];
+        convert::flat_to_rows(90, 2, &flat, &mut got);
+        assert_eq!(got, x);
+    }
+}
