@@ -110,6 +110,24 @@ pub trait Simd: Copy {
         Self::store(lanes.as_mut_ptr(), v);
         std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
     }
+
+    /// `load`, or `load_first` of the last vector of a row: what [`vectors`] yields.
+    #[inline(always)]
+    unsafe fn load_part(p: *const f32, n: usize) -> Self::V {
+        if n == Self::LANES { Self::load(p) } else { Self::load_first(p, n) }
+    }
+
+    /// `store`, or `store_first` of the last vector of a row.
+    #[inline(always)]
+    unsafe fn store_part(p: *mut f32, v: Self::V, n: usize) {
+        if n == Self::LANES { Self::store(p, v) } else { Self::store_first(p, v, n) }
+    }
+}
+
+/// (first element, lanes used) of each vector of a row, the last perhaps not full.
+#[inline(always)]
+pub(crate) fn vectors(width: usize, lanes: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..width).step_by(lanes).map(move |c| (c, lanes.min(width - c)))
 }
 
 /// 512-bit vectors: 32 registers, two FMAs a cycle on most chips.
