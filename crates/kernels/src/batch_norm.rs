@@ -6,7 +6,7 @@
 //! are not looked at by any sum.
 
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::Simd;
+use crate::simd::{Simd, vectors};
 
 /// Where a row's picture and channels are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,24 +176,6 @@ pub fn backward_input(
     ctx.run(&Gradient { shape, rows, x, dy, weights, input, relu, dx: Ptr::from_mut(dx) });
 }
 
-/// Channels taken at a time: (first, lanes used).
-#[inline(always)]
-fn vectors(width: usize, lanes: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..width).step_by(lanes).map(move |c| (c, lanes.min(width - c)))
-}
-
-#[inline(always)]
-unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::V {
-    // SAFETY: the caller's promise: `n` elements.
-    unsafe { if n == S::LANES { S::load(p) } else { S::load_first(p, n) } }
-}
-
-#[inline(always)]
-unsafe fn store<S: Simd>(p: *mut f32, v: S::V, n: usize) {
-    // SAFETY: the caller's promise: `n` elements.
-    unsafe { if n == S::LANES { S::store(p, v) } else { S::store_first(p, v, n) } }
-}
-
 /// Mean, Σ w(x − mean)² and Σ w of each unit.
 struct Moments<'a> {
     shape: Rows,
@@ -223,16 +205,16 @@ impl Kernel for Moments<'_> {
             for (c, n) in vectors(channels, S::LANES) {
                 let mut sum = S::zero();
                 for (r, w) in counted() {
-                    sum = S::fma(S::splat(w), load::<S>(self.x.as_ptr().add(r * channels + c), n), sum);
+                    sum = S::fma(S::splat(w), S::load_part(self.x.as_ptr().add(r * channels + c), n), sum);
                 }
                 let mean = S::mul(sum, share);
                 let mut squares = S::zero();
                 for (r, w) in counted() {
-                    let x = S::sub(load::<S>(self.x.as_ptr().add(r * channels + c), n), mean);
+                    let x = S::sub(S::load_part(self.x.as_ptr().add(r * channels + c), n), mean);
                     squares = S::fma(S::mul(S::splat(w), x), x, squares);
                 }
-                store::<S>(out.add(c), mean, n);
-                store::<S>(out.add(channels + c), squares, n);
+                S::store_part(out.add(c), mean, n);
+                S::store_part(out.add(channels + c), squares, n);
             }
         }
     }
@@ -258,13 +240,13 @@ impl Kernel for Apply<'_> {
         // SAFETY: `apply` checked all lengths; the unit owns its rows of y.
         unsafe {
             for (c, n) in vectors(self.channels, S::LANES) {
-                let mean = load::<S>(self.mean.as_ptr().add(c), n);
-                let factor = load::<S>(self.factor.as_ptr().add(c), n);
-                let beta = load::<S>(self.beta.as_ptr().add(c), n);
+                let mean = S::load_part(self.mean.as_ptr().add(c), n);
+                let factor = S::load_part(self.factor.as_ptr().add(c), n);
+                let beta = S::load_part(self.beta.as_ptr().add(c), n);
                 for r in unit * UNIT..(unit * UNIT + UNIT).min(self.rows) {
                     let at = r * self.channels + c;
-                    let x = S::sub(load::<S>(self.x.as_ptr().add(at), n), mean);
-                    store::<S>(self.y.at(at), S::fma(x, factor, beta), n);
+                    let x = S::sub(S::load_part(self.x.as_ptr().add(at), n), mean);
+                    S::store_part(self.y.at(at), S::fma(x, factor, beta), n);
                 }
             }
         }
@@ -296,21 +278,21 @@ impl Kernel for Sums<'_> {
         // SAFETY: `backward_weight` saw that the rows are within x and dy and the unit's sums within the partials.
         unsafe {
             for (c, n) in vectors(channels, S::LANES) {
-                let mean = load::<S>(self.mean.as_ptr().add(c), n);
-                let inverse = load::<S>(self.inverse.as_ptr().add(c), n);
+                let mean = S::load_part(self.mean.as_ptr().add(c), n);
+                let inverse = S::load_part(self.inverse.as_ptr().add(c), n);
                 let (mut beta, mut gamma) = (S::zero(), S::zero());
                 for (i, weight) in weights[..rows].iter().enumerate() {
                     if *weight == 0.0 {
                         continue;
                     }
                     let at = (unit * UNIT + i) * channels + c;
-                    let dy = load::<S>(self.dy.as_ptr().add(at), n);
-                    let x = S::mul(S::sub(load::<S>(self.x.as_ptr().add(at), n), mean), inverse);
+                    let dy = S::load_part(self.dy.as_ptr().add(at), n);
+                    let x = S::mul(S::sub(S::load_part(self.x.as_ptr().add(at), n), mean), inverse);
                     beta = S::add(beta, dy);
                     gamma = S::fma(dy, x, gamma);
                 }
-                store::<S>(out.add(c), beta, n);
-                store::<S>(out.add(channels + c), gamma, n);
+                S::store_part(out.add(c), beta, n);
+                S::store_part(out.add(channels + c), gamma, n);
             }
         }
     }
@@ -340,22 +322,22 @@ impl Kernel for Gradient<'_> {
         // SAFETY: `backward_input` checked all lengths; the unit owns its rows of dx.
         unsafe {
             for (c, n) in vectors(channels, S::LANES) {
-                let of = |s: &[f32]| load::<S>(s.as_ptr().add(c), n);
+                let of = |s: &[f32]| S::load_part(s.as_ptr().add(c), n);
                 let (mean, inverse, dgamma, dbeta) = (of(mean), of(inverse), of(dgamma), of(dbeta));
                 let factor = S::mul(of(gamma), inverse);
                 for (i, &weight) in weights[..rows].iter().enumerate() {
                     let at = (unit * UNIT + i) * channels + c;
                     if weight == 0.0 {
-                        store::<S>(self.dx.at(at), S::zero(), n);
+                        S::store_part(self.dx.at(at), S::zero(), n);
                         continue;
                     }
                     let share = S::splat(-(f64::from(weight) / count) as f32);
-                    let x = load::<S>(self.x.as_ptr().add(at), n);
+                    let x = S::load_part(self.x.as_ptr().add(at), n);
                     let normalized = S::mul(S::sub(x, mean), inverse);
-                    let dy = load::<S>(self.dy.as_ptr().add(at), n);
+                    let dy = S::load_part(self.dy.as_ptr().add(at), n);
                     let inner = S::fma(share, S::fma(normalized, dgamma, dbeta), dy);
                     let dx = S::mul(factor, inner);
-                    store::<S>(self.dx.at(at), if self.relu { S::where_positive(x, dx) } else { dx }, n);
+                    S::store_part(self.dx.at(at), if self.relu { S::where_positive(x, dx) } else { dx }, n);
                 }
             }
         }

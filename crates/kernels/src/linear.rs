@@ -228,9 +228,9 @@ const TILE: usize = 24 * 16;
 
 /// What [`backward`] reads and writes besides x and dy.
 pub struct Backward<'a> {
-    /// The gradient of the inputs, (N, I), if it is wanted.
+    /// The gradient of the inputs, (N, I) or a flat map of pairs, if it is wanted.
     pub dx: Option<&'a mut [f32]>,
-    /// dx is zero where this, (N, I), is not positive: x as it came out of a ReLU.
+    /// dx is zero where this, which lies like it, is not positive: x as it came out of a ReLU.
     pub relu: Option<&'a [f32]>,
     /// (O, I)
     pub w: &'a mut [f32],

@@ -6,7 +6,7 @@
 //! squares of all pictures of a position are written first, so that no load waits for a store it overlaps.
 
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::Simd;
+use crate::simd::{Simd, vectors};
 
 /// Zeros on each side of a tower in scratch; also the widest half window.
 const MARGIN: usize = 16;
@@ -130,7 +130,7 @@ impl Kernel for Normalize<'_> {
             for i in 0..rows {
                 let (x, s) = (x.add(i * width), squares.add(i * row + MARGIN));
                 for (c, n) in vectors(width, S::LANES) {
-                    let v = if n == S::LANES { S::load(x.add(c)) } else { S::load_first(x.add(c), n) };
+                    let v = S::load_part(x.add(c), n);
                     S::store(s.add(c), S::mul(v, v));
                 }
             }
@@ -190,10 +190,4 @@ impl Kernel for Normalize<'_> {
             }
         }
     }
-}
-
-/// (first element, lanes used) of each vector of a row, the last perhaps not full.
-#[inline(always)]
-fn vectors(width: usize, lanes: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..width).step_by(lanes).map(move |c| (c, lanes.min(width - c)))
 }

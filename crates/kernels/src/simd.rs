@@ -110,6 +110,36 @@ pub trait Simd: Copy {
         Self::store(lanes.as_mut_ptr(), v);
         std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
     }
+
+    /// `load`, or `load_first` of the last vector of a row: what [`vectors`] yields.
+    #[inline(always)]
+    unsafe fn load_part(p: *const f32, n: usize) -> Self::V {
+        if n == Self::LANES { Self::load(p) } else { Self::load_first(p, n) }
+    }
+
+    /// `store`, or `store_first` of the last vector of a row.
+    #[inline(always)]
+    unsafe fn store_part(p: *mut f32, v: Self::V, n: usize) {
+        if n == Self::LANES { Self::store(p, v) } else { Self::store_first(p, v, n) }
+    }
+}
+
+/// (first element, lanes used) of each vector of a row, the last perhaps not full.
+#[inline(always)]
+pub(crate) fn vectors(width: usize, lanes: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..width).step_by(lanes).map(move |c| (c, lanes.min(width - c)))
+}
+
+/// Asks for the line of memory at `p` to be brought into the caches. A hint: the line need not exist.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has the instruction, and it reads nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// 512-bit vectors: 32 registers, two FMAs a cycle on most chips.

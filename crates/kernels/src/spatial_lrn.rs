@@ -4,7 +4,7 @@
 
 use crate::lrn::power;
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::Simd;
+use crate::simd::{Simd, vectors};
 
 /// A normalization over n×n positions.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,25 +76,13 @@ impl SpatialLrn {
             let mut sum = S::zero();
             for h in self.window(h, before, self.height) {
                 for w in self.window(w, before, self.width) {
-                    let v = load::<S>(x.as_ptr().add(self.at(block, h, w) + lane), n);
+                    let v = S::load_part(x.as_ptr().add(self.at(block, h, w) + lane), n);
                     sum = S::fma(v, v, sum);
                 }
             }
             S::fma(S::splat(self.alpha), sum, S::splat(self.k))
         }
     }
-}
-
-#[inline(always)]
-unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::V {
-    // SAFETY: the caller's promise.
-    unsafe { if n == S::LANES { S::load(p) } else { S::load_first(p, n) } }
-}
-
-#[inline(always)]
-unsafe fn store<S: Simd>(p: *mut f32, v: S::V, n: usize) {
-    // SAFETY: the caller's promise.
-    unsafe { if n == S::LANES { S::store(p, v) } else { S::store_first(p, v, n) } }
 }
 
 struct Forward<'a> {
@@ -114,13 +102,12 @@ impl Kernel for Forward<'_> {
         let (block, h) = (unit / self.lrn.height, unit % self.lrn.height);
         for w in 0..self.lrn.width {
             let at = self.lrn.at(block, h, w);
-            for lane in (0..self.lrn.depth).step_by(S::LANES) {
-                let n = S::LANES.min(self.lrn.depth - lane);
+            for (lane, n) in vectors(self.lrn.depth, S::LANES) {
                 // SAFETY: within the maps, whose lengths were checked; this unit owns row h of the block in y.
                 unsafe {
                     let d = self.lrn.denominator::<S>(self.x, [block, h, w], lane, n);
-                    let x = load::<S>(self.x.as_ptr().add(at + lane), n);
-                    store::<S>(self.y.at(at + lane), S::mul(x, power::<S>(d, self.lrn.beta)), n);
+                    let x = S::load_part(self.x.as_ptr().add(at + lane), n);
+                    S::store_part(self.y.at(at + lane), S::mul(x, power::<S>(d, self.lrn.beta)), n);
                 }
             }
         }
@@ -147,16 +134,15 @@ impl Kernel for Terms<'_> {
         let (block, h) = (unit / self.lrn.height, unit % self.lrn.height);
         for w in 0..self.lrn.width {
             let at = self.lrn.at(block, h, w);
-            for lane in (0..self.lrn.depth).step_by(S::LANES) {
-                let n = S::LANES.min(self.lrn.depth - lane);
+            for (lane, n) in vectors(self.lrn.depth, S::LANES) {
                 // SAFETY: as in `Forward`; this unit owns row h of the block in terms and dx.
                 unsafe {
                     let d = self.lrn.denominator::<S>(self.x, [block, h, w], lane, n);
-                    let x = load::<S>(self.x.as_ptr().add(at + lane), n);
-                    let g = load::<S>(self.dy.as_ptr().add(at + lane), n);
+                    let x = S::load_part(self.x.as_ptr().add(at + lane), n);
+                    let g = S::load_part(self.dy.as_ptr().add(at + lane), n);
                     let gp = S::mul(g, power::<S>(d, self.lrn.beta));
-                    store::<S>(self.dx.at(at + lane), gp, n);
-                    store::<S>(self.terms.at(at + lane), S::div(S::mul(gp, x), d), n);
+                    S::store_part(self.dx.at(at + lane), gp, n);
+                    S::store_part(self.terms.at(at + lane), S::div(S::mul(gp, x), d), n);
                 }
             }
         }
@@ -184,22 +170,21 @@ impl Kernel for Gather<'_> {
         let before = self.lrn.size - 1 - self.lrn.size / 2;
         for w in 0..self.lrn.width {
             let at = self.lrn.at(block, h, w);
-            for lane in (0..self.lrn.depth).step_by(S::LANES) {
-                let n = S::LANES.min(self.lrn.depth - lane);
+            for (lane, n) in vectors(self.lrn.depth, S::LANES) {
                 // SAFETY: as in `Forward`; this unit owns row h of the block in dx.
                 unsafe {
                     let mut sum = S::zero();
                     for h in self.lrn.window(h, before, self.lrn.height) {
                         for w in self.lrn.window(w, before, self.lrn.width) {
                             let from = self.lrn.at(block, h, w) + lane;
-                            sum = S::add(sum, load::<S>(self.terms.as_ptr().add(from), n));
+                            sum = S::add(sum, S::load_part(self.terms.as_ptr().add(from), n));
                         }
                     }
-                    let x = load::<S>(self.x.as_ptr().add(at + lane), n);
+                    let x = S::load_part(self.x.as_ptr().add(at + lane), n);
                     let factor = S::mul(S::splat(-2.0 * self.lrn.alpha * self.lrn.beta), x);
-                    let dx = S::fma(factor, sum, load::<S>(self.dx.at(at + lane), n));
+                    let dx = S::fma(factor, sum, S::load_part(self.dx.at(at + lane), n));
                     let dx = if self.relu { S::where_positive(x, dx) } else { dx };
-                    store::<S>(self.dx.at(at + lane), dx, n);
+                    S::store_part(self.dx.at(at + lane), dx, n);
                 }
             }
         }

@@ -1,12 +1,9 @@
 //! Changes of layout: into and out of bf16 maps, and the forms that the weight gradient's operands have.
 
 use super::engine::{Engine, Matrix, MatrixKernel, run};
-use super::{EDGE, MapLayout, PICTURES, pair, pairs, pairs_mut, widen};
+use super::{EDGE, MapLayout, PICTURES, TILE, pair, pairs, pairs_mut, widen};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-
-/// Pairs of a tile.
-const TILE: usize = EDGE * EDGE;
 
 /// x with pictures paired, as the right operand of sums over pictures: (blocks, splits, H, W, tiles of 16 channels,
 /// 16 pairs of pictures, 16 channels).

@@ -29,6 +29,9 @@ pub const PICTURES: usize = 32;
 /// Elements of a tile's edge: rows, and pairs or columns in a row.
 pub(crate) const EDGE: usize = 16;
 
+/// Pairs of a tile.
+pub(crate) const TILE: usize = EDGE * EDGE;
+
 /// How a map of one block lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapLayout {

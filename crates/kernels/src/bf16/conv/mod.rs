@@ -10,7 +10,8 @@ mod correlate;
 mod pack;
 mod weight;
 
-pub use correlate::{Epilogue, backward_input, forward};
+pub use crate::conv::Epilogue;
+pub use correlate::{MOST_RUNS, backward_input, forward};
 pub use pack::{Fold, Packed, pack_backward, pack_forward};
 pub use weight::{WeightPlan, backward_weight};
 

@@ -3,13 +3,10 @@
 
 use super::{Geometry, Panel, Walk, panels};
 use crate::arena::Buffer;
-use crate::bf16::{EDGE, MapLayout, pair, pairs_mut};
+use crate::bf16::{EDGE, MapLayout, TILE, pair, pairs_mut};
 use crate::conv::Axis;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-
-/// Pairs of a tile.
-const TILE: usize = EDGE * EDGE;
 
 /// Weights of a chunk of panels, bytes: together with the source rows they should stay in an L2 of 1 to 2 MiB.
 const CHUNK_BYTES: usize = 512 << 10;

@@ -14,12 +14,9 @@ use super::RowLayout;
 use crate::arena::Buffer;
 use crate::bf16::conv::Fold;
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Product, Right, Run, run};
-use crate::bf16::{EDGE, pair, pairs, pairs_mut};
+use crate::bf16::{EDGE, TILE, pair, pairs, pairs_mut};
 use crate::parallel::{Context, Ptr};
 use crate::simd::Simd;
-
-/// Pairs of a tile of weights.
-const TILE: usize = EDGE * EDGE;
 
 /// Units for each thread, at least: more would read the panels' weights more often than they even out.
 const UNITS: usize = 3;

@@ -7,7 +7,7 @@ use super::convert::flat_len;
 use crate::arena::Buffer;
 use crate::bf16::{EDGE, pair, pairs, pairs_mut};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch};
 
 /// Rows of weights that are read side by side, so that a load of the pictures serves them all.
 const ROWS: usize = 4;
@@ -170,7 +170,7 @@ impl Forward<'_> {
             let mut sums = [[S::zero(); N]; ROWS];
             for step in 0..len / EDGE {
                 for row in 0..ROWS {
-                    prefetch(w.wrapping_add(AHEAD + row * EDGE));
+                    prefetch(w.wrapping_add(AHEAD + row * EDGE).cast());
                 }
                 for lane in (0..EDGE).step_by(S::LANES) {
                     let mut values = [(S::zero(), S::zero()); N];
@@ -189,16 +189,4 @@ impl Forward<'_> {
             sums
         }
     }
-}
-
-/// Asks for a line of memory, which need not exist.
-#[inline(always)]
-fn prefetch(line: *const u32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint; every x86-64 processor has it.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
 }

@@ -1,0 +1,288 @@
+//! The forward pass of a linear layer: weights are the left operand, rounded on the way or beforehand.
+//!
+//! ```text
+//! for 64 outputs              (a unit)
+//!   for 8 blocks              (their sums are held at once)
+//!     for chunk of inputs     (rounded weights of 32 outputs, read again for each block)
+//!       for block             32 outputs × 32 pictures
+//! ```
+
+use crate::arena::Buffer;
+use crate::bf16::convert::flat;
+use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::{EDGE, MapLayout, PICTURES, TAIL, TILE, pair, pairs};
+use crate::parallel::{Context, Kernel, Ptr};
+use crate::simd::Simd;
+
+/// Most blocks that a pass holds sums of at once.
+const TOGETHER: usize = 8;
+/// Outputs of a unit of the forward pass.
+const FORWARD_ROWS: usize = 64;
+/// Steps of a chunk of the forward pass: the rounded weights of 32 outputs, 64 KiB, are read again for each block.
+const CHUNK_STEPS: usize = 32;
+
+/// w (O, I) rounded and in tiles, for [`forward`].
+#[derive(Debug)]
+pub struct Rounded {
+    outputs: usize,
+    inputs: usize,
+    data: Buffer,
+}
+
+impl Rounded {
+    /// Room for `outputs` × `inputs`.
+    pub fn new(outputs: usize, inputs: usize) -> Rounded {
+        let steps = inputs.div_ceil(2 * EDGE);
+        Rounded { outputs, inputs, data: Buffer::zeros(outputs.div_ceil(2 * EDGE) * steps * 2 * TILE) }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<u32>()
+    }
+
+    /// Rounds w (O, I).
+    pub fn set(&mut self, ctx: &mut Context, w: &[f32]) {
+        assert_eq!(w.len(), self.outputs * self.inputs, "weights");
+        let mut data = std::mem::replace(&mut self.data, Buffer::zeros(0));
+        ctx.run(&Round { to: self, w, data: Ptr::from_mut(&mut data) });
+        self.data = data;
+    }
+}
+
+struct Round<'a> {
+    to: &'a Rounded,
+    w: &'a [f32],
+    data: Ptr,
+}
+
+impl Kernel for Round<'_> {
+    /// 32 outputs.
+    fn units(&self) -> usize {
+        self.to.outputs.div_ceil(2 * EDGE)
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let Rounded { outputs, inputs, .. } = *self.to;
+        let steps = inputs.div_ceil(2 * EDGE);
+        let first = unit * 2 * EDGE;
+        let rows = (outputs - first).min(2 * EDGE);
+        // SAFETY: 32 outputs own their tiles; rows and columns are within w.
+        unsafe {
+            let w = self.w.as_ptr().add(first * inputs);
+            let to = self.data.at(unit * steps * 2 * TILE).cast::<u32>();
+            round_rows(w, inputs, rows, 0, steps, to);
+        }
+    }
+}
+
+/// Rounds `rows` rows of w, `steps` steps from column 32·`first`, to pairs of tiles; zero beyond rows and columns.
+#[inline(always)]
+unsafe fn round_rows(w: *const f32, inputs: usize, rows: usize, first: usize, steps: usize, to: *mut u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for step in 0..steps {
+            let column = (first + step) * 2 * EDGE;
+            for row in 0..2 * EDGE {
+                let to = to.add((step * 2 + row / EDGE) * TILE + row % EDGE * EDGE);
+                let w = w.wrapping_add(row * inputs + column);
+                if row < rows && column + 2 * EDGE <= inputs {
+                    let w = w.cast::<[f32; 32]>().read_unaligned();
+                    let mut out = [0u32; EDGE];
+                    for i in 0..EDGE {
+                        out[i] = pair(w[2 * i], w[2 * i + 1]);
+                    }
+                    to.cast::<[u32; EDGE]>().write_unaligned(out);
+                } else {
+                    for i in 0..EDGE {
+                        let value =
+                            |c: usize| if row < rows && column + c < inputs { *w.add(c) } else { 0.0 };
+                        *to.add(i) = pair(value(2 * i), value(2 * i + 1));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where the weights of a forward pass come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Weights<'a> {
+    /// (O, I) in f32: rounded on the way.
+    Master(&'a [f32]),
+    /// Rounded beforehand.
+    Rounded(&'a Rounded),
+}
+
+/// Where the outputs go.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// A flat map.
+    Map(&'a mut [f32]),
+    /// (N, O) in f32: what a loss reads.
+    Rows(&'a mut [f32]),
+}
+
+/// y = x wᵀ + b, then max(·, 0) if `relu`, for the first `count` pictures; of a map whole blocks are written.
+///
+/// Shapes: x a flat map of `inputs` features with [`TAIL`] behind it, bias (O).
+pub fn forward(
+    ctx: &mut Context,
+    engine: Engine,
+    inputs: usize,
+    count: usize,
+    x: &[f32],
+    weights: Weights,
+    bias: &[f32],
+    relu: bool,
+    y: Output,
+) {
+    let outputs = bias.len();
+    let blocks = count.div_ceil(PICTURES);
+    let map = flat(inputs);
+    assert!(x.len() >= blocks * map.block_len() + TAIL, "inputs");
+    match weights {
+        Weights::Master(w) => assert_eq!(w.len(), outputs * inputs, "weights"),
+        Weights::Rounded(r) => assert_eq!((r.outputs, r.inputs), (outputs, inputs), "weights"),
+    }
+    let (y, rows) = match y {
+        Output::Map(y) => {
+            assert!(y.len() >= blocks * flat(outputs).block_len(), "outputs");
+            (Ptr::from_mut(y), false)
+        }
+        Output::Rows(y) => {
+            assert!(y.len() >= count * outputs, "outputs");
+            (Ptr::from_mut(y), true)
+        }
+    };
+    run(ctx, engine, &Forward { map, count, blocks, x: pairs(x), weights, bias, relu, y, rows });
+}
+
+/// Elements of scratch: sums of each block, and a chunk of rounded weights.
+pub(super) fn scratch_len(blocks: usize) -> usize {
+    blocks.min(TOGETHER) * (FORWARD_ROWS / (2 * EDGE)) * C_LEN + CHUNK_STEPS * 2 * TILE
+}
+
+struct Forward<'a> {
+    map: MapLayout,
+    count: usize,
+    blocks: usize,
+    x: &'a [u32],
+    weights: Weights<'a>,
+    bias: &'a [f32],
+    relu: bool,
+    y: Ptr,
+    /// Whether y is (N, O) in f32.
+    rows: bool,
+}
+
+impl MatrixKernel for Forward<'_> {
+    fn units(&self) -> usize {
+        self.bias.len().div_ceil(FORWARD_ROWS)
+    }
+
+    fn scratch_len(&self) -> usize {
+        scratch_len(self.blocks)
+    }
+
+    #[inline(always)]
+    unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
+        let (inputs, outputs) = (self.map.channels, self.bias.len());
+        let steps = inputs.div_ceil(2 * EDGE);
+        let narrow = self.count <= EDGE;
+        let sums_len = self.blocks.min(TOGETHER) * (FORWARD_ROWS / (2 * EDGE)) * C_LEN;
+        let chunk = scratch.wrapping_add(sums_len).cast::<u32>();
+        let mut first_block = 0;
+        while first_block < self.blocks {
+            let blocks = (self.blocks - first_block).min(TOGETHER);
+            for step in (0..steps).step_by(CHUNK_STEPS) {
+                let count = CHUNK_STEPS.min(steps - step);
+                for part in 0..FORWARD_ROWS / (2 * EDGE) {
+                    let first = unit * FORWARD_ROWS + part * 2 * EDGE;
+                    if first >= outputs {
+                        break;
+                    }
+                    let rows = (outputs - first).min(2 * EDGE);
+                    // SAFETY: `forward` checked all lengths; the last step of x may reach into its tail.
+                    unsafe {
+                        let a = match self.weights {
+                            Weights::Master(w) => {
+                                round_rows(w.as_ptr().add(first * inputs), inputs, rows, step, count, chunk);
+                                chunk.cast_const()
+                            }
+                            Weights::Rounded(r) => {
+                                pairs(&r.data).as_ptr().add((first / (2 * EDGE) * steps + step) * 2 * TILE)
+                            }
+                        };
+                        for block in 0..blocks {
+                            let shape = Product {
+                                rows: rows.div_ceil(EDGE),
+                                columns: if narrow { 1 } else { 2 },
+                                right: Right::Rows,
+                                a_step: 2 * TILE,
+                                b_step: EDGE * PICTURES,
+                            };
+                            let b = (first_block + block) * self.map.block_len() + step * shape.b_step;
+                            let sums = scratch.add((part * blocks + block) * C_LEN);
+                            let run = [Run { a: 0, b, steps: count }];
+                            M::product(shape, &run, a, self.x.as_ptr(), sums, step > 0);
+                        }
+                    }
+                }
+            }
+            for part in 0..FORWARD_ROWS / (2 * EDGE) {
+                let first = unit * FORWARD_ROWS + part * 2 * EDGE;
+                for block in 0..if first < outputs { blocks } else { 0 } {
+                    // SAFETY: the sums of this block were just computed; this unit owns its outputs.
+                    unsafe {
+                        let sums = scratch.add((part * blocks + block) * C_LEN);
+                        self.store::<M::S>(first, first_block + block, sums);
+                    }
+                }
+            }
+            first_block += blocks;
+        }
+    }
+}
+
+impl Forward<'_> {
+    /// Bias, ReLU and rounding of up to 32 outputs from `first` on.
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, first: usize, block: usize, sums: *const f32) {
+        let outputs = self.bias.len();
+        let rows = (outputs - first).min(2 * EDGE);
+        // In this order a NaN passes through.
+        let relu = |v: f32| if self.relu && v < 0.0 { 0.0 } else { v };
+        // SAFETY: the caller's promise; sums have 32 rows of 32 pictures.
+        unsafe {
+            if self.rows {
+                for n in 0..PICTURES.min(self.count - block * PICTURES) {
+                    for m in 0..rows {
+                        let value = relu(*sums.add(m * C_STRIDE + n) + self.bias[first + m]);
+                        *self.y.at((block * PICTURES + n) * outputs + first + m) = value;
+                    }
+                }
+                return;
+            }
+            let lanes = if self.count <= EDGE { EDGE } else { PICTURES };
+            for m in (0..rows).step_by(2) {
+                let to =
+                    self.y.at(block * flat(outputs).block_len() + (first + m) / 2 * PICTURES).cast::<u32>();
+                for n in (0..lanes).step_by(S::LANES) {
+                    let even = S::add(S::load(sums.add(m * C_STRIDE + n)), S::splat(self.bias[first + m]));
+                    let odd = if m + 1 < rows {
+                        S::add(S::load(sums.add((m + 1) * C_STRIDE + n)), S::splat(self.bias[first + m + 1]))
+                    } else {
+                        S::zero()
+                    };
+                    if self.relu {
+                        S::store_pairs(to.add(n), S::max(S::zero(), even), S::max(S::zero(), odd));
+                    } else {
+                        S::store_pairs(to.add(n), even, odd);
+                    }
+                }
+            }
+        }
+    }
+}
