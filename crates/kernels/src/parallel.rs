@@ -86,6 +86,39 @@ impl Context {
         });
     }
 
+    /// As [`Context::for_each_chunk`], with the work compiled for the instruction set that this context has: loops over
+    /// arrays become its vectors, if everything in [`ChunkWork::chunk`] is inlined.
+    pub fn for_each_chunk_in_vectors<T: Send>(
+        &mut self,
+        data: &mut [T],
+        len: usize,
+        work: &impl ChunkWork<T>,
+    ) {
+        struct Chunks<'a, T, W> {
+            base: usize,
+            total: usize,
+            len: usize,
+            work: &'a W,
+            of: std::marker::PhantomData<fn(T)>,
+        }
+        impl<T: Send, W: ChunkWork<T>> Kernel for Chunks<'_, T, W> {
+            fn units(&self) -> usize {
+                self.total.div_ceil(self.len)
+            }
+
+            #[inline(always)]
+            unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+                let first = unit * self.len;
+                let len = self.len.min(self.total - first);
+                // SAFETY: chunks are within the slice and disjoint, and each unit runs once.
+                let chunk = unsafe { std::slice::from_raw_parts_mut((self.base as *mut T).add(first), len) };
+                self.work.chunk(unit, chunk);
+            }
+        }
+        let (base, total) = (data.as_mut_ptr() as usize, data.len());
+        self.run(&Chunks { base, total, len: len.max(1), work, of: std::marker::PhantomData });
+    }
+
     /// Runs every unit of a kernel.
     pub(crate) fn run<K: Kernel>(&mut self, kernel: &K) {
         self.reserve_scratch(kernel.scratch_len());
@@ -117,6 +150,12 @@ impl ScratchBases {
     fn get(&self) -> *mut Buffer {
         self.0
     }
+}
+
+/// Safe work on one chunk of some data; to be marked `#[inline(always)]` (see [`Context::for_each_chunk_in_vectors`]).
+pub trait ChunkWork<T>: Sync {
+    /// Works on chunk number `index`.
+    fn chunk(&self, index: usize, chunk: &mut [T]);
 }
 
 /// Work that is cut into units which write disjoint memory.

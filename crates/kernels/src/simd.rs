@@ -69,6 +69,14 @@ pub trait Simd: Copy {
         }
     }
 
+    /// Rounds 32 consecutive values to 16 pairs of neighbours.
+    #[inline(always)]
+    unsafe fn round_values(p: *const f32, to: *mut u32) {
+        for i in 0..16 {
+            *to.add(i) = crate::bf16::pair(*p.add(2 * i), *p.add(2 * i + 1));
+        }
+    }
+
     /// 32 pairs of channels to two rows of 16 pairs of pictures: the even channel's and the odd one's.
     #[inline(always)]
     unsafe fn unzip(p: *const u32, even: *mut u32, odd: *mut u32) {
@@ -215,6 +223,15 @@ impl Simd for Avx512 {
         // (odd & high) | even
         let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
         _mm512_storeu_si512(p.cast(), _mm512_ternarylogic_epi32::<0xea>(odd, high, even));
+    }
+    #[inline(always)]
+    unsafe fn round_values(p: *const f32, to: *mut u32) {
+        use std::arch::x86_64::*;
+        for half in 0..2 {
+            let bits = rounded(_mm512_loadu_si512(p.add(half * 16).cast()));
+            let values = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits));
+            _mm256_storeu_si256(to.add(half * 8).cast(), values);
+        }
     }
     #[inline(always)]
     unsafe fn unzip(p: *const u32, even: *mut u32, odd: *mut u32) {

@@ -9,7 +9,8 @@ mod amx_emulator;
 mod common;
 
 use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
-use alexnet_kernels::bf16::convert::{self, Entry, flat, pair_pictures, paired_len};
+use alexnet_kernels::bf16::convert::{self, flat, pair_pictures, paired_len};
+use alexnet_kernels::bf16::entry::{Entry, enter};
 use alexnet_kernels::bf16::linear::{self, Backward, Output, Rounded, Weights};
 use alexnet_kernels::bf16::{
     Engine, MapLayout, PICTURES, TAIL, lrn, pairs, pairs_mut, pooling, round, widen,
@@ -282,13 +283,12 @@ fn folded_pixels_give_the_same_convolution() {
         let blocks = 2;
         let mut random = Random(5);
         let x = Map::random(g.input, count, true, &mut random);
-        let mut pixels = vec![0.0; blocks * PICTURES * x.picture()];
+        let mut pixels = vec![0.0; count * x.picture()];
         for n in 0..count {
             for c in 0..channels {
                 for h in 0..side {
                     for w in 0..side {
-                        let at = ((n / PICTURES * side + h) * side + w) * PICTURES * channels;
-                        pixels[at + n % PICTURES * channels + c] = x.at(n, c, h, w) as f32;
+                        pixels[((n * side + h) * side + w) * channels + c] = x.at(n, c, h, w) as f32;
                     }
                 }
             }
@@ -315,7 +315,7 @@ fn folded_pixels_give_the_same_convolution() {
             let want = run(&mut ctx, &g, Fold { kernel, fold: 1 }, &x.data);
             let mut map = vec![0.0; room(&f.input, count)];
             let entry = Entry { channels, height: side, width: side, fold: stride, pad, map: f.input };
-            convert::enter(&mut ctx, &entry, blocks, &pixels, &mut map);
+            enter(&mut ctx, &entry, count, &pixels, &mut map);
             assert!(run(&mut ctx, &f, fold, &map) == want, "{} {kernel} {stride} {pad}", engine.name());
         }
     }

@@ -126,14 +126,8 @@ impl Plan {
     /// # Errors
     /// As [`Plan::new`].
     pub fn mixed(net: &Network, batch: usize, mode: Mode) -> Result<Plan> {
-        let (block, shape) = (alexnet_kernels::bf16::PICTURES, net.input);
-        Plan::in_blocks(
-            net,
-            batch,
-            block,
-            mode,
-            InputLayout { batch, shape, block, fold: 1, pad: 0, columns: shape.w },
-        )
+        let block = alexnet_kernels::bf16::PICTURES;
+        Plan::in_blocks(net, batch, block, mode, InputLayout::nhwc(batch, net.input))
     }
 
     /// Plans `net` for the executor of a few pictures at test time; `last` as in [`Mode::Infer`]. Pixels come as they are.

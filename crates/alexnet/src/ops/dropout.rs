@@ -39,6 +39,22 @@ impl Mask {
     }
 }
 
+impl Mask {
+    /// [`Mask::keeps_four`] of several fours: for each of the four elements, all ones in the lanes that keep it.
+    #[inline(always)]
+    pub fn keeps_fours<const N: usize>(&self, quads: [u64; N]) -> [[u32; N]; 4] {
+        // Bits of 32 are at least a threshold of 33 if they are above the one before it; of threshold 0 all are.
+        let (above, all) = (self.threshold.saturating_sub(1) as u32, self.threshold == 0);
+        let mut bits = self.stream.blocks_at(quads);
+        for word in &mut bits {
+            for bits in word {
+                *bits = if *bits > above || all { u32::MAX } else { 0 };
+            }
+        }
+        bits
+    }
+}
+
 /// What multiplies a kept element while training.
 pub fn scale<T: Real>(dropout: &Dropout) -> T {
     if dropout.inverted { T::of(1.0 / (1.0 - dropout.rate)) } else { T::one() }
@@ -109,6 +125,19 @@ mod tests {
             assert!(y.contains(&0.0) && y.contains(&kept));
             forward_test(&dropout, &x, &mut y);
             assert_eq!(y, [test; 40]);
+        }
+    }
+
+    #[test]
+    fn fours_side_by_side_are_the_same_draws() {
+        for rate in [0.0, 1e-12, 0.3, 0.5, 1.0 - 1e-12] {
+            let mask = Mask::new(rate, 3, 5, 1);
+            let quads: [u64; 7] = std::array::from_fn(|n| n as u64 * 0x3000_0001);
+            let keeps = mask.keeps_fours(quads);
+            for (n, &quad) in quads.iter().enumerate() {
+                let want = mask.keeps_four(quad as usize).map(|keep| if keep { u32::MAX } else { 0 });
+                assert_eq!(std::array::from_fn(|word| keeps[word][n]), want, "{rate} {quad}");
+            }
         }
     }
 

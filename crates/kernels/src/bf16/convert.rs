@@ -2,7 +2,7 @@
 
 use super::engine::{Engine, Matrix, MatrixKernel, run};
 use super::{EDGE, MapLayout, PICTURES, TILE, pair, pairs, pairs_mut, widen};
-use crate::parallel::{Context, Kernel, Ptr};
+use crate::parallel::{Context, Ptr};
 use crate::simd::Simd;
 
 /// x with pictures paired, as the right operand of sums over pictures: (blocks, splits, H, W, tiles of 16 channels,
@@ -221,86 +221,4 @@ pub fn round_map(ctx: &mut Context, x: &[f32], to: &mut [f32]) {
             *to = pair(*even, *odd);
         }
     });
-}
-
-/// Pictures as the loader writes them, (blocks, H, W, 32 pictures, C) in f32, to a map whose positions hold
-/// `fold` × `fold` pixels in the order (row, column, channel); `pad` zero pixels precede the first row and column.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// C
-    pub channels: usize,
-    /// H
-    pub height: usize,
-    /// W
-    pub width: usize,
-    /// Pixels folded along each axis.
-    pub fold: usize,
-    /// Zero pixels before the first.
-    pub pad: usize,
-    /// The map, of fold²·C channels.
-    pub map: MapLayout,
-}
-
-/// Fills the map of `blocks` blocks from pixels.
-pub fn enter(ctx: &mut Context, entry: &Entry, blocks: usize, pixels: &[f32], to: &mut [f32]) {
-    let Entry { channels, height, width, fold, map, .. } = *entry;
-    assert_eq!(map.channels, fold * fold * channels, "the map holds folded pixels");
-    assert!(pixels.len() >= blocks * height * width * PICTURES * channels, "pixels");
-    assert!(to.len() >= blocks * map.block_len(), "the map");
-    ctx.run(&Enter { entry: *entry, blocks, pixels, to: Ptr::from_mut(to) });
-}
-
-struct Enter<'a> {
-    entry: Entry,
-    blocks: usize,
-    pixels: &'a [f32],
-    to: Ptr,
-}
-
-impl Kernel for Enter<'_> {
-    /// Rows of a split of the map.
-    fn units(&self) -> usize {
-        self.blocks * self.entry.map.splits * self.entry.map.height
-    }
-
-    #[inline(always)]
-    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
-        let Entry { channels, height, width, fold, pad, map } = self.entry;
-        let row_len = width * PICTURES * channels;
-        let (h, split, block) =
-            (unit % map.height, unit / map.height % map.splits, unit / map.height / map.splits);
-        for w in 0..map.width {
-            // Where a folded channel's pixel lies for picture 0.
-            let from = |c: usize| {
-                if c >= map.split_channels() {
-                    return None;
-                }
-                let c = split * map.split_channels() + c;
-                let (y, x) = (h * fold + c / channels / fold, w * fold + c / channels % fold);
-                let (y, x) = (y.checked_sub(pad)?, x.checked_sub(pad)?);
-                let inside = y < height && x < width;
-                inside.then_some((block * height + y) * row_len + x * PICTURES * channels + c % channels)
-            };
-            for p in 0..map.split_pairs() {
-                let halves = [from(2 * p), from(2 * p + 1)].map(|at| {
-                    let mut values = [0.0f32; PICTURES];
-                    if let Some(at) = at {
-                        for (n, value) in values.iter_mut().enumerate() {
-                            *value = self.pixels[at + n * channels];
-                        }
-                    }
-                    values
-                });
-                // SAFETY: this unit owns its row of the map, whose length was checked.
-                unsafe {
-                    let to =
-                        self.to.at((unit * map.width + w) * map.position_len() + p * PICTURES).cast::<u32>();
-                    for n in (0..PICTURES).step_by(S::LANES) {
-                        let [even, odd] = [0, 1].map(|half| S::load(halves[half].as_ptr().add(n)));
-                        S::store_pairs(to.add(n), even, odd);
-                    }
-                }
-            }
-        }
-    }
 }

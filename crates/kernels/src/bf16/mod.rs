@@ -13,6 +13,7 @@
 pub mod conv;
 pub mod convert;
 pub mod engine;
+pub mod entry;
 pub mod few;
 pub mod linear;
 pub mod lrn;

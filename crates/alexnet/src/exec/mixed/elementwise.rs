@@ -2,13 +2,11 @@
 //! from maps to flat rows.
 
 use super::Mixed;
-use crate::exec::contract::{Batch, StepSettings};
-use crate::exec::plan::Form;
-use crate::net::{Activation, Dropout, Op, Shape};
+use crate::exec::contract::Batch;
+use crate::net::{Activation, Op};
 use crate::ops::activation;
-use crate::ops::dropout::{self, Mask};
 use alexnet_kernels::bf16::convert::{self, positive, round_map, widen_map};
-use alexnet_kernels::bf16::{MapLayout, PICTURES, pair, pairs, pairs_mut, widen};
+use alexnet_kernels::bf16::{pairs, pairs_mut};
 
 /// Values that a thread takes at a time.
 const CHUNK: usize = 1 << 14;
@@ -93,59 +91,6 @@ impl Mixed {
         }
     }
 
-    pub(super) fn dropout_forward(&mut self, i: usize, batch: &Batch, masks: Option<&StepSettings>) {
-        let (op, mask) = self.dropout_of(i, masks);
-        let order = self.order(i, batch.count);
-        let used = self.used(i, batch);
-        let ([x], [y]) =
-            self.frame.arena.split([self.frame.maps[i].first(used)], [self.frame.maps[i + 1].first(used)]);
-        let x = pairs(x);
-        self.frame.ctx.for_each_chunk(pairs_mut(y), 2 * PICTURES, |c, y| {
-            let x = &x[c * 2 * PICTURES..][..y.len()];
-            match &mask {
-                Some(mask) => order.drop(&op, mask, c * 2, x, y),
-                None => {
-                    let scale = if op.inverted { 1.0 } else { 1.0 - op.rate as f32 };
-                    y.iter_mut().zip(x).for_each(|(y, x)| *y = scaled(*x, scale, scale));
-                }
-            }
-        });
-    }
-
-    pub(super) fn dropout_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) {
-        let (op, mask) = self.dropout_of(i, Some(settings));
-        let Some(mask) = mask else { unreachable!("training draws masks") };
-        let order = self.order(i, batch.count);
-        let masked = self.frame.plan.stages[i].masks_input;
-        let used = self.used(i, batch);
-        let ([x, dy], [dx]) = self.frame.arena.split(
-            [self.frame.maps[i].first(used), self.frame.gradients[i + 1].first(used)],
-            [self.frame.gradients[i].first(used)],
-        );
-        let (x, dy) = (pairs(x), pairs(dy));
-        self.frame.ctx.for_each_chunk(pairs_mut(dx), 2 * PICTURES, |c, dx| {
-            let part = c * 2 * PICTURES..c * 2 * PICTURES + dx.len();
-            order.drop(&op, &mask, c * 2, &dy[part.clone()], dx);
-            if masked {
-                dx.iter_mut().zip(&x[part]).for_each(|(dx, x)| *dx &= positive(*x));
-            }
-        });
-    }
-
-    /// The layer and, while training, its mask, keyed by its place in the network.
-    fn dropout_of(&self, i: usize, masks: Option<&StepSettings>) -> (Dropout, Option<Mask>) {
-        let layer = self.frame.plan.stages[i].layers.start;
-        let Op::Dropout(op) = &self.frame.net.layers[layer].op else { unreachable!("stage {i} is dropout") };
-        (op.clone(), masks.map(|s| Mask::new(op.rate, s.seed, s.step, layer)))
-    }
-
-    /// How the elements of map `i` are counted.
-    fn order(&self, i: usize, count: usize) -> Order {
-        let map = self.frame.plan.maps[i];
-        let flat = map.form == Form::Flat;
-        Order { shape: map.shape, layout: self.layouts[i], flat, count }
-    }
-
     pub(super) fn flatten_forward(&mut self, i: usize, batch: &Batch) {
         let blocks = self.frame.blocks(batch);
         let ([x], [y]) = self.frame.arena.split([self.frame.maps[i]], [self.frame.maps[i + 1]]);
@@ -160,64 +105,5 @@ impl Mixed {
             .split([self.frame.maps[i], self.frame.gradients[i + 1]], [self.frame.gradients[i]]);
         let relu = self.frame.plan.stages[i].masks_input.then_some(x);
         convert::unflatten(&mut self.frame.ctx, &self.layouts[i], blocks, dy, relu, dx);
-    }
-}
-
-/// Both halves multiplied.
-#[inline(always)]
-fn scaled(x: u32, even: f32, odd: f32) -> u32 {
-    pair(widen(x as u16) * even, widen((x >> 16) as u16) * odd)
-}
-
-/// How the elements of a map are counted by a dropout's draws: canonically, picture by picture.
-#[derive(Clone, Copy)]
-struct Order {
-    shape: Shape,
-    layout: MapLayout,
-    flat: bool,
-    /// Pictures of the batch.
-    count: usize,
-}
-
-impl Order {
-    /// Dropout of one or two rows of pairs, the first of which is number `row` of the map.
-    fn drop(&self, op: &Dropout, mask: &Mask, row: usize, x: &[u32], y: &mut [u32]) {
-        let scale = dropout::scale::<f32>(op);
-        let factor = |keep: bool| if keep { scale } else { 0.0 };
-        let len = self.shape.len();
-        if self.flat && len.is_multiple_of(4) && y.len() == 2 * PICTURES {
-            // Two rows hold four neighbours of every picture, which share one draw.
-            let (block, first) = (row / self.layout.split_pairs(), row % self.layout.split_pairs() * 2);
-            for n in 0..PICTURES {
-                let keep = mask.keeps_four(((block * PICTURES + n) * len + first) / 4);
-                let [a, b, c, d] = keep.map(factor);
-                y[n] = scaled(x[n], a, b);
-                y[PICTURES + n] = scaled(x[PICTURES + n], c, d);
-            }
-            return;
-        }
-        for (r, (x, y)) in x.chunks(PICTURES).zip(y.chunks_mut(PICTURES)).enumerate() {
-            let elements = [0, 1].map(|half| self.element(row + r, half));
-            let block = (row + r) * PICTURES / self.layout.block_len();
-            for (n, (x, y)) in x.iter().zip(y).enumerate() {
-                let picture = block * PICTURES + n;
-                let keeps = |e: Option<usize>| {
-                    picture < self.count && e.is_some_and(|e| mask.keeps(picture * len + e))
-                };
-                let [even, odd] = elements.map(|e| factor(keeps(e)));
-                *y = scaled(*x, even, odd);
-            }
-        }
-    }
-
-    /// The element of a picture, in C, H, W order, that a half of a row of pairs holds, if one does.
-    fn element(&self, row: usize, half: usize) -> Option<usize> {
-        let map = &self.layout;
-        let (pair, position) = (row % map.split_pairs(), row / map.split_pairs());
-        let c = 2 * pair + half;
-        let (w, h) = (position % map.width, position / map.width % map.height);
-        let split = position / (map.width * map.height) % map.splits;
-        let channel = split * map.split_channels() + c;
-        (c < map.split_channels()).then_some((channel * map.height + h) * map.width + w)
     }
 }

@@ -5,7 +5,8 @@ use crate::exec::plan::{Form, Plan};
 use crate::exec::splits;
 use crate::net::{Network, Op};
 use alexnet_kernels::bf16::MapLayout;
-use alexnet_kernels::bf16::convert::{Entry, flat};
+use alexnet_kernels::bf16::convert::flat;
+use alexnet_kernels::bf16::entry::Entry;
 
 /// Most channels of a folded position: beyond, a strided first convolution is computed as it stands.
 const MOST_FOLDED: usize = 64;

@@ -6,6 +6,7 @@
 //! pooling, activations other than ReLU) widen their maps, run the f32 kernel and round the result.
 
 mod conv;
+mod dropout;
 mod elementwise;
 mod layouts;
 mod linear;
@@ -20,7 +21,8 @@ use crate::exec::stopwatch::Pass;
 use crate::net::{Activation, Network, Op};
 use crate::ops::update::Rule;
 use alexnet_kernels::arena::Region;
-use alexnet_kernels::bf16::convert::{self, Entry, paired_len};
+use alexnet_kernels::bf16::convert::{self, paired_len};
+use alexnet_kernels::bf16::entry::{Entry, enter};
 use alexnet_kernels::bf16::{self, Engine, MapLayout, TAIL, pairs};
 
 /// A network planned for this processor, in mixed precision.
@@ -95,6 +97,7 @@ impl Mixed {
             |i| blocks * layouts[i].block_len() + TAIL,
             |i| !(i == last && rows_at_end),
         )?;
+        draft.scratch(entry.scratch_len());
         let mut stages = vec![];
         let (mut paired, mut dy_rows, mut wide) = (0, 0, [0; 4]);
         for (i, stage) in plan.stages.iter().enumerate() {
@@ -207,9 +210,8 @@ impl Stages for Mixed {
 
     /// Pixels, folded and rounded, to map 0.
     fn enter(&mut self, batch: &Batch) {
-        let blocks = self.frame.blocks(batch);
         let Frame { maps, arena, ctx, watch, .. } = &mut self.frame;
-        convert::enter(ctx, &self.entry, blocks, batch.input, arena.get_mut(maps[0]));
+        enter(ctx, &self.entry, batch.count, batch.input, arena.get_mut(maps[0]));
         watch.lap(0, Pass::Input);
     }
 

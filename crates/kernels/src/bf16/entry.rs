@@ -1,0 +1,192 @@
+//! Pixels become map 0: rounded, folded for a strided first convolution, and turned, so that pictures are lanes.
+//!
+//! A row of each of 32 pictures is rounded to pairs beside the others', and 16 × 16 pairs of them at a time are transposed.
+//! Where the channels of `fold` neighbouring pixels are even in number they are whole pairs as they lie.
+
+use super::{EDGE, MapLayout, PICTURES, TILE, pair};
+use crate::parallel::{Context, Kernel, Ptr};
+use crate::simd::{Simd, prefetch};
+
+/// Pictures as the loader writes them, (N, H, W, C) in f32, to a map whose positions hold `fold` × `fold` pixels in the
+/// order (row, column, channel); `pad` zero pixels precede the first row and column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// C
+    pub channels: usize,
+    /// H
+    pub height: usize,
+    /// W
+    pub width: usize,
+    /// Pixels folded along each axis.
+    pub fold: usize,
+    /// Zero pixels before the first.
+    pub pad: usize,
+    /// The map, of fold²·C channels.
+    pub map: MapLayout,
+}
+
+impl Entry {
+    /// Whether each row of a position's pixels is whole pairs, which lie side by side.
+    fn in_rows(&self) -> bool {
+        self.map.splits == 1 && (self.fold * self.channels).is_multiple_of(2)
+    }
+
+    /// Pairs of a position that come from one row of pixels, or all of them.
+    fn part_pairs(&self) -> usize {
+        if self.in_rows() { self.fold * self.channels / 2 } else { self.map.split_pairs() }
+    }
+
+    /// Pairs of a rounded row: whole tiles, and one more, so that the rows of 32 pictures are not all the same distance
+    /// apart modulo a page.
+    fn row_len(&self) -> usize {
+        (self.map.width * self.part_pairs()).next_multiple_of(EDGE) + EDGE
+    }
+
+    /// Elements of scratch that each thread needs.
+    pub fn scratch_len(&self) -> usize {
+        PICTURES * self.row_len()
+    }
+}
+
+/// Fills the map of the blocks of `count` pictures from their pixels; the lanes of missing pictures are zero.
+pub fn enter(ctx: &mut Context, entry: &Entry, count: usize, pixels: &[f32], to: &mut [f32]) {
+    let Entry { channels, height, width, fold, map, .. } = *entry;
+    assert_eq!(map.channels, fold * fold * channels, "the map holds folded pixels");
+    assert!(pixels.len() >= count * height * width * channels, "pixels");
+    let blocks = count.div_ceil(PICTURES);
+    assert!(to.len() >= blocks * map.block_len(), "the map");
+    ctx.run(&Enter { entry: *entry, count, blocks, pixels, to: Ptr::from_mut(to) });
+}
+
+struct Enter<'a> {
+    entry: Entry,
+    count: usize,
+    blocks: usize,
+    pixels: &'a [f32],
+    to: Ptr,
+}
+
+impl Kernel for Enter<'_> {
+    /// Rows of a split of the map.
+    fn units(&self) -> usize {
+        self.blocks * self.entry.map.splits * self.entry.map.height
+    }
+
+    fn scratch_len(&self) -> usize {
+        self.entry.scratch_len()
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
+        let entry = self.entry;
+        let map = entry.map;
+        let (h, split, block) =
+            (unit % map.height, unit / map.height % map.splits, unit / map.height / map.splits);
+        let row_len = entry.row_len();
+        let rows = scratch.cast::<u32>();
+        for part in 0..if entry.in_rows() { entry.fold } else { 1 } {
+            // SAFETY: scratch has 32 rows; this unit owns its row of the map, whose length was checked.
+            unsafe {
+                for n in 0..PICTURES {
+                    let row = std::slice::from_raw_parts_mut(rows.add(n * row_len), row_len);
+                    let picture = block * PICTURES + n;
+                    if picture >= self.count {
+                        row.fill(0);
+                    } else if entry.in_rows() {
+                        self.round_row::<S>(picture, h * entry.fold + part, row);
+                    } else {
+                        self.gather_row(picture, split, h, row);
+                    }
+                }
+                let to = self.to.at(unit * map.width * map.position_len()).cast::<u32>();
+                self.turn::<S>(rows, part, to);
+            }
+        }
+    }
+}
+
+impl Enter<'_> {
+    /// Row `y` of a padded picture as pairs; zero beyond the picture.
+    #[inline(always)]
+    unsafe fn round_row<S: Simd>(&self, picture: usize, y: usize, to: &mut [u32]) {
+        let Entry { channels, height, width, fold, pad, map } = self.entry;
+        let Some(y) = y.checked_sub(pad).filter(|&y| y < height) else {
+            to.fill(0);
+            return;
+        };
+        let from = &self.pixels[(picture * height + y) * width * channels..][..width * channels];
+        let before = pad * channels;
+        let len = map.width * fold * channels / 2;
+        for (i, to) in to.chunks_exact_mut(EDGE).enumerate() {
+            // Values 32·i − before and on.
+            let first = (2 * EDGE * i).checked_sub(before);
+            if let Some(from) = first.and_then(|first| from.get(first..first + 2 * EDGE))
+                && (i + 1) * EDGE <= len
+            {
+                // The same row of the next picture, which is too far away for the processor to foresee.
+                let next = from.as_ptr().wrapping_add(height * width * channels);
+                prefetch(next);
+                prefetch(next.wrapping_add(EDGE));
+                // SAFETY: 32 values and 16 pairs.
+                unsafe { S::round_values(from.as_ptr(), to.as_mut_ptr()) };
+                continue;
+            }
+            let value = |v: usize| v.checked_sub(before).and_then(|v| from.get(v)).copied().unwrap_or(0.0);
+            for (j, to) in to.iter_mut().enumerate() {
+                let p = i * EDGE + j;
+                *to = if p < len { pair(value(2 * p), value(2 * p + 1)) } else { 0 };
+            }
+        }
+    }
+
+    /// The pairs of each position of a row of one split, one by one.
+    #[inline(always)]
+    fn gather_row(&self, picture: usize, split: usize, h: usize, to: &mut [u32]) {
+        let Entry { channels, height, width, fold, pad, map } = self.entry;
+        let pixels = &self.pixels[picture * height * width * channels..][..height * width * channels];
+        to.fill(0);
+        for (w, to) in to.chunks_exact_mut(map.split_pairs()).take(map.width).enumerate() {
+            let value = |c: usize| {
+                if c >= map.split_channels() {
+                    return 0.0;
+                }
+                let c = split * map.split_channels() + c;
+                let (y, x) = (h * fold + c / channels / fold, w * fold + c / channels % fold);
+                let inside = |v: usize, size: usize| v.checked_sub(pad).filter(|&v| v < size);
+                match (inside(y, height), inside(x, width)) {
+                    (Some(y), Some(x)) => pixels[(y * width + x) * channels + c % channels],
+                    _ => 0.0,
+                }
+            };
+            for (p, to) in to.iter_mut().enumerate() {
+                *to = pair(value(2 * p), value(2 * p + 1));
+            }
+        }
+    }
+
+    /// 32 rows of pairs to positions of pairs of 32 pictures.
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(&self, rows: *const u32, part: usize, to: *mut u32) {
+        let map = self.entry.map;
+        let part_pairs = self.entry.part_pairs();
+        let row_len = self.entry.row_len();
+        let mut tile = [0u32; TILE];
+        for half in 0..PICTURES / EDGE {
+            let (mut w, mut p) = (0, 0);
+            for first in (0..map.width * part_pairs).step_by(EDGE) {
+                // SAFETY: the caller's promise: rows are whole tiles, and the map's row has all positions.
+                unsafe {
+                    S::transpose(rows.add(half * EDGE * row_len + first), row_len, tile.as_mut_ptr());
+                    for lanes in tile.chunks_exact(EDGE).take(map.width * part_pairs - first) {
+                        let at = (w * map.split_pairs() + part * part_pairs + p) * PICTURES + half * EDGE;
+                        to.add(at).cast::<[u32; EDGE]>().write(lanes.try_into().expect("16 pictures"));
+                        p += 1;
+                        if p == part_pairs {
+                            (w, p) = (w + 1, 0);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
