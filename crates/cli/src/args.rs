@@ -363,6 +363,8 @@ pub enum Resize {
     Cubic,
     /// The tool of 2014: OpenCV's area when shrinking, its cubic when enlarging
     AreaCubic,
+    /// Caffe's: OpenCV's linear, between the nearest pixels, not antialiased
+    Linear,
 }
 
 /// `alexnet data join`.

@@ -37,6 +37,49 @@ impl Place {
     }
 }
 
+/// A run on whole files or JPEGs, its own pictures known again when it is measured, and drawn pictures, which have no more
+/// than their square.
+#[test]
+fn a_recipe_says_how_pictures_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("set");
+    pictures(&set, 12);
+    let first = recipe(folder.path());
+    let text = |p: &Path| p.to_str().unwrap().to_string();
+    for (i, (keys, stored)) in [
+        ("keep = 'original'\n", "the files as they are (resized as they are used: antialiased bilinear)"),
+        (
+            "keep = 'whole'\nresize = 'area-cubic'\n",
+            "whole pictures, shorter side 20 pixels (area when shrinking",
+        ),
+        ("form = 'jpeg'\nresize = 'linear'\nfit = 'warp'\n", "squeezed to 20×20 pixels, as JPEG (linear"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let own = text(&folder.path().join(format!("recipe{i}.toml")));
+        let toml = std::fs::read_to_string(&first).unwrap();
+        let toml = toml.replace("[preprocess]\n", &format!("[preprocess]\n{keys}"));
+        std::fs::write(&own, toml + "[augment]\ncrop = 'random-area'\narea = [0.5, 1.0]\n").unwrap();
+        let out = text(&folder.path().join(format!("run{i}")));
+        let trained =
+            run(&["train", &text(&set), "--recipe", &own, "--out", &out, "--epochs", "2", "--json"]);
+        assert_eq!(trained.code, 0, "{}", trained.stderr);
+        assert!(trained.stderr.contains(&format!("stored    {stored}")), "{}", trained.stderr);
+        let eval = run(&["eval", &out, &text(&set), "--json"]);
+        assert_eq!(eval.code, 0, "{}", eval.stderr);
+        assert_eq!(eval.json()["images"], trained.json()["val_pictures"], "{keys}: {}", eval.stderr);
+        assert_eq!(eval.json()["top1_error"], trained.json()["val_top1_error"], "{keys}");
+        let predicted = run(&["predict", &out, &text(&set.join("red/000.png"))]);
+        assert_eq!(predicted.code, 0, "{}", predicted.stderr);
+    }
+    let drawn = text(&folder.path().join("drawn"));
+    let original = text(&folder.path().join("recipe0.toml"));
+    let run = run(&["train", "--recipe", &original, "--out", &drawn, "--epochs", "1", "--json"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stderr.contains("preprocess.keep = \"square\", not \"original\""), "{}", run.stderr);
+}
+
 #[test]
 fn a_run_says_and_keeps_where_it_departs_from_its_recipe() {
     let place = Place::new();

@@ -1,6 +1,6 @@
 //! A trained network, opened for use.
 
-use crate::data::Preprocess;
+use crate::data::{Keep, PackOptions, Preprocess};
 use crate::error::Result;
 use crate::exec::contract::Params;
 use crate::exec::{self, Executor, Mode, Options};
@@ -45,6 +45,16 @@ impl Model {
             skipped: found.skipped,
             state,
         })
+    }
+
+    /// How pictures must be stored to measure with them: as for its training, if it was trained here, so that its own
+    /// pictures are known again; else the squares that fixed views are taken from.
+    pub fn pack_options(&self) -> PackOptions {
+        let options = self.preprocess.pack_options();
+        match self.state.recipe() {
+            Ok(recipe) => PackOptions { form: recipe.preprocess.form, ..options },
+            Err(_) => PackOptions { keep: Keep::Square, ..options },
+        }
     }
 
     /// An executor for inference, up to layer `last` or to the probabilities.

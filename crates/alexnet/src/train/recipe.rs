@@ -259,8 +259,8 @@ pub struct Preprocessing {
     /// `raw`, or `jpeg`: a seventh of the bytes, decoded while training.
     #[serde(default)]
     pub form: Form,
-    /// `bilinear` (antialiased, as Pillow and torchvision), `cubic` (likewise), `area`, or `area-cubic` (the tool of
-    /// 2014: OpenCV's area when shrinking, its cubic when enlarging).
+    /// `bilinear` (antialiased, as Pillow and torchvision), `cubic` (likewise), `area`, `area-cubic` (the tool of 2014:
+    /// OpenCV's area when shrinking, its cubic when enlarging), or `linear` (Caffe's: OpenCV's linear, not antialiased).
     #[serde(default)]
     pub resize: Filter,
     /// What pixels 0-255 are divided by first.

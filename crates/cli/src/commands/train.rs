@@ -122,6 +122,7 @@ impl Session<'_> {
         }
         words.line(&start_words(resume, copied.as_ref(), seed))?;
         words.line(&format!("data      {}", plan::data_words(&pack)))?;
+        words.line(&format!("stored    {}", plan::stored_words(pack.options())))?;
         for line in plan::unused_words(&pack, &self.material.skipped) {
             words.line(&line)?;
         }

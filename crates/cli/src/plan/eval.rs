@@ -232,7 +232,7 @@ pub fn material(request: &Request) -> Result<Material> {
                 if request.members.len() > 1 {
                     model.params = Params::default();
                 }
-                let options = model.preprocess.pack_options();
+                let options = model.pack_options();
                 let pack = match packs.iter().find(|(own, _)| *own == options) {
                     Some((_, pack)) => Arc::clone(pack),
                     None => {

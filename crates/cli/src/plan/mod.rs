@@ -7,7 +7,7 @@ use crate::args;
 use crate::progress::Progress;
 use crate::terminal::{complain, plural};
 use alexnet::data::source::Skipped;
-use alexnet::data::{Format, Listing, Pack, PackOptions, View, list};
+use alexnet::data::{Filter, Fit, Form, Format, Keep, Listing, Pack, PackOptions, View, list};
 use alexnet::eval::model::Model;
 use alexnet::exec::{self, Device, Mode, Precision};
 use alexnet::{Error, Network, Result, zoo};
@@ -99,6 +99,28 @@ pub fn unused_words(pack: &Pack, skipped: &[Skipped]) -> Vec<String> {
         lines.push(format!("  and {more} more; `alexnet data check` names them all"));
     }
     lines
+}
+
+/// How a pack keeps its pictures, in words.
+pub fn stored_words(options: &PackOptions) -> String {
+    let form = if options.form == Form::Jpeg { ", as JPEG" } else { "" };
+    let side = options.side;
+    let resized = match options.resize {
+        Filter::Bilinear => "antialiased bilinear",
+        Filter::Area => "mean of the area",
+        Filter::Cubic => "antialiased bicubic",
+        Filter::AreaCubic => "area when shrinking, cubic when enlarging",
+        Filter::Linear => "linear, not antialiased",
+    };
+    let fitted = match options.fit {
+        Fit::CentralSquare => "central",
+        Fit::Warp => "squeezed to",
+    };
+    match options.keep {
+        Keep::Square => format!("{fitted} {side}×{side} pixels{form} ({resized})"),
+        Keep::Whole => format!("whole pictures, shorter side {side} pixels{form} ({resized})"),
+        Keep::Original => format!("the files as they are (resized as they are used: {resized})"),
+    }
 }
 
 /// A line about a set of pictures: classes, pictures, the smallest and the largest class, unreadable ones.

@@ -6,7 +6,7 @@ use crate::terminal::{count, plural};
 use alexnet::data::generator::{self, drawn_pack};
 use alexnet::data::pack::MAX_UNREADABLE;
 use alexnet::data::source::Skipped;
-use alexnet::data::{Format, Pack, Partition, check_unreadable, split};
+use alexnet::data::{Form, Format, Keep, Pack, Partition, check_unreadable, split};
 use alexnet::interchange::imagenet;
 use alexnet::train::recipe::{self, Recipe};
 use alexnet::train::run_directory::{RunConfig, RunDirectory, SplitConfig};
@@ -80,6 +80,10 @@ pub fn request(args: &args::Train) -> Result<Request> {
     flags(args, &mut recipe)?;
     refuse_imagenet(&recipe)?;
     recipe.bring_preprocessing();
+    if args.data.is_none() {
+        // Pictures are drawn as squares of the stored size: there is no more of them.
+        (recipe.preprocess.keep, recipe.preprocess.form) = (Keep::Square, Form::Raw);
+    }
     changes.extend(recipe.differences(&original));
     if names_file(&recipe.net) {
         // The run is resumed from other folders too.
