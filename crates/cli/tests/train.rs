@@ -73,6 +73,26 @@ fn a_recipe_says_how_pictures_are_kept() {
         let predicted = run(&["predict", &out, &text(&set.join("red/000.png"))]);
         assert_eq!(predicted.code, 0, "{}", predicted.stderr);
     }
+    // Weights of no use are refused before any picture is decoded.
+    let other = folder.path().join("other.toml");
+    let net = std::fs::read_to_string(folder.path().join("tiny.toml")).unwrap();
+    std::fs::write(&other, net.replace("conv1", "first").replace("fc7", "second").replace("fc8", "third"))
+        .unwrap();
+    let (run0, note) = (text(&folder.path().join("run0")), text(&folder.path().join("note.txt")));
+    std::fs::write(&note, "nothing").unwrap();
+    for (from, net, part) in [
+        (&run0, text(&other), "in the checkpoint"),
+        (&note, text(&folder.path().join("tiny.toml")), "note.txt"),
+    ] {
+        let cache = folder.path().join("cache");
+        let mut command = alexnet();
+        command.args(["train", &text(&set), "--recipe", &first, "--net", &net, "--from", from]);
+        command.args(["--out", &text(&folder.path().join("never"))]).env("XDG_CACHE_HOME", &cache);
+        let refused = finish(&mut command);
+        assert_eq!(refused.code, 4, "{}", refused.stderr);
+        assert!(refused.stderr.contains(part), "{}", refused.stderr);
+        assert!(!cache.exists(), "{from}: pictures were packed first");
+    }
     let drawn = text(&folder.path().join("drawn"));
     let original = text(&folder.path().join("recipe0.toml"));
     let run = run(&["train", "--recipe", &original, "--out", &drawn, "--epochs", "1", "--json"]);
@@ -157,9 +177,9 @@ fn predictions(place: &Place, model: &str) {
     std::fs::write(&note, "<html><body>404 not found</body></html>").unwrap();
 
     let table = run(&["predict", model, &red, &note, "--top", "2"]);
-    assert_eq!(table.code, 0, "{}", table.stderr);
+    assert_eq!(table.code, 3, "{}", table.stderr);
     assert!(table.stdout.contains("%  red") && table.stdout.contains("unreadable"), "{}", table.stdout);
-    assert!(table.stderr.contains("1 picture of 2 could not be read"), "{}", table.stderr);
+    assert!(table.stderr.contains("1 of 2 pictures could not be read"), "{}", table.stderr);
 
     let lines = run(&["predict", model, &set, "--format", "jsonl"]);
     let objects: Vec<serde_json::Value> =
@@ -212,6 +232,11 @@ fn features(place: &Place, model: &str) {
     let wrong = run(&["features", model, &place.text("set"), "--layer", "fc77", "--out", &out]);
     assert_eq!(wrong.code, 2);
     assert!(wrong.stderr.contains("did you mean fc7?"), "{}", wrong.stderr);
+    // A picture that cannot be read: the others are written, and the command fails.
+    let part = run(&["features", model, &place.text("set/red"), &place.text("note.jpg"), "--out", &out]);
+    assert_eq!(part.code, 3, "{}", part.stderr);
+    assert!(part.stderr.contains("1 of 13 pictures could not be read"), "{}", part.stderr);
+    assert!(part.stdout.contains("12 pictures, layer relu7"), "{}", part.stdout);
     let nowhere =
         run(&["features", model, &place.text("set"), "--out", &place.text("no/such/f.safetensors")]);
     assert_eq!(nowhere.code, 2, "{}", nowhere.stderr);

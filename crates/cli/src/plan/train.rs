@@ -13,6 +13,7 @@ use alexnet::train::run_directory::{RunConfig, RunDirectory, SplitConfig};
 use alexnet::train::start::IMAGENET;
 use alexnet::{Error, Network, Result};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where runs are kept unless `--out` says otherwise.
 pub const RUNS: &str = "runs";
@@ -204,7 +205,7 @@ pub fn network_of(run: &RunDirectory, recipe: &Recipe) -> String {
 #[derive(Debug)]
 pub struct Material {
     /// All pictures.
-    pub pack: Pack,
+    pub pack: Arc<Pack>,
     /// What else is in the folder, and why it is not used.
     pub skipped: Vec<Skipped>,
     /// How they are split.
@@ -235,7 +236,7 @@ pub fn material(
     let (pack, skipped) = match data {
         None => {
             let (train, val) = (generator::TRAIN_PER_CLASS, generator::VAL_PER_CLASS);
-            (drawn_pack(seed, train, val, recipe.preprocess.side)?, vec![])
+            (Arc::new(drawn_pack(seed, train, val, recipe.preprocess.side)?), vec![])
         }
         Some(path) => pictures(path, format, &recipe.pack_options())?,
     };
