@@ -140,16 +140,7 @@ impl Cpu {
         }
         if wants_input {
             let ([x, dy, weights, mean, inverse, gamma, dgamma, dbeta], [dx]) = self.frame.arena.split(
-                [
-                    x_map,
-                    dy_map,
-                    state.weights,
-                    mean,
-                    state.inverse,
-                    gamma.value,
-                    state.dgamma,
-                    state.dbeta,
-                ],
+                [x_map, dy_map, state.weights, mean, state.inverse, gamma.value, state.dgamma, state.dbeta],
                 [self.frame.gradients[i].first(used)],
             );
             let x = &Self::input_of(x, batch, i)[..used];
