@@ -127,6 +127,9 @@ add(tool_of_2014(array, 40))
 add(tool_of_2014(array, 75))
 # 8: OpenCV's area alone, to 33x20.
 add(cv2.resize(array, (33, 20), interpolation=cv2.INTER_AREA))
+# 9, 10: OpenCV's linear, as Caffe's convert_imageset: to 33x20 and to 130x70.
+add(cv2.resize(array, (33, 20), interpolation=cv2.INTER_LINEAR))
+add(cv2.resize(array, (130, 70), interpolation=cv2.INTER_LINEAR))
 (fixtures / "framed.bin").write_bytes(b"".join(out))
 
 # ---- statistics: n pictures of side 16, byte i of picture k is (i² + 31·i·k + 77·k + i div 7) mod 251.

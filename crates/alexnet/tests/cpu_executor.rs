@@ -19,13 +19,26 @@ fn compare(net: &Network, batch: usize, steps: u64, isas: &[Isa]) {
 }
 
 fn compare_by(net: &Network, batch: usize, steps: u64, isas: &[Isa], rule: Rule, lr: f32) {
+    compare_frozen(net, batch, steps, isas, rule, lr, &[]);
+}
+
+fn compare_frozen(
+    net: &Network,
+    batch: usize,
+    steps: u64,
+    isas: &[Isa],
+    rule: Rule,
+    lr: f32,
+    frozen: &[&str], // layers
+) {
     let start = params(net);
     let rates: Vec<Rate> = start
         .0
         .iter()
-        .map(|p| Rate {
-            lr: if p.shape.len() > 1 { lr } else { 2.0 * lr },
-            decay: if p.shape.len() > 1 { 5e-4 } else { 0.0 },
+        .map(|p| match p.shape.len() {
+            _ if frozen.contains(&net.layers[p.layer].name.as_str()) => Rate { lr: 0.0, decay: 0.0 },
+            1 => Rate { lr: 2.0 * lr, decay: 0.0 },
+            _ => Rate { lr, decay: 5e-4 },
         })
         .collect();
     let mut reference = Reference::<f32>::new(net, batch, None).unwrap().with_rule(rule);
@@ -49,10 +62,14 @@ fn compare_by(net: &Network, batch: usize, steps: u64, isas: &[Isa], rule: Rule,
         }
         for ((got, want), start) in cpu.params().0.iter().zip(&want.0).zip(&start.0) {
             // A shift that a batch normalization takes away at once has no gradient but rounding errors.
-            let next = net.layers.get(got.layer + 1).map(|l| &l.op);
-            if got.role == Role::Bias && matches!(next, Some(Op::BatchNorm(_))) {
+            let next = net.layers.get(got.layer + 1).filter(|l| !frozen.contains(&l.name.as_str()));
+            if got.role == Role::Bias && matches!(next.map(|l| &l.op), Some(Op::BatchNorm(_))) {
                 let noise = 1e-4 * lr.max(0.1);
                 assert!(got.data.iter().zip(&want.data).all(|(a, b)| (a - b).abs() < noise), "{}", got.name);
+                continue;
+            }
+            if frozen.contains(&net.layers[got.layer].name.as_str()) {
+                assert!(got.data == start.data, "{} {isa:?} {} is frozen", net.name, got.name);
                 continue;
             }
             let d = distance(&got.data, &want.data, &start.data);
@@ -137,6 +154,16 @@ fn threads_agree(net: &Network, rule: Rule) {
     for threads in [2, 3, 4, 8] {
         assert!(run(threads) == one, "{threads} threads");
     }
+}
+
+#[test]
+fn frozen_batch_normalizations_keep_their_statistics_and_normalize_by_them() {
+    let odd = Network::from_toml(ODD, "odd").unwrap();
+    for frozen in [&["b1"][..], &["b2"], &["c1", "b1", "b2"]] {
+        compare_frozen(&odd, 5, 3, &Isa::all(), Rule::default(), 0.01, frozen);
+    }
+    let net = narrow("alexnet-bn", 100);
+    compare_frozen(&net, 3, 2, &Isa::all()[..1], Rule::default(), 0.01, &["norm2", "norm5"]);
 }
 
 #[test]

@@ -125,6 +125,9 @@ fn every_rule_of_resizing_is_that_of_its_tool() {
     results.push(("2014, shrinking", shrunk));
     results.push(("2014, enlarging", enlarged));
     results.push(("OpenCV's area", squarer.resized(&whole, 33, 20, Filter::Area)));
+    for (w, h) in [(33, 20), (130, 70)] {
+        results.push(("OpenCV's linear", squarer.resized(&whole, w, h, Filter::Linear)));
+    }
     let mut rest = &golden[..];
     for (name, got) in results {
         let (expected, after) = rest.split_at(got.len());

@@ -1,8 +1,7 @@
 //! Every built-in recipe, from its first to its last phase: in three epochs, at a sixteenth of its network's width, on a
 //! dozen pictures; and at full width as far as planning goes.
 
-use alexnet::data::pack::NewPicture;
-use alexnet::data::{Pack, PackOptions, Split, split};
+use alexnet::data::{Filter, Form, Keep, Pack, PackOptions, list, split};
 use alexnet::exec::contract::Executor;
 use alexnet::exec::plan::Plan;
 use alexnet::exec::{self, Mode, Options, Precision};
@@ -14,7 +13,7 @@ use alexnet::train::run_directory::{RunDirectory, SplitConfig};
 use alexnet::train::start::weights;
 use alexnet::train::trainer::{Saving, Setup, Start, train};
 use alexnet::zoo;
-use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -22,23 +21,32 @@ const CLASSES: usize = 3;
 const EPOCHS: u64 = 3;
 const SEED: u64 = 5;
 
-/// Four pictures of each class to learn from and one to validate with: noise of the class's colour.
-fn pack(options: &PackOptions) -> Arc<Pack> {
-    let picture = |i: usize| {
+/// Four pictures of each class to learn from and one to validate with: noise of the class's colour, taller than wide.
+fn pictures(root: &Path) {
+    const SIZE: (u32, u32) = (70, 90);
+    for i in 0..5 * CLASSES {
         let mut stream = Stream::new(SEED, Purpose::Synthetic, i as u64, 0);
         let mut noise = || (stream.next_u32() & 127) as u8;
         let colour = |j: usize| if j % 3 == i % CLASSES { 100 } else { 0 };
-        let pixels = (0..options.side * options.side * 3).map(|j| noise() + colour(j)).collect();
-        let split = if i < 4 * CLASSES { Split::Train } else { Split::Val };
-        NewPicture {
-            path: format!("{i}.png"),
-            label: (i % CLASSES) as u32,
-            split: Some(split),
-            pixels: Ok(pixels),
-        }
-    };
-    let classes = (0..CLASSES).map(|c| format!("class {c}")).collect();
-    Arc::new(Pack::from_pictures(classes, options, (0..5 * CLASSES).map(picture)).unwrap())
+        let pixels = (0..(SIZE.0 * SIZE.1 * 3) as usize).map(|j| noise() + colour(j)).collect();
+        let folder =
+            root.join(if i < 4 * CLASSES { "train" } else { "val" }).join(format!("class {}", i % CLASSES));
+        std::fs::create_dir_all(&folder).unwrap();
+        image::RgbImage::from_raw(SIZE.0, SIZE.1, pixels)
+            .unwrap()
+            .save(folder.join(format!("{i}.png")))
+            .unwrap();
+    }
+}
+
+/// The pack that a recipe asks for.
+fn pack(root: &Path, options: &PackOptions) -> Arc<Pack> {
+    let out = root.with_extension(format!(
+        "{:?}-{:?}-{:?}-{}",
+        options.keep, options.form, options.resize, options.side
+    ));
+    let listing = list(root, None, &mut |_, _| {}).unwrap();
+    Arc::new(Pack::build(&listing, options, &out, &mut |_, _| {}).unwrap())
 }
 
 /// What a run told.
@@ -93,7 +101,10 @@ fn run(recipe: Recipe, pack: Arc<Pack>) -> (Told, Checkpoint) {
 
 #[test]
 fn every_recipe_runs_through_its_phases() {
-    let mut packs: BTreeMap<usize, Arc<Pack>> = BTreeMap::new();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("pictures");
+    pictures(&root);
+    let mut packs: Vec<Arc<Pack>> = vec![];
     for name in names() {
         let mut recipe = load(name).unwrap().with_epochs(EPOCHS);
         recipe.check().unwrap();
@@ -102,8 +113,20 @@ fn every_recipe_runs_through_its_phases() {
             recipe.warmup_steps = Some(2);
         }
         let options = recipe.pack_options();
-        let pack = packs.entry(options.side).or_insert_with(|| pack(&options));
-        let (told, checkpoint) = run(recipe, Arc::clone(pack));
+        let known = packs.iter().position(|pack| *pack.options() == options);
+        let known = known.unwrap_or_else(|| {
+            packs.push(pack(&root, &options));
+            packs.len() - 1
+        });
+        let (told, checkpoint) = run(recipe, Arc::clone(&packs[known]));
+        // What training saw travels with the weights.
+        let PackOptions { side, fit, exif, keep, resize, .. } = options;
+        let own = &checkpoint.state.preprocess;
+        assert_eq!(
+            (own.side, own.fit, own.exif, own.keep, own.resize),
+            (side, fit, exif, keep, resize),
+            "{name}"
+        );
         assert_eq!(told.epochs.len(), 3, "{name}");
         assert!(told.epochs.iter().all(|e| e.train_loss.is_finite() && e.val_loss.is_finite()), "{name}");
         let lr: Vec<f64> = told.epochs.iter().map(|e| e.lr).collect();
@@ -134,6 +157,20 @@ fn every_recipe_runs_through_its_phases() {
             }
             _ => {}
         }
+    }
+}
+
+#[test]
+fn pictures_are_kept_and_resized_as_the_sources_did() {
+    let options = |name: &str| load(name).unwrap().pack_options();
+    assert_eq!(options("torchvision").keep, Keep::Original);
+    let tool = options("one-weird-trick-2014");
+    assert_eq!((tool.keep, tool.form, tool.resize), (Keep::Square, Form::Jpeg, Filter::AreaCubic));
+    for name in ["caffe-alexnet", "caffenet", "nvidia-poly-1k", "large-batch"] {
+        assert_eq!((options(name).keep, options(name).resize), (Keep::Square, Filter::Linear), "{name}");
+    }
+    for name in ["krizhevsky-2012", "krizhevsky-2012-code", "zfnet", "finetune"] {
+        assert_eq!((options(name).keep, options(name).resize), (Keep::Square, Filter::Bilinear), "{name}");
     }
 }
 

@@ -14,8 +14,9 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 finished with a negative answer (`data check` found faults, `eval --min-top1`
-was missed); 2 usage or configuration; 3 data unusable; 4 checkpoint unusable; 5 training diverged;
-6 device fault; 75 stopped by a signal after a durable checkpoint (run again with --resume);
+was missed); 2 usage or configuration; 3 data unusable (`predict`, `features`: some pictures could
+not be read, and the others are done); 4 checkpoint unusable; 5 training diverged; 6 device fault;
+75 stopped by a signal after a durable checkpoint (run again with --resume);
 130 stopped by a signal with nothing saved, or by a second Ctrl-C.";
 
 /// The commands.
@@ -363,6 +364,8 @@ pub enum Resize {
     Cubic,
     /// The tool of 2014: OpenCV's area when shrinking, its cubic when enlarging
     AreaCubic,
+    /// Caffe's: OpenCV's linear, between the nearest pixels, not antialiased
+    Linear,
 }
 
 /// `alexnet data join`.

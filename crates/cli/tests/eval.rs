@@ -183,6 +183,21 @@ fn other_classes_are_refused(place: &Place) {
         assert_eq!(refused.code, 3, "{words}: {}", refused.stderr);
         assert!(refused.stderr.contains("red") && refused.stderr.contains("rot"), "{}", refused.stderr);
     }
+    // Before any picture is decoded: a wrong second network, classes that the data do not have.
+    std::fs::write(place.path("note.txt"), "nothing").unwrap();
+    for (words, code, part) in [
+        (["a", "c"], 3, "cannot be averaged"),
+        (["a", "note.txt"], 4, "note.txt"),
+        (["a", "a"], 3, "only the data has rot; only the model has red"),
+    ] {
+        let cache = place.path("cache");
+        let mut command = alexnet();
+        command.arg("eval").args(words.map(|w| place.text(w))).arg(place.text("set"));
+        let refused = finish(command.env("XDG_CACHE_HOME", &cache));
+        assert_eq!(refused.code, code, "{words:?}: {}", refused.stderr);
+        assert!(refused.stderr.contains(part), "{words:?}: {}", refused.stderr);
+        assert!(!cache.exists(), "{words:?}: pictures were packed first");
+    }
 }
 
 #[test]
@@ -272,7 +287,7 @@ fn tables_lists_and_the_submission() {
     let (model, set, note, out) =
         (place.text("b"), place.text("set/red"), place.text("note.jpg"), place.text("predicted.txt"));
     let predicted = run(&["predict", &model, &set, &note, "--submission", &out, "--views", "10"]);
-    assert_eq!(predicted.code, 0, "{}", predicted.stderr);
+    assert_eq!(predicted.code, 3, "{}", predicted.stderr);
     let lines = std::fs::read_to_string(&out).unwrap();
     assert_eq!(lines.lines().count(), PICTURES as usize + 1);
     assert_eq!(lines.lines().filter(|l| *l == "0 0 0 0 0").count(), 1);

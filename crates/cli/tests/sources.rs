@@ -131,6 +131,68 @@ fn one_archive_alone_is_measured_with() {
 }
 
 #[test]
+fn classes_are_matched_whatever_their_order_and_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    // Folders of synsets, in the order that every published network's outputs have; ILSVRC's own ids have another.
+    for (class, (wnid, _)) in sources::SYNSETS.iter().enumerate() {
+        for i in 0..12 {
+            sources::write(folder.path().join(format!("folders/{wnid}/{i:02}.jpg")), sources::jpeg(class, i));
+        }
+    }
+    sources::ilsvrc2012(&folder.path().join("set"), 12, 9);
+    let (recipe, model, set, five) = (recipe(folder.path()), text("run"), text("set"), text("five.txt"));
+    let trained = run(&["train", &text("folders"), "--recipe", &recipe, "--out", &model, "--epochs", "20"]);
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
+    let eval = run(&["eval", &model, &set, "--json", "--submission", &five]);
+    assert_eq!(eval.code, 0, "{}", eval.stderr);
+    let json = eval.json();
+    assert!(json["images"] == 9 && json["top1_error"].as_f64().unwrap() < 0.2, "{json}");
+    for part in [
+        "matched to outputs of the model: 3 by synset",
+        "n00000030 blue thing, azure thing is 1 in the data, 3 in",
+    ] {
+        assert!(json["classes_matched"].as_str().unwrap().contains(part), "{json}");
+        assert!(eval.stderr.contains(part), "{}", eval.stderr);
+    }
+    // Guesses are ILSVRC's ids, not outputs.
+    let lines = std::fs::read_to_string(&five).unwrap();
+    let first = |line: &str| line.split(' ').next().unwrap().parse::<usize>().unwrap();
+    let right = lines.lines().enumerate().filter(|(i, line)| first(line) == sources::truth(*i) + 1).count();
+    assert_eq!(right, 9 - (9.0 * json["top1_error"].as_f64().unwrap()).round() as usize, "{lines}");
+    // The same weights with other names for their outputs, or none.
+    let weights = text("weights.safetensors");
+    assert_eq!(run(&["weights", "export", &model, &weights]).code, 0);
+    for (names, code, part) in [
+        (
+            "Green_thing\nred thing\nazure thing, blue thing\n",
+            3,
+            "only the data has n00000030 blue thing, azure thing",
+        ),
+        ("Green_thing\nred thing\nblue thing\n", 0, "2 by words, 1 by first word"),
+        (
+            "class 0\nclass 1\nclass 2\n",
+            0,
+            "no names; they are taken for the classes of the data in the order of their synsets",
+        ),
+    ] {
+        sources::write(folder.path().join("names.txt"), names);
+        let named = text("named.safetensors");
+        let net = text("tiny.toml");
+        let words = ["weights", "import", &weights, &named, "--net", &net, "--classes", &text("names.txt")];
+        let _ = std::fs::remove_file(&named);
+        let imported = run(&words);
+        assert_eq!(imported.code, 0, "{}", imported.stderr);
+        let eval = run(&["eval", &named, &set, "--json"]);
+        assert_eq!(eval.code, code, "{names}: {}", eval.stderr);
+        assert!(eval.stderr.contains(part), "{names}: {}", eval.stderr);
+        if code == 0 {
+            assert_eq!(eval.json()["top1_error"], json["top1_error"], "{names}");
+        }
+    }
+}
+
+#[test]
 fn a_format_with_a_typo_gets_the_nearest_name() {
     for words in [&["train"][..], &["data", "check"], &["data", "pack"], &["data", "stats"]] {
         let typed = [words, &["somewhere", "--format", "webdatset"]].concat();

@@ -37,6 +37,69 @@ impl Place {
     }
 }
 
+/// A run on whole files or JPEGs, its own pictures known again when it is measured, and drawn pictures, which have no more
+/// than their square.
+#[test]
+fn a_recipe_says_how_pictures_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("set");
+    pictures(&set, 12);
+    let first = recipe(folder.path());
+    let text = |p: &Path| p.to_str().unwrap().to_string();
+    for (i, (keys, stored)) in [
+        ("keep = 'original'\n", "the files as they are (resized as they are used: antialiased bilinear)"),
+        (
+            "keep = 'whole'\nresize = 'area-cubic'\n",
+            "whole pictures, shorter side 20 pixels (area when shrinking",
+        ),
+        ("form = 'jpeg'\nresize = 'linear'\nfit = 'warp'\n", "squeezed to 20×20 pixels, as JPEG (linear"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let own = text(&folder.path().join(format!("recipe{i}.toml")));
+        let toml = std::fs::read_to_string(&first).unwrap();
+        let toml = toml.replace("[preprocess]\n", &format!("[preprocess]\n{keys}"));
+        std::fs::write(&own, toml + "[augment]\ncrop = 'random-area'\narea = [0.5, 1.0]\n").unwrap();
+        let out = text(&folder.path().join(format!("run{i}")));
+        let trained =
+            run(&["train", &text(&set), "--recipe", &own, "--out", &out, "--epochs", "2", "--json"]);
+        assert_eq!(trained.code, 0, "{}", trained.stderr);
+        assert!(trained.stderr.contains(&format!("stored    {stored}")), "{}", trained.stderr);
+        let eval = run(&["eval", &out, &text(&set), "--json"]);
+        assert_eq!(eval.code, 0, "{}", eval.stderr);
+        assert_eq!(eval.json()["images"], trained.json()["val_pictures"], "{keys}: {}", eval.stderr);
+        assert_eq!(eval.json()["top1_error"], trained.json()["val_top1_error"], "{keys}");
+        let predicted = run(&["predict", &out, &text(&set.join("red/000.png"))]);
+        assert_eq!(predicted.code, 0, "{}", predicted.stderr);
+    }
+    // Weights of no use are refused before any picture is decoded.
+    let other = folder.path().join("other.toml");
+    let net = std::fs::read_to_string(folder.path().join("tiny.toml")).unwrap();
+    std::fs::write(&other, net.replace("conv1", "first").replace("fc7", "second").replace("fc8", "third"))
+        .unwrap();
+    let (run0, note) = (text(&folder.path().join("run0")), text(&folder.path().join("note.txt")));
+    std::fs::write(&note, "nothing").unwrap();
+    for (from, net, part) in [
+        (&run0, text(&other), "in the checkpoint"),
+        (&note, text(&folder.path().join("tiny.toml")), "note.txt"),
+    ] {
+        let cache = folder.path().join("cache");
+        let mut command = alexnet();
+        command.args(["train", &text(&set), "--recipe", &first, "--net", &net, "--from", from]);
+        command.args(["--out", &text(&folder.path().join("never"))]).env("XDG_CACHE_HOME", &cache);
+        let refused = finish(&mut command);
+        assert_eq!(refused.code, 4, "{}", refused.stderr);
+        assert!(refused.stderr.contains(part), "{}", refused.stderr);
+        assert!(!cache.exists(), "{from}: pictures were packed first");
+    }
+    let drawn = text(&folder.path().join("drawn"));
+    let original = text(&folder.path().join("recipe0.toml"));
+    let run = run(&["train", "--recipe", &original, "--out", &drawn, "--epochs", "1", "--json"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stderr.contains("preprocess.keep = \"square\", not \"original\""), "{}", run.stderr);
+}
+
 #[test]
 fn a_run_says_and_keeps_where_it_departs_from_its_recipe() {
     let place = Place::new();
@@ -114,9 +177,9 @@ fn predictions(place: &Place, model: &str) {
     std::fs::write(&note, "<html><body>404 not found</body></html>").unwrap();
 
     let table = run(&["predict", model, &red, &note, "--top", "2"]);
-    assert_eq!(table.code, 0, "{}", table.stderr);
+    assert_eq!(table.code, 3, "{}", table.stderr);
     assert!(table.stdout.contains("%  red") && table.stdout.contains("unreadable"), "{}", table.stdout);
-    assert!(table.stderr.contains("1 picture of 2 could not be read"), "{}", table.stderr);
+    assert!(table.stderr.contains("1 of 2 pictures could not be read"), "{}", table.stderr);
 
     let lines = run(&["predict", model, &set, "--format", "jsonl"]);
     let objects: Vec<serde_json::Value> =
@@ -169,6 +232,11 @@ fn features(place: &Place, model: &str) {
     let wrong = run(&["features", model, &place.text("set"), "--layer", "fc77", "--out", &out]);
     assert_eq!(wrong.code, 2);
     assert!(wrong.stderr.contains("did you mean fc7?"), "{}", wrong.stderr);
+    // A picture that cannot be read: the others are written, and the command fails.
+    let part = run(&["features", model, &place.text("set/red"), &place.text("note.jpg"), "--out", &out]);
+    assert_eq!(part.code, 3, "{}", part.stderr);
+    assert!(part.stderr.contains("1 of 13 pictures could not be read"), "{}", part.stderr);
+    assert!(part.stdout.contains("12 pictures, layer relu7"), "{}", part.stdout);
     let nowhere =
         run(&["features", model, &place.text("set"), "--out", &place.text("no/such/f.safetensors")]);
     assert_eq!(nowhere.code, 2, "{}", nowhere.stderr);

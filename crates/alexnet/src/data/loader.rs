@@ -2,7 +2,7 @@
 //! epoch and the samples, never on the number of threads or on what was loaded before.
 
 use super::augment::{Augment, Key, View};
-use super::pack::{Keep, Pack, PackOptions};
+use super::pack::{Keep, Pack, PackOptions, Unreadable};
 use super::paint::{Painter, Prepared, Scratch};
 use super::preprocess::Preprocess;
 use super::resize::{Frame, Squarer};
@@ -86,9 +86,9 @@ pub struct LoadedBatch {
     pub labels: Vec<u32>,
     /// 1, or 0 for a picture that could not be decoded.
     pub weights: Vec<f32>,
-    /// Path and reason of pictures that could be decoded when they were packed and cannot now: the pack is damaged.
-    /// Their weight is 0 too.
-    pub damaged: Vec<String>,
+    /// Pictures that could be decoded when they were packed and cannot now: the pack is damaged. Their weight is 0 too. One
+    /// is there once for each of its views.
+    pub damaged: Vec<Unreadable>,
     /// What is in it; may be fewer than the layout's batch.
     pub samples: Vec<Sample>,
     home: Sender<Vec<f32>>,
@@ -212,7 +212,7 @@ fn work(config: &LoaderConfig, todo: &Receiver<Job>) {
             let loaded = LoadedBatch {
                 labels: samples.iter().map(|s| config.pack.label(s.picture as usize)).collect(),
                 weights: samples.iter().enumerate().map(|s| f32::from(u8::from(shown(s)))).collect(),
-                damaged: lost.into_iter().map(|(_, why)| why).collect(),
+                damaged: lost.into_iter().map(|(n, why)| unreadable(config, samples[n], why)).collect(),
                 samples: samples.to_vec(),
                 input,
                 home: home.clone(),
@@ -222,6 +222,11 @@ fn work(config: &LoaderConfig, todo: &Receiver<Job>) {
             }
         }
     }
+}
+
+fn unreadable(config: &LoaderConfig, sample: Sample, reason: String) -> Unreadable {
+    let path = config.pack.path(sample.picture as usize).into();
+    Unreadable { index: sample.picture, path, reason }
 }
 
 /// The place of a sample in its batch, and why it has no pixels though it had when it was packed.

@@ -17,6 +17,7 @@ pub mod pack;
 mod pack_build;
 mod pack_file;
 mod pack_format;
+mod pack_join;
 mod pack_options;
 pub mod paint;
 pub mod preprocess;

@@ -418,7 +418,8 @@ impl Pack {
         Error::Data(format!("{}: {why}", self.place()))
     }
 
-    pub(super) fn check_picture(&self, i: usize) -> std::result::Result<(), String> {
+    /// Compares what is stored of picture `i` with its hash.
+    pub(crate) fn check_picture(&self, i: usize) -> std::result::Result<(), String> {
         let good = match self.picture(i) {
             Some(pixels) => xxh3_64(pixels) == self.index.hashes[i],
             None => self.index.hashes[i] == 0 && self.stored_bytes(i).iter().all(|&b| b == 0),

@@ -1,5 +1,6 @@
-//! The two rules of OpenCV that the tool of 2014 (cuda-convnet2's `make-data`) resized with: the mean over the area
-//! that a pixel covers, and cubic interpolation between four neighbours.
+//! Three rules of OpenCV: the mean over the area that a pixel covers and cubic interpolation between four neighbours, with
+//! which the tool of 2014 (cuda-convnet2's `make-data`) resized; and linear interpolation between two, with which Caffe's
+//! `convert_imageset` does.
 
 /// Which rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +10,8 @@ pub(super) enum Rule {
     /// Keys' cubic with a = −3/4 through four neighbours, positions beyond the border taken from the border. It looks
     /// at no more than four pixels, so it is meant for enlarging.
     Cubic,
+    /// A line through two neighbours, whatever the reduction: shrinking passes over the pixels between.
+    Linear,
 }
 
 /// A rectangle of a picture of RGB pixels whose rows are `row_px` long.
@@ -42,6 +45,7 @@ impl Taps {
         let reach = match rule {
             Rule::Area => (scale.ceil() as usize + 1).min(from),
             Rule::Cubic => 4.min(from),
+            Rule::Linear => 2.min(from),
         };
         let mut taps = Taps { first: Vec::with_capacity(to), weights: vec![0.0; to * reach], reach };
         for (i, weights) in taps.weights.chunks_exact_mut(reach).enumerate() {
@@ -56,20 +60,25 @@ impl Taps {
                         *w = (covered / (end - begin)) as f32;
                     }
                 }
-                Rule::Cubic => {
-                    let centre = (i as f64 + 0.5) * scale - 0.5;
-                    let before = centre.floor() as i64 - 1;
-                    let first = (before.max(0) as usize).min(from - reach);
-                    taps.first.push(first);
-                    for k in 0..4 {
-                        let at = (before + k).clamp(0, from as i64 - 1) as usize;
-                        weights[at - first] += keys((centre - (before + k) as f64).abs()) as f32;
-                    }
-                }
+                Rule::Cubic => taps.first.push(between(4, keys, i, scale, from, weights)),
+                Rule::Linear => taps.first.push(between(2, |x| 1.0 - x, i, scale, from, weights)),
             }
         }
         taps
     }
+}
+
+/// The weights of the `n` source positions around target position `i` by their distance; a position beyond the border
+/// stands for the one at the border. Returns the first position that has a weight.
+fn between(n: i64, weight: fn(f64) -> f64, i: usize, scale: f64, from: usize, weights: &mut [f32]) -> usize {
+    let centre = (i as f64 + 0.5) * scale - 0.5;
+    let before = centre.floor() as i64 - (n / 2 - 1);
+    let first = (before.max(0) as usize).min(from - weights.len());
+    for k in before..before + n {
+        let at = k.clamp(0, from as i64 - 1) as usize;
+        weights[at - first] += weight((centre - k as f64).abs()) as f32;
+    }
+    first
 }
 
 /// Keys' cubic with a = −3/4, at a distance in source pixels.
@@ -138,7 +147,7 @@ mod tests {
 
     #[test]
     fn weights_add_up_to_one() {
-        for rule in [Rule::Area, Rule::Cubic] {
+        for rule in [Rule::Area, Rule::Cubic, Rule::Linear] {
             for (from, to) in [(1, 1), (1, 9), (2, 5), (3, 7), (256, 256), (375, 256), (1000, 3), (5, 256)] {
                 let taps = Taps::new(rule, from, to);
                 for (first, weights) in taps.first.iter().zip(taps.weights.chunks_exact(taps.reach)) {
@@ -165,7 +174,7 @@ mod tests {
     #[test]
     fn the_same_size_is_the_same_picture_and_a_part_is_cut_out() {
         let pixels: Vec<u8> = (0..9 * 7 * 3).map(|i| (i * 53 % 256) as u8).collect();
-        for rule in [Rule::Area, Rule::Cubic] {
+        for rule in [Rule::Area, Rule::Cubic, Rule::Linear] {
             assert_eq!(resample(whole(&pixels, 9, 7), 9, 7, rule), pixels);
             let part = Part { left: 2, top: 1, width: 5, height: 4, ..whole(&pixels, 9, 7) };
             let cut: Vec<u8> = (1..5).flat_map(|y| pixels[(y * 9 + 2) * 3..][..15].iter().copied()).collect();

@@ -32,6 +32,8 @@ pub enum Filter {
     /// The tool of 2014 (cuda-convnet2's `make-data`): OpenCV's `INTER_AREA` when shrinking and its `INTER_CUBIC`
     /// (a = −3/4) when enlarging; the longer side is rounded and the square's offset rounded down.
     AreaCubic,
+    /// Caffe's `convert_imageset`: OpenCV's `INTER_LINEAR`, between the nearest pixels whatever the reduction.
+    Linear,
 }
 
 /// How pictures are brought to the stored size.
@@ -158,6 +160,7 @@ impl Squarer {
             Filter::Bilinear => FilterType::Bilinear,
             Filter::Cubic => FilterType::CatmullRom,
             Filter::Area => return resample(frame.part(), new_w, new_h, Rule::Area),
+            Filter::Linear => return resample(frame.part(), new_w, new_h, Rule::Linear),
             Filter::AreaCubic => {
                 let shrinks = new_w <= frame.width && new_h <= frame.height;
                 let rule = if shrinks { Rule::Area } else { Rule::Cubic };
@@ -239,7 +242,9 @@ mod tests {
         for (w, h) in [(65_500, 1), (1, 65_500), (1, 1), (9, 1), (3, 2)] {
             let p = Picture { width: w, height: h, pixels: vec![77; w * h * 3] };
             for fit in [Fit::CentralSquare, Fit::Warp] {
-                for resize in [Filter::Bilinear, Filter::Area, Filter::Cubic, Filter::AreaCubic] {
+                for resize in
+                    [Filter::Bilinear, Filter::Area, Filter::Cubic, Filter::AreaCubic, Filter::Linear]
+                {
                     let framing = Framing { side: 256, fit, resize };
                     let square = Squarer::default().square(&p, framing);
                     assert_eq!(square.len(), 256 * 256 * 3);

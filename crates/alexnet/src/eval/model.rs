@@ -1,7 +1,7 @@
 //! A trained network, opened for use.
 
-use crate::data::Preprocess;
-use crate::error::Result;
+use crate::data::{Keep, PackOptions, Preprocess};
+use crate::error::{Error, Result};
 use crate::exec::contract::Params;
 use crate::exec::{self, Executor, Mode, Options};
 use crate::net::Network;
@@ -45,6 +45,37 @@ impl Model {
             skipped: found.skipped,
             state,
         })
+    }
+
+    /// Whether the network takes the pictures that the preprocessing gives, and has a name for every output.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] naming the file.
+    pub fn check(&self) -> Result<()> {
+        let fail = |why: String| Err(Error::Checkpoint(format!("{}: {why}", self.path.display())));
+        if let Err(e) = self.preprocess.check() {
+            return fail(e.to_string());
+        }
+        let (input, crop) = (self.net.input, self.preprocess.crop);
+        if (input.c, input.h, input.w) != (3, crop, crop) {
+            return fail(format!("its network takes {input}, and its preprocessing gives 3×{crop}×{crop}"));
+        }
+        match (self.classes.len(), self.net.classes()) {
+            (names, outputs) if names != outputs => {
+                fail(format!("{names} class names for {outputs} outputs"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How pictures must be stored to measure with them: as for its training, if it was trained here, so that its own
+    /// pictures are known again; else the squares that fixed views are taken from.
+    pub fn pack_options(&self) -> PackOptions {
+        let options = self.preprocess.pack_options();
+        match self.state.recipe() {
+            Ok(recipe) => PackOptions { form: recipe.preprocess.form, ..options },
+            Err(_) => PackOptions { keep: Keep::Square, ..options },
+        }
     }
 
     /// An executor for inference, up to layer `last` or to the probabilities.

@@ -175,7 +175,8 @@ pub struct StepSettings<'a> {
     pub seed: u64,
     /// μ of v ← μ·v − wd·ε·w − ε·ḡ.
     pub momentum: f32,
-    /// One rate a parameter tensor, in the order of [`Params`]; those of statistics are not looked at.
+    /// One rate a parameter tensor, in the order of [`Params`]. Those of statistics have no size: where `lr` is 0 the layer is
+    /// frozen, and normalizes by its statistics, which stay; else by the batch's, towards which they move.
     pub rates: &'a [Rate],
 }
 

@@ -136,7 +136,8 @@ impl Frame {
 
     /// [`Frame::update`] of several tensors of stage `i`.
     pub fn update_all(&mut self, i: usize, tensors: [Tensor; 2], settings: &StepSettings) -> bool {
-        tensors.into_iter().fold(true, |finite, tensor| self.update(i, tensor, settings) && finite)
+        // Every tensor moves, whatever became of the one before it.
+        tensors.map(|tensor| self.update(i, tensor, settings)) == [true; 2]
     }
 
     /// Whether a step moves any of these tensors of stage `i`.

@@ -12,30 +12,40 @@ use crate::net::{Network, Op, Traced};
 /// # Errors
 /// [`Error::Checkpoint`] if no layer at all fits.
 pub fn copy(source: &Network, source_params: &Params, net: &Network, params: &mut Params) -> Result<Copied> {
-    let theirs = source.trace()?;
-    let mut report = Copied::default();
-    for (index, ours) in net.trace()?.iter().enumerate().filter(|(_, t)| t.params() > 0) {
-        let name = &ours.layer.name;
-        let reason = match theirs.iter().find(|t| &t.layer.name == name) {
-            None => Some("not in the checkpoint".to_string()),
-            Some(t) => difference(t, ours),
-        };
-        if let Some(reason) = reason {
-            report.fresh.push((name.clone(), reason));
-            continue;
-        }
+    let report = compare(source, net)?;
+    for (index, layer) in net.layers.iter().enumerate().filter(|(_, l)| report.copied.contains(&l.name)) {
         for param in params.0.iter_mut().filter(|p| p.layer == index) {
             match source_params.get(&param.name) {
                 Some(from) if from.shape == param.shape => param.data.copy_from_slice(&from.data),
                 _ => {
                     return Err(Error::Checkpoint(format!(
-                        "the checkpoint has no usable tensor {}",
-                        param.name
+                        "the checkpoint has no usable tensor {} for layer {}",
+                        param.name, layer.name
                     )));
                 }
             }
         }
-        report.copied.push(name.clone());
+    }
+    Ok(report)
+}
+
+/// What [`copy`] will copy from a network, and what not.
+///
+/// # Errors
+/// [`Error::Checkpoint`] if no layer at all fits.
+pub fn compare(source: &Network, net: &Network) -> Result<Copied> {
+    let theirs = source.trace()?;
+    let mut report = Copied::default();
+    for ours in net.trace()?.iter().filter(|t| t.params() > 0) {
+        let name = &ours.layer.name;
+        let reason = match theirs.iter().find(|t| &t.layer.name == name) {
+            None => Some("not in the checkpoint".to_string()),
+            Some(t) => difference(t, ours),
+        };
+        match reason {
+            Some(reason) => report.fresh.push((name.clone(), reason)),
+            None => report.copied.push(name.clone()),
+        }
     }
     if report.copied.is_empty() {
         return Err(Error::Checkpoint(format!(

@@ -4,7 +4,8 @@
 //!
 //! Training: m and v are mean and variance (divided by the count) of the channel over the batch and all positions,
 //! pictures counted by their weights, so that a picture of weight 0 has no part in them. Use: m and v are running
-//! values, each moved by every training step towards the batch's mean and unbiased variance.
+//! values, each moved by every training step towards the batch's mean and unbiased variance. A layer that a recipe freezes is
+//! used in training too: it normalizes by its running values, and they stay.
 
 use super::Real;
 use crate::net::{self, Shape};

@@ -3,7 +3,7 @@
 use super::recipe::{LayerRates, Recipe};
 use super::schedule::{Moment, PlateauState, warm_up};
 use crate::exec::contract::{Params, Rate, Role};
-use crate::net::{Network, Op};
+use crate::net::{Layer, Network, Op};
 
 /// The multipliers of weights and of biases of a layer at some epoch.
 fn multipliers(layer: Option<&LayerRates>, epoch: f64) -> (f64, f64) {
@@ -49,7 +49,11 @@ pub fn rates(
         let decay = recipe.weight_decay * layer.map_or(1.0, |l| l.decay);
         match param.role {
             Role::Weight => Rate { lr: (weights * weight_lr) as f32, decay: decay as f32 },
-            Role::Statistic => Rate { lr: 0.0, decay: 0.0 },
+            // Of a frozen layer, whatever the schedule says.
+            Role::Statistic => {
+                let learns = learns(recipe, &net.layers[param.layer], at);
+                Rate { lr: f32::from(u8::from(learns)), decay: 0.0 }
+            }
             Role::Bias => Rate { lr: (biases * bias_lr) as f32, decay: (decay * recipe.bias.decay) as f32 },
         }
     };
@@ -59,12 +63,14 @@ pub fn rates(
 /// The number of leading layers in which nothing learns at this moment: their backward pass, and that of the first
 /// learning layer into its input, need not be planned. A rate that the schedule brings to zero does not count.
 pub fn frozen_below(recipe: &Recipe, net: &Network, at: Moment) -> usize {
-    let learns = |layer: &crate::net::Layer| {
-        let (weight, bias) = multipliers(recipe.layers.get(&layer.name), at.epoch());
-        matches!(layer.op, Op::Conv(_) | Op::Linear(_) | Op::BatchNorm(_))
-            && (weight > 0.0 || bias * recipe.bias.lr > 0.0)
-    };
-    net.layers.iter().position(learns).unwrap_or(net.layers.len())
+    net.layers.iter().position(|layer| learns(recipe, layer, at)).unwrap_or(net.layers.len())
+}
+
+/// Whether a layer has parameters that the recipe does not freeze at this moment.
+fn learns(recipe: &Recipe, layer: &Layer, at: Moment) -> bool {
+    let (weight, bias) = multipliers(recipe.layers.get(&layer.name), at.epoch());
+    matches!(layer.op, Op::Conv(_) | Op::Linear(_) | Op::BatchNorm(_))
+        && (weight > 0.0 || bias * recipe.bias.lr > 0.0)
 }
 
 #[cfg(test)]
@@ -116,6 +122,26 @@ mod tests {
         }
         let decays: Vec<f32> = at(0).iter().map(|r| r.decay).collect();
         assert_eq!(decays, [1e-3, 0.0, 5e-4, 0.0, 5e-4, 0.0]);
+    }
+
+    #[test]
+    fn statistics_are_held_where_the_recipe_freezes_their_layer_and_not_where_a_rate_is_zero() {
+        let mut recipe = load("large-batch").unwrap();
+        let net = crate::zoo::by_name("alexnet-bn", 5).unwrap();
+        let params = Params::zeros(&net).unwrap();
+        let frozen = LayerRates { lr: 0.0, bias_lr: None, decay: 1.0, changes: vec![] };
+        recipe.layers.insert("norm1".into(), frozen);
+        // The first step of a warm-up from nothing.
+        (recipe.warmup_from, recipe.warmup_steps) = (0.0, Some(10));
+        let got = rates(&recipe, &net, &params, moment(0), &PlateauState::default());
+        for (param, rate) in params.0.iter().zip(got) {
+            let held = param.name.starts_with("norm1.");
+            match param.role {
+                Role::Statistic => assert_eq!(rate.lr == 0.0, held, "{}", param.name),
+                _ if held => assert_eq!(rate.lr, 0.0, "{}", param.name),
+                _ => {}
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! | `metrics.jsonl` | one line an epoch; equal runs have equal bytes |
 //! | `timing.jsonl` | one line an epoch: seconds, pictures a second |
 //! | `log.txt` | what was said, with the time |
-//! | `bad_images.jsonl` | pictures that could not be decoded |
+//! | `bad_images.jsonl` | pictures that could not be decoded when they were packed; with `epoch`, those that were damaged since |
 //! | `checkpoints/` | see [`super::checkpoint`] |
 //! | `lock` | held while a process writes here |
 
@@ -18,10 +18,14 @@ use crate::data::{SplitRule, Unreadable};
 use crate::error::{Error, Result};
 use crate::toml_error::explain;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+/// Pictures that have no part in the run.
+const BAD_IMAGES: &str = "bad_images.jsonl";
 
 /// `config.toml`: what a run was asked to do, with everything that was left open decided.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -232,14 +236,41 @@ impl RunDirectory {
         self.replace("env.json", format!("{env:#}\n").as_bytes())
     }
 
-    /// Writes `bad_images.jsonl`.
+    /// Writes `bad_images.jsonl`: these pictures, and those that a run which goes on found damaged before, whose paths it
+    /// returns.
     ///
     /// # Errors
     /// [`Error::Config`] if it cannot be written.
-    pub fn write_bad_images(&self, bad: &[Unreadable]) -> Result<()> {
+    pub fn write_bad_images(&self, bad: &[Unreadable]) -> Result<BTreeSet<String>> {
+        let mut text: String = bad
+            .iter()
+            .map(|u| serde_json::json!({"path": u.path, "reason": u.reason}).to_string() + "\n")
+            .collect();
+        let mut damaged = BTreeSet::new();
+        for line in std::fs::read_to_string(self.path.join(BAD_IMAGES)).unwrap_or_default().lines() {
+            let Ok(value) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+            if let (Some(path), true) = (value["path"].as_str(), value["epoch"].is_u64())
+                && damaged.insert(path.to_string())
+            {
+                text += line;
+                text.push('\n');
+            }
+        }
+        self.replace(BAD_IMAGES, text.as_bytes())?;
+        Ok(damaged)
+    }
+
+    /// Adds a picture that turned out to be damaged in this epoch (from 1).
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it cannot be written.
+    pub fn append_bad_image(&self, bad: &Unreadable, epoch: u64) -> Result<()> {
         let line =
-            |u: &Unreadable| serde_json::json!({"path": u.path, "reason": u.reason}).to_string() + "\n";
-        self.replace("bad_images.jsonl", bad.iter().map(line).collect::<String>().as_bytes())
+            serde_json::json!({"path": bad.path, "reason": bad.reason, "epoch": epoch}).to_string() + "\n";
+        let path = self.path.join(BAD_IMAGES);
+        let append =
+            |path: &Path| OpenOptions::new().append(true).create(true).open(path)?.write_all(line.as_bytes());
+        append(&path).map_err(|e| unusable(&path, &e))
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {

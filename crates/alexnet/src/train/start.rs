@@ -33,6 +33,17 @@ pub fn weights(recipe: &Recipe, net: &Network, seed: u64) -> Result<(Params, Opt
     Ok((params, copied))
 }
 
+/// Whether the recipe's `from` can be read and has something for `net`, whatever number of classes that is for: what would
+/// only be found after all pictures are packed.
+///
+/// # Errors
+/// As [`weights`].
+pub fn check_source(recipe: &Recipe, net: &Network) -> Result<()> {
+    let Some(path) = recipe.from.as_deref().filter(|from| *from != IMAGENET) else { return Ok(()) };
+    let source = open_model(Path::new(path))?.checkpoint.state.network()?;
+    warm_start::compare(&source, &net.clone().with_classes(source.classes())).map(|_| ())
+}
+
 impl Recipe {
     /// Takes over the scale, mean and deviation that ImageNet's convolutions were trained with, if the recipe starts from
     /// them; how a picture becomes a square stays the recipe's choice.

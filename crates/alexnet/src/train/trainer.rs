@@ -11,17 +11,19 @@ use super::rates::{base, frozen_below, rates};
 use super::recipe::Recipe;
 use super::run_directory::{RunDirectory, SplitConfig};
 use super::schedule::{Moment, PlateauState};
-use crate::data::{ColourAxes, Loader, LoaderConfig, Pack, Partition, Preprocess, Sample, split};
+use crate::data::{ColourAxes, Loader, LoaderConfig, Pack, Partition, Preprocess, Sample, Unreadable, split};
 use crate::error::{Error, Result};
 use crate::eval::metrics::Tally;
 use crate::eval::views::{mean_outputs, of_number};
 use crate::exec::contract::{Executor, Params, Rate, StepReport, StepSettings};
 use crate::net::Network;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+mod damage;
 mod saving;
 
 /// Makes the executor: compiled for training in batches of the recipe, without a backward pass in the given number of
@@ -92,6 +94,8 @@ pub struct Summary {
     pub checkpoint: PathBuf,
     /// Pictures trained on each second, in this process; 0 if it took no step.
     pub images_per_s: f64,
+    /// Pictures that could be decoded when they were packed and could not in the run; they had no weight.
+    pub damaged: usize,
 }
 
 /// Trains. `stop` is looked at after every step: once it is true, a durable checkpoint is written and the run ends.
@@ -141,6 +145,8 @@ struct Trainer<'a, 'b> {
     watch: LossWatch,
     /// Seconds and pictures of steps in this process.
     trained: (f64, u64),
+    /// Paths of pictures that cannot be decoded again.
+    damaged: BTreeSet<String>,
 }
 
 impl<'a, 'b> Trainer<'a, 'b> {
@@ -191,7 +197,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
             }
         };
         state.recipe = recipe.to_toml();
-        run.write_bad_images(pack.unreadable())?;
+        let damaged = run.write_bad_images(pack.unreadable())?;
         run.rewind_metrics(state.metrics_bytes, &state.history)?;
         let checkpoint_bytes = Checkpoint::size_bytes(&params, &state.preprocess);
         run.store().preflight(checkpoint_bytes)?;
@@ -247,6 +253,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
             failed_saves: 0,
             watch: LossWatch::default(),
             trained: (0.0, 0),
+            damaged,
             state,
         })
     }
@@ -262,7 +269,8 @@ impl<'a, 'b> Trainer<'a, 'b> {
         };
         let (seconds, pictures) = self.trained;
         let images_per_s = if seconds > 0.0 { pictures as f64 / seconds } else { 0.0 };
-        Ok(Summary { last: last.clone(), best: best.clone(), checkpoint, images_per_s })
+        let damaged = self.damaged.len();
+        Ok(Summary { last: last.clone(), best: best.clone(), checkpoint, images_per_s, damaged })
     }
 
     /// From wherever the epoch stands to its end: steps, validation, metrics, checkpoint.
@@ -378,6 +386,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
                 false => StepReport::default(),
             };
             let pictures = loaded.samples.len();
+            self.note_damaged(&loaded.damaged)?;
             drop(loaded);
             self.check_finite(&report, &rates)?;
             self.count(&report);
@@ -469,9 +478,12 @@ impl<'a, 'b> Trainer<'a, 'b> {
         let executor = self.executor.as_deref_mut().expect("a run has an executor but while it plans again");
         let (observer, stop, pack) = (&mut self.observer, self.stop, &self.pack);
         let all = self.partition.val.len();
+        let mut lost = vec![];
         let mut each = |picture: u32, probabilities: Option<&[f32]>| {
-            if let Some(probabilities) = probabilities {
-                tally.add(probabilities, pack.label(picture as usize));
+            match probabilities {
+                Some(probabilities) => tally.add(probabilities, pack.label(picture as usize)),
+                None if pack.is_readable(picture as usize) => lost.push(picture),
+                None => {}
             }
             done += 1;
             observer.validating(done, all);
@@ -496,7 +508,11 @@ impl<'a, 'b> Trainer<'a, 'b> {
                 Err(Error::Interrupted("stopped".into()))
             }
             Err(e) => Err(e),
-            Ok(()) => Ok(tally),
+            Ok(()) => {
+                let lost: Vec<Unreadable> = lost.into_iter().map(|i| self.damage_of(i)).collect();
+                self.note_damaged(&lost)?;
+                Ok(tally)
+            }
         }
     }
 }

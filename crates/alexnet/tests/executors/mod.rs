@@ -1,4 +1,5 @@
 //! What the tests of the executors share: networks, parameters, pictures, and a few steps of training.
+#![allow(dead_code)] // each test file uses a part
 
 use alexnet::Network;
 use alexnet::exec::contract::{Batch, Executor, Params, Rate, Role, StepSettings};

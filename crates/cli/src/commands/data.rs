@@ -146,6 +146,7 @@ fn pack_options(args: &DataPack) -> alexnet::Result<PackOptions> {
             args::Resize::Area => Filter::Area,
             args::Resize::Cubic => Filter::Cubic,
             args::Resize::AreaCubic => Filter::AreaCubic,
+            args::Resize::Linear => Filter::Linear,
         };
     }
     if let Some(side) = args.side {
@@ -172,15 +173,8 @@ fn describe(pack: &Pack) -> Outcome {
     let file = pack.file().unwrap_or(Path::new("memory"));
     let size = std::fs::metadata(file).map_or(0, |m| m.len());
     print_line(&plan::data_words(pack))?;
-    let (side, fingerprint) = (pack.side(), pack.fingerprint());
-    let form = if pack.options().form == Form::Jpeg { ", as JPEG" } else { "" };
-    let what = match pack.options().keep {
-        Keep::Square => format!("{side}×{side} pixels{form}"),
-        Keep::Whole => format!("whole pictures, shorter side {side} pixels{form}"),
-        Keep::Original => "the files as they are".into(),
-    };
     let part = pack.shard().map_or(String::new(), |shard| format!("part {shard}, "));
-    print_line(&format!("{part}{what}, fingerprint {fingerprint}"))?;
+    print_line(&format!("{part}{}, fingerprint {}", plan::stored_words(pack.options()), pack.fingerprint()))?;
     print_line(&format!("{} ({})", file.display(), bytes(size)))?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `alexnet features`: a layer's activations as a file.
 
-use super::predict::all_unreadable;
+use super::predict::check_all_read;
 use crate::args::Features;
 use crate::failure::Outcome;
 use crate::plan;
@@ -54,11 +54,10 @@ pub fn run(args: &Features) -> Outcome {
     files::outputs(executor.as_mut(), &paths, preprocess, views, compute.threads, &mut each)
         .map_err(stop::unfinished)?;
     progress.finish();
-    all_unreadable(
-        paths.len() - found.len(),
-        paths.len(),
-        "none of them can be read, and no file was written",
-    )?;
+    let unreadable = paths.len() - found.len();
+    if found.is_empty() {
+        return Ok(check_all_read(unreadable, paths.len())?);
+    }
     let shape: Vec<String> = found.shape().iter().map(usize::to_string).collect();
     let n = found.len();
     found.finish()?;
@@ -69,5 +68,5 @@ pub fn run(args: &Features) -> Outcome {
         shape.join("×"),
         args.out.display()
     ))?;
-    Ok(())
+    Ok(check_all_read(unreadable, paths.len())?)
 }

@@ -5,7 +5,7 @@ use crate::args::{Format, Predict};
 use crate::failure::Outcome;
 use crate::plan;
 use crate::progress::Progress;
-use crate::terminal::{complain, plural, print_line};
+use crate::terminal::{plural, print_line};
 use alexnet::eval::files;
 use alexnet::eval::metrics::largest;
 use alexnet::eval::model::Model;
@@ -67,25 +67,30 @@ pub fn run(args: &Predict) -> Outcome {
     }
     result?;
     progress.finish();
-    all_unreadable(unreadable, paths.len(), "none of them can be read")?;
-    if let (Some(submission), Some(out)) = (submission, &args.submission) {
+    if unreadable < paths.len()
+        && let (Some(submission), Some(out)) = (submission, &args.submission)
+    {
         submission.write(out)?;
     }
-    match printer.lost {
-        Some(lost) => Err(lost.into()),
-        None => Ok(()),
+    if let Some(lost) = printer.lost {
+        return Err(lost.into());
     }
+    Ok(check_all_read(unreadable, paths.len())?)
 }
 
-/// Says how many pictures were passed over; that every one was is an error.
-pub fn all_unreadable(unreadable: usize, total: usize, error: &str) -> Result<()> {
-    if unreadable == total {
-        return Err(Error::Data(format!("{}: {error}", plural(total, "picture", "pictures"))));
+/// What remains to be said when the readable pictures are done: that others could not be read makes the command fail.
+///
+/// # Errors
+/// [`Error::Data`] with their number.
+pub fn check_all_read(unreadable: usize, total: usize) -> Result<()> {
+    let pictures = plural(total, "picture", "pictures");
+    match unreadable {
+        0 => Ok(()),
+        n if n == total => Err(Error::Data(format!("{pictures}: none of them can be read"))),
+        n => Err(Error::Data(format!(
+            "{n} of {pictures} could not be read; the answers about the others are complete"
+        ))),
     }
-    if unreadable > 0 {
-        complain(&format!("{} of {total} could not be read", plural(unreadable, "picture", "pictures")));
-    }
-    Ok(())
 }
 
 struct Printer<'a> {
@@ -165,8 +170,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_readable_is_an_error_and_something_is_not() {
-        assert_eq!(all_unreadable(3, 3, "x").unwrap_err().exit_code(), 3);
-        assert!(all_unreadable(2, 3, "x").is_ok() && all_unreadable(0, 3, "x").is_ok());
+    fn a_picture_that_cannot_be_read_is_an_error() {
+        for unreadable in [2, 3] {
+            assert_eq!(check_all_read(unreadable, 3).unwrap_err().exit_code(), 3);
+        }
+        assert!(check_all_read(0, 3).is_ok());
     }
 }

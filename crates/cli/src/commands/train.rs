@@ -36,6 +36,7 @@ fn begin(args: &Train) -> Outcome {
     plan_train::check_out(args.out.as_deref(), asked.data.as_deref())?;
     let data = asked.data.as_deref();
     let (recipe, net, seed) = (&asked.recipe, &asked.recipe.net, asked.seed);
+    start::check_source(recipe, &recipe.apply(plan::network(net, None)?)?)?;
     let material = plan_train::material(data, asked.format, recipe, net, seed, asked.split)?;
     let run = plan_train::run_folder(args.out.as_deref(), data)?;
     let config = RunConfig {
@@ -78,7 +79,7 @@ impl Session<'_> {
         let words = Words::new(self.args.json);
         let stop = stop::on_signals()?;
         let (net, recipe) = (self.material.net.clone(), self.config.recipe.clone());
-        let pack = Arc::new(self.material.pack);
+        let pack = Arc::clone(&self.material.pack);
         let threads = self.compute.threads;
         let mut copied = None;
         let start = if resume {
@@ -122,6 +123,7 @@ impl Session<'_> {
         }
         words.line(&start_words(resume, copied.as_ref(), seed))?;
         words.line(&format!("data      {}", plan::data_words(&pack)))?;
+        words.line(&format!("stored    {}", plan::stored_words(pack.options())))?;
         for line in plan::unused_words(&pack, &self.material.skipped) {
             words.line(&line)?;
         }
@@ -153,6 +155,9 @@ impl Session<'_> {
         let summary = result?;
         let words = Words::new(self.args.json);
         words.line(&summary_words(&summary, began.elapsed().as_secs_f64()))?;
+        if let Some(line) = lost_words(pack.unreadable().len(), summary.damaged) {
+            words.line(&line)?;
+        }
         words.line(&format!("use it: alexnet predict {} PICTURE...", self.run.path().display()))?;
         if self.args.json {
             let object = json!({
@@ -165,6 +170,7 @@ impl Session<'_> {
                 "train_pictures": self.material.partition.train.len(),
                 "val_pictures": self.material.partition.val.len(),
                 "unreadable": pack.unreadable().len(),
+                "damaged": summary.damaged,
                 "epochs": summary.last.epoch,
                 "steps": summary.last.step,
                 "train_loss": summary.last.train_loss,
@@ -244,6 +250,17 @@ fn start_words(resume: bool, copied: Option<&Copied>, seed: u64) -> String {
         (false, Some(copied)) => format!("start     {copied}; seed {seed}"),
         (false, None) => format!("start     fresh weights, seed {seed}"),
     }
+}
+
+/// A line about the pictures that had no part in the run.
+fn lost_words(unreadable: usize, damaged: usize) -> Option<String> {
+    let parts: Vec<String> = [(unreadable, "unreadable"), (damaged, "damaged since they were packed")]
+        .into_iter()
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, what)| format!("{} {what}", count(n)))
+        .collect();
+    (!parts.is_empty())
+        .then(|| format!("pictures without weight: {}; bad_images.jsonl names them", parts.join(", ")))
 }
 
 fn summary_words(summary: &Summary, seconds: f64) -> String {

@@ -1,10 +1,11 @@
 //! What `alexnet eval …` means: which networks answer, about which pictures, and what is to be written.
 
-use super::{can_create, class_difference, fraction, open_model, pictures, refuse_inside, views};
+use super::{Pictures, can_create, fraction, open_model, refuse_inside, views};
 use crate::args;
 use alexnet::data::source::Skipped;
 use alexnet::data::{Format, Pack, PackOptions, SplitRule, View, split};
 use alexnet::eval::align::{Catalogue, Common, common};
+use alexnet::eval::classes::{Matching, matching};
 use alexnet::eval::ensemble::Weights;
 use alexnet::eval::model::Model;
 use alexnet::eval::predictions::{Predictions, is_predictions};
@@ -123,6 +124,8 @@ pub struct Computed {
     /// All pictures of the data.
     pub pack: Arc<Pack>,
     held_out: HeldOut,
+    /// For each class of the pictures, the output that stands for it.
+    outputs: Arc<[u32]>,
 }
 
 impl Computed {
@@ -147,13 +150,6 @@ impl Member {
         }
     }
 
-    fn classes(&self) -> &[String] {
-        match &self.source {
-            Source::Model(computed) => &computed.model.classes,
-            Source::Saved(predictions) => predictions.classes(),
-        }
-    }
-
     /// The path of one of its pictures, by its own number.
     fn picture(&self, row: u32) -> &str {
         match &self.source {
@@ -165,7 +161,8 @@ impl Member {
     fn catalogue(&self) -> Catalogue<'_> {
         let pictures = match &self.source {
             Source::Model(c) => {
-                let of = |&i: &u32| (c.pack.path(i as usize), c.pack.label(i as usize), i);
+                let output = |i: usize| c.outputs[c.pack.label(i) as usize];
+                let of = |&i: &u32| (c.pack.path(i as usize), output(i as usize), i);
                 c.held_out.pictures.iter().map(of).collect()
             }
             Source::Saved(p) => {
@@ -184,6 +181,8 @@ pub struct Material {
     pub members: Vec<Member>,
     /// The class names that all members have.
     pub classes: Vec<String>,
+    /// Which of them are the classes of the pictures; none if every member is saved.
+    pub matching: Option<Matching>,
     /// The pictures.
     pub common: Common,
     /// Which pictures these are, in words.
@@ -221,48 +220,50 @@ impl Material {
 /// # Errors
 /// Of opening models, predictions and pictures; [`Error::Data`] if classes differ or no picture is left.
 pub fn material(request: &Request) -> Result<Material> {
+    // Whatever is wrong with a model is found before any picture is decoded.
+    let opened = open(request)?;
+    let classes = opened[0].classes().to_vec();
+    for (path, other) in request.members.iter().zip(&opened).skip(1) {
+        if other.classes() != classes {
+            return Err(Error::Data(format!(
+                "{} and {} cannot be averaged: their classes differ: {}",
+                request.members[0].display(),
+                path.display(),
+                first_difference(&classes, other.classes())
+            )));
+        }
+    }
+    let computes = opened.iter().any(|o| matches!(o, Opened::Model(_)));
+    let found =
+        request.data.filter(|_| computes).map(|data| Pictures::find(data, request.format)).transpose()?;
+    let matching = found.as_ref().map(|found| matching(&classes, found.classes())).transpose()?;
+    let outputs: Arc<[u32]> = matching.as_ref().map_or([].into(), |m| m.outputs.clone().into());
+    let mut warnings: Vec<String> = matching.iter().filter_map(|m| m.warning.clone()).collect();
     let mut packs: Vec<(PackOptions, Arc<Pack>)> = Vec::new();
-    let mut skipped = Vec::new();
-    let mut warnings = Vec::new();
     let mut members: Vec<Member> = Vec::new();
-    for &path in &request.members {
-        let source = match request.data {
-            Some(data) if !is_predictions(path) => {
-                let mut model = open_model(path)?;
-                if request.members.len() > 1 {
-                    model.params = Params::default();
-                }
-                let options = model.preprocess.pack_options();
+    for (path, opened) in request.members.iter().zip(opened) {
+        let source = match (opened, &found) {
+            (Opened::Model(model), Some(found)) => {
+                let options = model.pack_options();
                 let pack = match packs.iter().find(|(own, _)| *own == options) {
                     Some((_, pack)) => Arc::clone(pack),
                     None => {
-                        let (pack, others) = pictures(data, request.format, &options)?;
-                        skipped = others;
-                        packs.push((options, Arc::new(pack)));
-                        Arc::clone(&packs[packs.len() - 1].1)
+                        let pack = found.pack(&options)?;
+                        packs.push((options, Arc::clone(&pack)));
+                        pack
                     }
                 };
                 let held_out = held_out(&model, &pack, request.split)?;
                 warnings.extend(held_out.warning.clone());
-                Source::Model(Box::new(Computed { model, pack, held_out }))
+                let outputs = Arc::clone(&outputs);
+                Source::Model(Box::new(Computed { model: *model, pack, held_out, outputs }))
             }
-            _ => Source::Saved(Predictions::open(path)?),
+            (Opened::Saved(saved), _) => Source::Saved(saved),
+            (Opened::Model(_), None) => unreachable!("models are opened where there are pictures"),
         };
         members.push(Member { name: path.display().to_string(), source });
     }
-    let classes = members[0].classes().to_vec();
-    for other in &members[1..] {
-        if other.classes() != classes {
-            return Err(Error::Data(format!(
-                "{} and {} cannot be averaged: {}",
-                members[0].name,
-                other.name,
-                class_difference(&classes, other.classes())
-                    .replace("the data", "the second")
-                    .replace("the model", "the first")
-            )));
-        }
-    }
+    let skipped = found.map(Pictures::skipped).unwrap_or_default();
     let catalogues: Vec<Catalogue> = members.iter().map(Member::catalogue).collect();
     let common = common(&catalogues)?;
     let part = part_words(&members, &catalogues, common.labels.len());
@@ -274,7 +275,47 @@ pub fn material(request: &Request) -> Result<Material> {
         Source::Saved(_) => None,
     });
     let unreadable = unreadable.unwrap_or_default();
-    Ok(Material { members, classes, common, part, unreadable, skipped, warnings })
+    Ok(Material { members, classes, matching, common, part, unreadable, skipped, warnings })
+}
+
+/// A member, before there are pictures.
+enum Opened {
+    Model(Box<Model>),
+    Saved(Predictions),
+}
+
+impl Opened {
+    fn classes(&self) -> &[String] {
+        match self {
+            Opened::Model(model) => &model.classes,
+            Opened::Saved(saved) => saved.classes(),
+        }
+    }
+}
+
+/// Opens every member, and sees that each model takes what its preprocessing gives.
+fn open(request: &Request) -> Result<Vec<Opened>> {
+    let member = |&path: &&Path| {
+        if request.data.is_none() || is_predictions(path) {
+            return Ok(Opened::Saved(Predictions::open(path)?));
+        }
+        let mut model = open_model(path)?;
+        model.check()?;
+        // Of several, one at a time has its weights in memory.
+        if request.members.len() > 1 {
+            model.params = Params::default();
+        }
+        Ok(Opened::Model(Box::new(model)))
+    };
+    request.members.iter().map(member).collect()
+}
+
+/// Where two lists of classes differ first.
+fn first_difference(a: &[String], b: &[String]) -> String {
+    match a.iter().zip(b).position(|(a, b)| a != b) {
+        Some(i) => format!("output {} is {} in the first and {} in the second", i + 1, a[i], b[i]),
+        None => format!("{} in the first, {} in the second", a.len(), b.len()),
+    }
 }
 
 fn part_words(members: &[Member], catalogues: &[Catalogue], common: usize) -> String {
@@ -309,9 +350,6 @@ struct HeldOut {
 /// pictures that it was trained on, the part that was kept for validation; of others, `val/` where there is one, else
 /// all.
 fn held_out(model: &Model, pack: &Pack, asked: Option<f64>) -> Result<HeldOut> {
-    if pack.classes() != model.classes {
-        return Err(Error::Data(class_difference(&model.classes, pack.classes())));
-    }
     let own = pack.fingerprint() == model.state.data_fingerprint;
     let (rule, part) = if let Some(x) = asked {
         let of = if own { "its own data" } else { "other data than it was trained on" };

@@ -7,11 +7,12 @@ use crate::args;
 use crate::progress::Progress;
 use crate::terminal::{complain, plural};
 use alexnet::data::source::Skipped;
-use alexnet::data::{Format, Listing, Pack, PackOptions, View, list};
+use alexnet::data::{Filter, Fit, Form, Format, Keep, Listing, Pack, PackOptions, View, list};
 use alexnet::eval::model::Model;
 use alexnet::exec::{self, Device, Mode, Precision};
 use alexnet::{Error, Network, Result, zoo};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The network that `--net` or `nets NAME` names: a file if it looks like one, else one of the zoo. `classes`
 /// replaces the number of outputs; without it, the network keeps its own (a file's) or ImageNet's.
@@ -68,18 +69,65 @@ pub fn listing(path: &Path, format: Option<Format>) -> Result<Listing> {
     Ok(listing)
 }
 
-/// The pictures of a source, packed or found packed, or of a pack file; and what else is in the source.
-pub fn pictures(path: &Path, format: Option<Format>, options: &PackOptions) -> Result<(Pack, Vec<Skipped>)> {
-    if !path.is_file() || format.is_some() || Format::of(path).is_some() {
-        let listing = listing(path, format)?;
-        let pack = Pack::for_listing(&listing, options, None, &mut progress_of("packing"))?;
-        return Ok((pack, listing.skipped));
+/// Pictures before any is decoded.
+pub enum Pictures {
+    /// Of a source.
+    Listed(Listing),
+    /// Of a pack file.
+    Packed(Arc<Pack>),
+}
+
+impl Pictures {
+    /// Lists a source, or opens a pack file.
+    pub fn find(path: &Path, format: Option<Format>) -> Result<Self> {
+        match !path.is_file() || format.is_some() || Format::of(path).is_some() {
+            true => Ok(Pictures::Listed(listing(path, format)?)),
+            false => Ok(Pictures::Packed(Arc::new(Pack::open(path)?))),
+        }
     }
-    let pack = Pack::open(path)?;
-    pack.options().serves(options).map_err(|why| {
-        Error::Data(format!("{}: {why}; give the folder of pictures instead", path.display()))
-    })?;
-    Ok((pack, vec![]))
+
+    /// Class names, in the order of the labels.
+    pub fn classes(&self) -> &[String] {
+        match self {
+            Pictures::Listed(listing) => &listing.classes,
+            Pictures::Packed(pack) => pack.classes(),
+        }
+    }
+
+    /// The pictures stored in some way: packed, or found packed.
+    pub fn pack(&self, options: &PackOptions) -> Result<Arc<Pack>> {
+        match self {
+            Pictures::Listed(listing) => {
+                Ok(Arc::new(Pack::for_listing(listing, options, None, &mut progress_of("packing"))?))
+            }
+            Pictures::Packed(pack) => match pack.options().serves(options) {
+                Ok(()) => Ok(Arc::clone(pack)),
+                Err(why) => Err(Error::Data(format!(
+                    "{}: {why}; give the folder of pictures instead",
+                    pack.file().unwrap_or(Path::new("the pack")).display()
+                ))),
+            },
+        }
+    }
+
+    /// What else is in the source, and why it is not used.
+    pub fn skipped(self) -> Vec<Skipped> {
+        match self {
+            Pictures::Listed(listing) => listing.skipped,
+            Pictures::Packed(_) => vec![],
+        }
+    }
+}
+
+/// The pictures of a source, packed or found packed, or of a pack file; and what else is in the source.
+pub fn pictures(
+    path: &Path,
+    format: Option<Format>,
+    options: &PackOptions,
+) -> Result<(Arc<Pack>, Vec<Skipped>)> {
+    let found = Pictures::find(path, format)?;
+    let pack = found.pack(options)?;
+    Ok((pack, found.skipped()))
 }
 
 /// Shows the progress of work that may have been begun earlier: what is told first was done then.
@@ -99,6 +147,28 @@ pub fn unused_words(pack: &Pack, skipped: &[Skipped]) -> Vec<String> {
         lines.push(format!("  and {more} more; `alexnet data check` names them all"));
     }
     lines
+}
+
+/// How a pack keeps its pictures, in words.
+pub fn stored_words(options: &PackOptions) -> String {
+    let form = if options.form == Form::Jpeg { ", as JPEG" } else { "" };
+    let side = options.side;
+    let resized = match options.resize {
+        Filter::Bilinear => "antialiased bilinear",
+        Filter::Area => "mean of the area",
+        Filter::Cubic => "antialiased bicubic",
+        Filter::AreaCubic => "area when shrinking, cubic when enlarging",
+        Filter::Linear => "linear, not antialiased",
+    };
+    let fitted = match options.fit {
+        Fit::CentralSquare => "central",
+        Fit::Warp => "squeezed to",
+    };
+    match options.keep {
+        Keep::Square => format!("{fitted} {side}×{side} pixels{form} ({resized})"),
+        Keep::Whole => format!("whole pictures, shorter side {side} pixels{form} ({resized})"),
+        Keep::Original => format!("the files as they are (resized as they are used: {resized})"),
+    }
 }
 
 /// A line about a set of pictures: classes, pictures, the smallest and the largest class, unreadable ones.
@@ -214,20 +284,4 @@ pub fn fraction(flag: &str, x: f64) -> Result<f64> {
 /// `--views` understood.
 pub fn views(n: usize) -> Result<&'static [View]> {
     alexnet::eval::views::of_number(n).map_err(|e| Error::Config(format!("--views: {e}")))
-}
-
-/// How the classes of some data differ from a model's.
-fn class_difference(model: &[String], data: &[String]) -> String {
-    let only = |a: &[String], b: &[String]| {
-        let names: Vec<&str> =
-            a.iter().filter(|name| !b.contains(name)).map(String::as_str).take(5).collect();
-        if names.is_empty() { String::new() } else { format!("; only the {{}} has {}", names.join(", ")) }
-    };
-    format!(
-        "the classes of the data ({}) are not those of the model ({}){}{}",
-        data.len(),
-        model.len(),
-        only(data, model).replacen("{}", "data", 1),
-        only(model, data).replacen("{}", "model", 1)
-    )
 }

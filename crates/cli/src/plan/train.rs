@@ -6,13 +6,14 @@ use crate::terminal::{count, plural};
 use alexnet::data::generator::{self, drawn_pack};
 use alexnet::data::pack::MAX_UNREADABLE;
 use alexnet::data::source::Skipped;
-use alexnet::data::{Format, Pack, Partition, check_unreadable, split};
+use alexnet::data::{Form, Format, Keep, Pack, Partition, check_unreadable, split};
 use alexnet::interchange::imagenet;
 use alexnet::train::recipe::{self, Recipe};
 use alexnet::train::run_directory::{RunConfig, RunDirectory, SplitConfig};
 use alexnet::train::start::IMAGENET;
 use alexnet::{Error, Network, Result};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where runs are kept unless `--out` says otherwise.
 pub const RUNS: &str = "runs";
@@ -80,6 +81,10 @@ pub fn request(args: &args::Train) -> Result<Request> {
     flags(args, &mut recipe)?;
     refuse_imagenet(&recipe)?;
     recipe.bring_preprocessing();
+    if args.data.is_none() {
+        // Pictures are drawn as squares of the stored size: there is no more of them.
+        (recipe.preprocess.keep, recipe.preprocess.form) = (Keep::Square, Form::Raw);
+    }
     changes.extend(recipe.differences(&original));
     if names_file(&recipe.net) {
         // The run is resumed from other folders too.
@@ -200,7 +205,7 @@ pub fn network_of(run: &RunDirectory, recipe: &Recipe) -> String {
 #[derive(Debug)]
 pub struct Material {
     /// All pictures.
-    pub pack: Pack,
+    pub pack: Arc<Pack>,
     /// What else is in the folder, and why it is not used.
     pub skipped: Vec<Skipped>,
     /// How they are split.
@@ -231,7 +236,7 @@ pub fn material(
     let (pack, skipped) = match data {
         None => {
             let (train, val) = (generator::TRAIN_PER_CLASS, generator::VAL_PER_CLASS);
-            (drawn_pack(seed, train, val, recipe.preprocess.side)?, vec![])
+            (Arc::new(drawn_pack(seed, train, val, recipe.preprocess.side)?), vec![])
         }
         Some(path) => pictures(path, format, &recipe.pack_options())?,
     };

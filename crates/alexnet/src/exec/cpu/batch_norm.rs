@@ -1,5 +1,6 @@
 //! The batch normalization stage: statistics of the batch and the normalized maps; backward, the gradients and the update
-//! of scale and shift. Running statistics move in the forward pass of training.
+//! of scale and shift. Running statistics move in the forward pass of training; those of a frozen layer stay, and it is
+//! normalized by them.
 
 use super::{Cpu, StageState};
 use crate::exec::contract::{Batch, StepSettings};
@@ -27,6 +28,8 @@ pub(super) struct State {
     dbeta: Region,
     /// The weight of all rows of the last batch.
     count: f64,
+    /// The last pass in training was normalized by the running statistics.
+    held: bool,
 }
 
 impl State {
@@ -48,22 +51,30 @@ impl State {
             dgamma,
             dbeta,
             count: 0.0,
+            held: false,
         }
     }
 }
 
 impl Cpu {
-    pub(super) fn batch_norm_forward(&mut self, i: usize, batch: &Batch, trains: bool) {
-        let [gamma, beta, running_mean, running_variance] = self.frame.tensors_of(i).map(|t| t.value);
+    /// `training` are the settings of a step of training; `None` computes as at test time.
+    pub(super) fn batch_norm_forward(&mut self, i: usize, batch: &Batch, training: Option<&StepSettings>) {
+        let tensors: [Tensor; 4] = self.frame.tensors_of(i);
+        let held = training.is_some_and(|settings| settings.rates[tensors[2].index].lr == 0.0);
+        let trains = training.is_some() && !held;
+        let [gamma, beta, running_mean, running_variance] = tensors.map(|t| t.value);
         let used = self.used(i + 1, batch);
         let StageState::BatchNorm(state) = &mut self.stages[i] else {
             unreachable!("stage {i} is a batch normalization")
         };
         let x_map = self.frame.maps[i].first(if i == 0 { 0 } else { used });
-        if trains {
+        state.held = held;
+        if training.is_some() {
             let weights = self.frame.arena.get_mut(state.weights);
             weights[..batch.count].copy_from_slice(batch.weights);
             weights[batch.count..].fill(0.0);
+        }
+        if trains {
             let ([x, weights], [partials, mean, variance]) =
                 self.frame.arena.split([x_map, state.weights], [state.partials, state.mean, state.variance]);
             let x = &Self::input_of(x, batch, i)[..used];
@@ -93,7 +104,7 @@ impl Cpu {
 
     /// dγ, dβ, dx and the update. Returns whether the new parameters are finite.
     pub(super) fn batch_norm_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) -> bool {
-        let [gamma, beta] = self.frame.tensors_of(i);
+        let [gamma, beta, running_mean, _] = self.frame.tensors_of(i);
         let used = self.used(i + 1, batch);
         let stage = &self.frame.plan.stages[i];
         let (wants_input, relu) = (stage.input_gradient, stage.masks_input);
@@ -102,40 +113,43 @@ impl Cpu {
         };
         let x_map = self.frame.maps[i].first(if i == 0 { 0 } else { used });
         let dy_map = self.frame.gradients[i + 1].first(used);
-        let ([x, dy, weights, mean, inverse], [partials, dgamma, dbeta]) = self.frame.arena.split(
-            [x_map, dy_map, state.weights, state.mean, state.inverse],
-            [state.partials, state.dgamma, state.dbeta],
-        );
-        let x = &Self::input_of(x, batch, i)[..used];
-        batch_norm::backward_weight(
-            &mut self.frame.ctx,
-            state.rows,
-            x,
-            dy,
-            weights,
-            mean,
-            inverse,
-            partials,
-            dgamma,
-            dbeta,
-        );
+        let mean = if state.held { running_mean.value } else { state.mean };
+        if state.held {
+            // The statistics are constants, and scale and shift stay: nothing but the input has a gradient.
+            for region in [state.dgamma, state.dbeta] {
+                self.frame.arena.get_mut(region).fill(0.0);
+            }
+        } else {
+            let ([x, dy, weights, mean, inverse], [partials, dgamma, dbeta]) = self.frame.arena.split(
+                [x_map, dy_map, state.weights, mean, state.inverse],
+                [state.partials, state.dgamma, state.dbeta],
+            );
+            let x = &Self::input_of(x, batch, i)[..used];
+            batch_norm::backward_weight(
+                &mut self.frame.ctx,
+                state.rows,
+                x,
+                dy,
+                weights,
+                mean,
+                inverse,
+                partials,
+                dgamma,
+                dbeta,
+            );
+        }
         if wants_input {
             let ([x, dy, weights, mean, inverse, gamma, dgamma, dbeta], [dx]) = self.frame.arena.split(
-                [
-                    x_map,
-                    dy_map,
-                    state.weights,
-                    state.mean,
-                    state.inverse,
-                    gamma.value,
-                    state.dgamma,
-                    state.dbeta,
-                ],
+                [x_map, dy_map, state.weights, mean, state.inverse, gamma.value, state.dgamma, state.dbeta],
                 [self.frame.gradients[i].first(used)],
             );
             let x = &Self::input_of(x, batch, i)[..used];
-            let input = Input { mean, inverse, gamma, dgamma, dbeta, count: state.count };
+            let count = if state.held { 1.0 } else { state.count };
+            let input = Input { mean, inverse, gamma, dgamma, dbeta, count };
             batch_norm::backward_input(&mut self.frame.ctx, state.rows, x, dy, weights, input, relu, dx);
+        }
+        if state.held {
+            return true;
         }
         let tensors = [Tensor { gradient: state.dgamma, ..gamma }, Tensor { gradient: state.dbeta, ..beta }];
         self.frame.update_all(i, tensors, settings)

@@ -147,7 +147,7 @@ impl Stages for Cpu {
             Kind::Lrn | Kind::SpatialLrn | Kind::Pool => self.norm_pool_forward(i, batch),
             Kind::Activation => self.activation_forward(i, batch),
             Kind::Dropout => self.dropout_forward(i, batch, masks),
-            Kind::BatchNorm => self.batch_norm_forward(i, batch, masks.is_some()),
+            Kind::BatchNorm => self.batch_norm_forward(i, batch, masks),
             Kind::Flatten => self.flatten_forward(i, batch),
         }
     }

@@ -101,6 +101,7 @@ impl<T: Real> Executor for Reference<T> {
 
     fn train_step(&mut self, batch: Batch, settings: &StepSettings) -> StepReport {
         let mode = Mode::Train { seed: settings.seed, step: settings.step };
+        self.hold_statistics(settings.rates);
         self.forward_batch(&batch, mode);
         self.backward(batch.labels, batch.weights, mode);
         self.update(settings);

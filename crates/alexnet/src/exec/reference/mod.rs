@@ -7,7 +7,7 @@ mod contract;
 mod tests;
 
 use crate::error::{Error, Result};
-use crate::exec::contract::{Params, Role, StepSettings};
+use crate::exec::contract::{Params, Rate, Role, StepSettings};
 use crate::net::{Network, Op, Shape};
 use crate::ops::update::{self, Rule};
 use crate::ops::{self, Real, activation, batch_norm, conv, dropout, linear, loss, lrn, pool};
@@ -54,6 +54,8 @@ pub struct Reference<T> {
     picture_weights: Vec<f32>,
     /// For each batch normalization M, mean and variance of the last forward pass in training.
     statistics: Vec<(f64, Vec<T>, Vec<T>)>,
+    /// For each layer whether it is a batch normalization that is used in training as at test time.
+    held: Vec<bool>,
     rule: Rule,
 }
 
@@ -99,6 +101,7 @@ impl<T: Real> Reference<T> {
                     _ => (0.0, vec![], vec![]),
                 })
                 .collect(),
+            held: vec![false; count],
             rule: Rule::default(),
             net: net.clone(),
             shapes,
@@ -110,6 +113,15 @@ impl<T: Real> Reference<T> {
     pub fn with_rule(mut self, rule: Rule) -> Self {
         self.rule = rule;
         self
+    }
+
+    /// Takes over which batch normalizations are frozen: those whose statistics have the rate 0. They normalize by their
+    /// running statistics in training too.
+    pub fn hold_statistics(&mut self, rates: &[Rate]) {
+        assert_eq!(rates.len(), self.params.len(), "one rate a parameter tensor");
+        for (held, (layer, weight)) in self.held.iter_mut().zip(self.net.layers.iter().zip(&self.weight)) {
+            *held = matches!((&layer.op, weight), (Op::BatchNorm(_), Some(t)) if rates[t + 2].lr == 0.0);
+        }
     }
 
     /// The parameters, in the order of [`Params`].
@@ -180,12 +192,12 @@ impl<T: Real> Reference<T> {
                 let g = batch_norm::Geometry::new(n, shape, norm);
                 let t = self.weight[i].unwrap_or_default();
                 match mode {
-                    Mode::Train { .. } => {
+                    Mode::Train { .. } if !self.held[i] => {
                         let (count, mean, variance) = &mut self.statistics[i];
                         *count = batch_norm::statistics(&g, x, &self.picture_weights[..n], mean, variance);
                         batch_norm::forward(&g, x, mean, variance, gamma, beta, y);
                     }
-                    Mode::Test => {
+                    _ => {
                         let (mean, variance) = (&self.params[t + 2], &self.params[t + 3]);
                         batch_norm::forward(&g, x, mean, variance, gamma, beta, y);
                     }
@@ -264,13 +276,13 @@ impl<T: Real> Reference<T> {
             (Op::BatchNorm(norm), Some((gamma, dgamma, dbeta))) => {
                 let g = batch_norm::Geometry::new(n, shape, norm);
                 let t = self.weight[i].unwrap_or_default();
-                // At test time the statistics are constants, in which no picture has a part.
+                // At test time, and of a frozen layer, the statistics are constants, in which no picture has a part.
                 let nobody = vec![0.0; n];
                 let (mean, variance, weights) = match mode {
-                    Mode::Train { .. } => {
+                    Mode::Train { .. } if !self.held[i] => {
                         (&self.statistics[i].1, &self.statistics[i].2, &self.picture_weights[..n])
                     }
-                    Mode::Test => (&self.params[t + 2], &self.params[t + 3], &nobody[..]),
+                    _ => (&self.params[t + 2], &self.params[t + 3], &nobody[..]),
                 };
                 batch_norm::backward(&g, x, dy, weights, mean, variance, gamma, dgamma, dbeta, dx);
             }
@@ -285,7 +297,7 @@ impl<T: Real> Reference<T> {
     /// v ← μ·v − wd·ε·w − ε·ḡ,  w ← w + v
     ///
     /// with the additions of the [`Rule`]. A tensor whose rate is zero keeps its values and its momentum. The running
-    /// statistics of batch normalizations move by what the last forward pass in training found.
+    /// statistics of batch normalizations that are not frozen move by what the last forward pass in training found.
     pub fn update(&mut self, settings: &StepSettings) {
         assert_eq!(settings.rates.len(), self.params.len(), "one rate a parameter tensor");
         let learned = |t: usize| self.names.0[t].role != Role::Statistic;
@@ -306,7 +318,7 @@ impl<T: Real> Reference<T> {
         for (i, layer) in self.net.layers.iter().enumerate() {
             let (Op::BatchNorm(norm), Some(t)) = (&layer.op, self.weight[i]) else { continue };
             let (count, mean, variance) = &self.statistics[i];
-            if *count > 0.0 {
+            if *count > 0.0 && !self.held[i] {
                 let (below, above) = self.params.split_at_mut(t + 3);
                 batch_norm::move_statistics(norm, *count, mean, variance, &mut below[t + 2], &mut above[0]);
             }

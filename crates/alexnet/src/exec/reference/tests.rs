@@ -70,13 +70,16 @@ fn step<T: Real>(reference: &mut Reference<T>, input: &[f32], step: u64, rate: R
 
 #[test]
 fn the_gradient_of_the_whole_network() {
-    for (loss, mode) in [
-        (Loss::Softmax, Mode::Train { seed: 5, step: 0 }),
-        (Loss::Logistic, Mode::Train { seed: 5, step: 1 }),
-        (Loss::Softmax, Mode::Test),
+    for (loss, mode, held) in [
+        (Loss::Softmax, Mode::Train { seed: 5, step: 0 }, false),
+        (Loss::Logistic, Mode::Train { seed: 5, step: 1 }, false),
+        (Loss::Softmax, Mode::Train { seed: 5, step: 2 }, true),
+        (Loss::Softmax, Mode::Test, false),
     ] {
         let net = tiny(loss);
         let mut reference = with_weights::<f64>(&net, 3, None);
+        let rate = Rate { lr: if held { 0.0 } else { 1.0 }, decay: 0.0 };
+        reference.hold_statistics(&vec![rate; reference.params.len()]);
         let input = check::uniform(1000, 3 * net.input.len());
         reference.forward(&input, mode);
         reference.backward(&LABELS, &WEIGHTS, mode);
@@ -94,6 +97,41 @@ fn the_gradient_of_the_whole_network() {
             reference.params[t] = values;
         }
     }
+}
+
+#[test]
+fn a_frozen_normalization_is_used_as_at_test_time() {
+    // Without dropout, whose masks differ between training and use.
+    let mut net = tiny(Loss::Softmax);
+    net.layers.retain(|layer| !matches!(layer.op, Op::Dropout(_)));
+    let mut reference = with_weights::<f32>(&net, 3, None);
+    let input = pictures(&net, 3);
+    let before = reference.params();
+    let mut rates: Vec<Rate> = vec![Rate { lr: 0.1, decay: 0.0 }; before.0.len()];
+    for (rate, param) in rates.iter_mut().zip(&before.0) {
+        rate.lr = if param.name.starts_with("bnorm1") { 0.0 } else { rate.lr };
+    }
+    let batch = Batch { input: &input, count: 3, labels: &LABELS, weights: &WEIGHTS };
+    let mut p = vec![0.0; 3 * net.classes()];
+    reference.infer(batch, &mut p);
+    let expected: f64 =
+        [0, 2].iter().map(|&n| -f64::from(p[n * 3 + LABELS[n] as usize]).ln()).sum::<f64>() / 2.0;
+    let settings = StepSettings { step: 0, seed: 5, momentum: 0.9, rates: &rates };
+    let report = reference.train_step(batch, &settings);
+    assert!((report.loss - expected).abs() < 1e-5, "{} {expected}", report.loss);
+    let after = reference.params();
+    for (a, b) in before.0.iter().zip(&after.0) {
+        assert_eq!(a.data == b.data, a.name.starts_with("bnorm1"), "{}", a.name);
+    }
+    // Free again, it takes the batch's statistics, and its own move.
+    rates.iter_mut().for_each(|rate| rate.lr = 0.1);
+    let settings = StepSettings { step: 1, seed: 5, momentum: 0.9, rates: &rates };
+    reference.train_step(batch, &settings);
+    let moved = reference.params();
+    assert_ne!(
+        moved.get("bnorm1.running_mean").unwrap().data,
+        after.get("bnorm1.running_mean").unwrap().data
+    );
 }
 
 #[test]

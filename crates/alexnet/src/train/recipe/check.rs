@@ -1,6 +1,7 @@
 //! What values a recipe may have, and where in its text a wrong one stands.
 
-use super::{Crop, Keep, MeanAt, Recipe, Schedule, names};
+use super::{Crop, Recipe, Schedule, names};
+use crate::data::{Keep, MeanAt};
 use crate::error::Error;
 use crate::toml_error::{at, explain, unknown};
 use std::ops::Range;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::{Keep, PackOptions};
 use crate::train::observer::Silent;
 use crate::train::recipe::{LayerRates, RateChange, load};
 use crate::train::schedule::Schedule;
@@ -405,4 +406,78 @@ fn the_executor_that_users_get_resumes_bit_for_bit_on_another_number_of_threads(
         train_on(1, again, &mut run, &mut Silent, &AtomicBool::new(false)).unwrap();
         assert_eq!(outcome(&run), outcome(&whole), "stopped after {after} steps");
     }
+}
+
+/// A pack of originals, and the same file with the bytes of some pictures overwritten.
+fn originals(folder: &Path, damage: &[usize]) -> (Arc<Pack>, Arc<Pack>) {
+    let root = folder.join("set");
+    for i in 0..60u32 {
+        let class = root.join(format!("class {}", i % 3));
+        std::fs::create_dir_all(&class).unwrap();
+        let pixel =
+            |x: u32, y: u32, c: u32| if c == i % 3 { 200 } else { ((x * 31 + y * 17 + i * 7) % 90) as u8 };
+        let picture = image::RgbImage::from_fn(12, 11, |x, y| image::Rgb([0, 1, 2].map(|c| pixel(x, y, c))));
+        picture.save(class.join(format!("{i:02}.png"))).unwrap();
+    }
+    let options = PackOptions { side: 10, keep: Keep::Original, ..Default::default() };
+    let (good, bad) = (folder.join("good"), folder.join("bad"));
+    let listing = crate::data::list(&root, None, &mut |_, _| {}).unwrap();
+    let pack = Pack::build(&listing, &options, &good, &mut |_, _| {}).unwrap();
+    let mut bytes = std::fs::read(&good).unwrap();
+    for &i in damage {
+        let stored = pack.picture(i).unwrap();
+        let at = bytes.windows(stored.len()).position(|w| w == stored).unwrap();
+        bytes[at + 20..at + stored.len()].fill(0);
+    }
+    std::fs::write(&bad, bytes).unwrap();
+    (Arc::new(pack), Arc::new(Pack::open(&bad).unwrap()))
+}
+
+#[test]
+fn pictures_that_are_damaged_since_they_were_packed_are_named_and_have_no_weight() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut setup = setup(2);
+    (setup.recipe.preprocess.keep, setup.recipe.epochs) = (Keep::Original, 2);
+    // Opening looks at every other picture's bytes: at those of even numbers.
+    let (good, _) = originals(dir.path(), &[]);
+    let sides = split(&good, &setup.split.rule(setup.seed)).unwrap();
+    let odd = |side: &[u32]| *side.iter().find(|i| *i % 2 == 1).unwrap() as usize;
+    let lost = [odd(&sides.train), odd(&sides.val)];
+    let (good, bad) = originals(dir.path(), &lost);
+    let (preprocess, colour_axes) = setup.recipe.measure(&setup.net, &good, &sides.train, 1).unwrap();
+    if let Start::Fresh { params, .. } = setup.start {
+        setup.start = Start::Fresh { params, preprocess, colour_axes };
+    }
+    setup.pack = Arc::clone(&bad);
+    let mut run = directory(&dir, "run");
+    let mut told = Stopper::default();
+    let stop = AtomicBool::new(false);
+    let summary = go(setup.clone(), &mut run, &mut told, &stop).unwrap();
+    assert_eq!(summary.damaged, 2);
+    let named = |text: &str, i: usize| text.matches(bad.path(i)).count();
+    for i in lost {
+        assert_eq!(
+            told.warnings.iter().filter(|w| w.starts_with(bad.path(i))).count(),
+            1,
+            "{:?}",
+            told.warnings
+        );
+    }
+    let text = std::fs::read_to_string(run.path().join("bad_images.jsonl")).unwrap();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(lost.iter().all(|&i| named(&text, i) >= 1) && text.contains("\"epoch\":1"), "{text}");
+    // A longer run goes on with them, and they are still named once.
+    setup.recipe.epochs = 3;
+    setup.start = Start::Resume(Box::new(run.store().newest().unwrap().checkpoint));
+    let summary = go(setup.clone(), &mut run, &mut Silent, &stop).unwrap();
+    assert_eq!(summary.damaged, 2);
+    assert_eq!(std::fs::read_to_string(run.path().join("bad_images.jsonl")).unwrap(), text);
+    // Too many: one in ten.
+    let (_, bad) = originals(dir.path(), &[1, 3, 5, 7, 9, 11]);
+    setup.pack = bad;
+    (setup.recipe.epochs, setup.start) =
+        (4, Start::Resume(Box::new(run.store().newest().unwrap().checkpoint)));
+    let error = go(setup, &mut run, &mut Silent, &stop).unwrap_err();
+    assert_eq!(error.exit_code(), 3, "{error}");
+    assert!(error.to_string().contains("damaged since they were packed"), "{error}");
 }

@@ -92,7 +92,15 @@ impl<'a> Answers<'a> {
             saved.push(path, Some(label), probabilities)?;
         }
         if let Some(submission) = &mut self.submission {
-            submission.add(path, Some(probabilities));
+            // Lines have the data's own numbers: ILSVRC's are not the order of the networks' outputs.
+            match &self.material.matching {
+                None => submission.add(path, Some(probabilities)),
+                Some(m) => {
+                    let own: Vec<f32> =
+                        m.outputs.iter().map(|&output| probabilities[output as usize]).collect();
+                    submission.add(path, Some(&own));
+                }
+            }
         }
         Ok(())
     }

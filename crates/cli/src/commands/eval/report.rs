@@ -37,6 +37,9 @@ pub fn introduction(words: &Words, material: &Material, views: usize) -> Result<
             words.line(&line)?;
         }
     }
+    if let Some(note) = material.matching.as_ref().and_then(|m| m.note.as_ref()) {
+        words.line(&format!("classes   {note}"))?;
+    }
     let views = match material.pack() {
         Some(_) => format!(", {}", plural(views, "view each", "views each")),
         None => String::new(),
@@ -190,6 +193,7 @@ pub fn json(
     object["part"] = json!(material.part);
     object["unreadable"] = json!(material.pack().map_or(0, |pack| pack.unreadable().len()));
     object["classes"] = json!(material.classes.len());
+    object["classes_matched"] = json!(material.matching.as_ref().and_then(|m| m.note.as_ref()));
     object["views"] = json!(request.views.len());
     object["passed"] = json!(passed);
     object["warnings"] = json!(material.warnings);
