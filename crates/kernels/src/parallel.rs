@@ -177,7 +177,7 @@ pub(crate) trait Kernel: Sync {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
 unsafe fn run_avx512<K: Kernel>(kernel: &K, unit: usize, scratch: *mut f32) {
     // SAFETY: passed on from the caller.
     unsafe { kernel.unit::<Avx512>(unit, scratch) }

@@ -73,7 +73,7 @@ static TILES: TileConfig = TileConfig {
 ///
 /// # Safety
 /// AMX may be used, and the processor has AVX-512; otherwise as [`MatrixKernel::unit`].
-#[target_feature(enable = "avx512f,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
 pub(super) unsafe fn run<K: MatrixKernel>(kernel: &K, unit: usize, scratch: *mut f32) {
     // SAFETY: passed on from the caller; the configuration is 64 valid bytes. A unit that panics leaves the tiles
     // configured, which the next one repeats.

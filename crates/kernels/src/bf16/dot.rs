@@ -17,7 +17,7 @@ pub(crate) struct Dot;
 /// # Safety
 /// The processor has them; otherwise as [`MatrixKernel::unit`].
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma")]
 pub(super) unsafe fn run<K: MatrixKernel>(kernel: &K, unit: usize, scratch: *mut f32) {
     // SAFETY: passed on from the caller.
     unsafe { kernel.unit::<Dot>(unit, scratch) }
@@ -122,7 +122,7 @@ pub(crate) struct Widen<S>(PhantomData<S>);
 /// # Safety
 /// The processor has it; otherwise as [`MatrixKernel::unit`].
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
 pub(super) unsafe fn widen_avx512<K: MatrixKernel>(kernel: &K, unit: usize, scratch: *mut f32) {
     // SAFETY: passed on from the caller.
     unsafe { kernel.unit::<Widen<Avx512>>(unit, scratch) }

@@ -45,8 +45,7 @@ impl Geometry {
     }
 }
 
-/// y = max over each window of x; `winner` receives the place of the (first) maximum, for each pair first the even
-/// channel's and then the odd one's of 32 pictures.
+/// y = max over each window of x; `winner` receives the place of the (first) maximum, a byte for each half of each pair.
 pub fn max_forward(
     ctx: &mut Context,
     g: &Geometry,
@@ -85,60 +84,55 @@ impl Kernel for MaxForward<'_> {
             let w0 = q * columns.stride;
             let w1 = (w0 + columns.kernel).min(columns.input);
             for pair in 0..self.g.pairs() {
-                let mut best = [[i32::MIN; PICTURES]; 2];
+                let mut best = [i16::MIN; HALVES];
+                let mut winner = [0i16; HALVES];
                 for h in h0..h1 {
                     for w in w0..w1 {
                         let at = block * input.block_len() + Geometry::at(&input, pair, h, w);
-                        let place = (h - h0) * columns.kernel + (w - w0);
-                        let x: &[u32; PICTURES] = self.x[at..at + PICTURES].try_into().expect("32 pairs");
-                        let [even, odd] = &mut best;
-                        for n in 0..PICTURES {
-                            even[n] = even[n].max(key(x[n] << 16, place));
-                        }
-                        for n in 0..PICTURES {
-                            odd[n] = odd[n].max(key(x[n] & 0xffff_0000, place));
+                        let place = ((h - h0) * columns.kernel + (w - w0)) as i16;
+                        for (n, &x) in halves(&self.x[at..at + PICTURES]).iter().enumerate() {
+                            let key = key(x);
+                            winner[n] = if key > best[n] { place } else { winner[n] };
+                            best[n] = best[n].max(key);
                         }
                     }
                 }
                 let out = block * output.block_len() + Geometry::at(&output, pair, p, q);
                 // SAFETY: this unit owns row p of the block in y and in the winners, whose lengths were checked.
                 unsafe {
-                    let y = self.y.at(out).cast::<u32>();
-                    let winner = (self.winner as *mut u8).add(2 * out);
-                    for n in 0..PICTURES {
-                        *y.add(n) = value_of(best[0][n]) >> 16 | value_of(best[1][n]);
-                    }
-                    for (half, best) in best.iter().enumerate() {
-                        for n in 0..PICTURES {
-                            *winner.add(half * PICTURES + n) = place_of(best[n]);
-                        }
-                    }
+                    self.y.at(out).cast::<[i16; HALVES]>().write_unaligned(best.map(value_of));
+                    let to = (self.winner as *mut u8).add(2 * out).cast::<[u8; HALVES]>();
+                    to.write_unaligned(winner.map(|place| place as u8));
                 }
             }
         }
     }
 }
 
-/// An integer that orders as the bf16 in the high half of `bits` does, and among equal ones by the place in the window, the
-/// first being the largest: one maximum finds both. Negative numbers have their magnitude's bits turned round. A NaN is
-/// larger than any number, so that it is not passed over.
+/// Values of 32 pairs.
+const HALVES: usize = 2 * PICTURES;
+
+/// The bits of the values of 32 pairs: even channel and odd channel of a picture, then of the next.
 #[inline(always)]
-fn key(bits: u32, place: usize) -> i32 {
-    let bits = if bits & 0x7fff_0000 > 0x7f80_0000 { bits & 0x7fff_0000 } else { bits } as i32;
-    (bits ^ ((bits >> 31) & 0x7fff_0000)) | (0xffff - place as i32)
+fn halves(pairs: &[u32]) -> &[i16; HALVES] {
+    const { assert!(cfg!(target_endian = "little"), "the even channel comes first in memory") };
+    assert_eq!(pairs.len(), PICTURES);
+    // SAFETY: 64 halves are the bytes of 32 pairs, with a smaller alignment, and have no invalid bits.
+    unsafe { &*pairs.as_ptr().cast() }
 }
 
-/// The bf16 of a key, in the high half.
+/// An integer that orders as the bf16 with these bits does. Negative numbers have their magnitude's bits turned round. A
+/// NaN is larger than any number, so that it is not passed over.
 #[inline(always)]
-fn value_of(key: i32) -> u32 {
-    let bits = key & !0xffff;
-    (bits ^ ((bits >> 31) & 0x7fff_0000)) as u32
+fn key(bits: i16) -> i16 {
+    let bits = if bits & 0x7fff > 0x7f80 { bits & 0x7fff } else { bits };
+    value_of(bits)
 }
 
-/// The place of a key.
+/// The bits of a key; and the key of the bits of a number.
 #[inline(always)]
-fn place_of(key: i32) -> u8 {
-    !key as u8
+fn value_of(key: i16) -> i16 {
+    key ^ ((key >> 15) & 0x7fff)
 }
 
 /// Which elements of a window receive the gradient of its maximum.
@@ -213,9 +207,16 @@ impl Kernel for MaxBackward<'_> {
                         let dy: &[u32; PICTURES] = self.dy[out..out + PICTURES].try_into().expect("32 pairs");
                         match self.share {
                             Share::Winner(winner) => {
-                                let (even, odd) = winner[2 * out..2 * out + 2 * PICTURES].split_at(PICTURES);
                                 let this = (r * columns.kernel + s) as u8;
-                                add_where(&mut sums, dy, |n| even[n] == this, |n| odd[n] == this);
+                                let winner = &winner[2 * out..2 * out + HALVES];
+                                let mut won = *halves(dy);
+                                for (dy, &place) in won.iter_mut().zip(winner) {
+                                    *dy = if place == this { *dy } else { 0 };
+                                }
+                                // SAFETY: 32 pairs are the bytes of 64 halves.
+                                let won =
+                                    unsafe { std::mem::transmute::<[i16; HALVES], [u32; PICTURES]>(won) };
+                                add_where(&mut sums, &won, |_| true, |_| true);
                             }
                             Share::EveryMaximum { x, y } => {
                                 let (x, y) = (&pairs(x)[at..at + PICTURES], &pairs(y)[out..out + PICTURES]);
@@ -272,16 +273,12 @@ mod tests {
     #[test]
     fn keys_order_as_the_numbers_do() {
         let values = [f32::NEG_INFINITY, -2.0, -1.0, -0.0, 0.0, 1e-30, 1.0, 2.0, f32::INFINITY, f32::NAN];
-        let bits = |v: f32| u32::from(round(v)) << 16;
-        let keys: Vec<i32> = values.iter().map(|v| key(bits(*v), 7)).collect();
-        assert!(keys.is_sorted());
-        assert!(key(bits(-f32::NAN), 0) > key(bits(f32::INFINITY), 0));
+        let bits = |v: f32| round(v) as i16;
+        let keys: Vec<i16> = values.iter().map(|v| key(bits(*v))).collect();
+        assert!(keys.is_sorted() && keys[0] > i16::MIN);
+        assert!(key(bits(-f32::NAN)) > key(bits(f32::INFINITY)));
         for v in values {
-            assert_eq!(value_of(key(bits(v), 3)), bits(v), "{v}");
-            for place in [0, 1, 8, 255] {
-                assert_eq!(usize::from(place_of(key(bits(v), place))), place);
-            }
-            assert!(key(bits(v), 1) > key(bits(v), 2));
+            assert_eq!(value_of(key(bits(v))), bits(v), "{v}");
         }
     }
 }
