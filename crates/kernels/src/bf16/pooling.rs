@@ -33,10 +33,11 @@ impl Geometry {
         assert!(x.splits == y.splits || even(x) && even(y), "splits of an odd number of channels");
     }
 
-    /// Where the pairs of channel pair `p`, counted over all splits, begin within their block.
+    /// Where channel pair `p`, counted over all splits, lies within a block at the origin; any position is
+    /// `MapLayout::at(0, h, w)` further on.
     #[inline(always)]
-    fn at(map: &MapLayout, p: usize, h: usize, w: usize) -> usize {
-        map.at(p / map.split_pairs(), h, w) + p % map.split_pairs() * PICTURES
+    fn at(map: &MapLayout, p: usize) -> usize {
+        map.at(p / map.split_pairs(), 0, 0) + p % map.split_pairs() * PICTURES
     }
 
     /// Channel pairs over all splits.
@@ -84,11 +85,12 @@ impl Kernel for MaxForward<'_> {
             let w0 = q * columns.stride;
             let w1 = (w0 + columns.kernel).min(columns.input);
             for pair in 0..self.g.pairs() {
+                let from = block * input.block_len() + Geometry::at(&input, pair);
                 let mut best = [i16::MIN; HALVES];
                 let mut winner = [0i16; HALVES];
                 for h in h0..h1 {
                     for w in w0..w1 {
-                        let at = block * input.block_len() + Geometry::at(&input, pair, h, w);
+                        let at = from + input.at(0, h, w);
                         let place = ((h - h0) * columns.kernel + (w - w0)) as i16;
                         for (n, &x) in halves(&self.x[at..at + PICTURES]).iter().enumerate() {
                             let key = key(x);
@@ -97,7 +99,7 @@ impl Kernel for MaxForward<'_> {
                         }
                     }
                 }
-                let out = block * output.block_len() + Geometry::at(&output, pair, p, q);
+                let out = block * output.block_len() + Geometry::at(&output, pair) + output.at(0, p, q);
                 // SAFETY: this unit owns row p of the block in y and in the winners, whose lengths were checked.
                 unsafe {
                     self.y.at(out).cast::<[i16; HALVES]>().write_unaligned(best.map(value_of));
@@ -108,6 +110,9 @@ impl Kernel for MaxForward<'_> {
         }
     }
 }
+
+/// Windows that hold one position: all of 16×16 at most.
+const MOST_WINDOWS: usize = 256;
 
 /// Values of 32 pairs.
 const HALVES: usize = 2 * PICTURES;
@@ -197,37 +202,42 @@ impl Kernel for MaxBackward<'_> {
         let (h, split, block) =
             (unit % input.height, unit / input.height % input.splits, unit / input.height / input.splits);
         for w in 0..input.width {
+            // The windows that hold this position: where each writes, and the position's place in it.
+            let mut windows = [(0usize, 0u8); MOST_WINDOWS];
+            let mut count = 0;
+            for (p, r) in windows_of(rows, h) {
+                for (q, s) in windows_of(columns, w) {
+                    windows[count] = (output.at(0, p, q), (r * columns.kernel + s) as u8);
+                    count += 1;
+                }
+            }
             for p in 0..input.split_pairs() {
-                let pair = split * input.split_pairs() + p;
+                let to = block * output.block_len() + Geometry::at(&output, split * input.split_pairs() + p);
                 let at = block * input.block_len() + input.at(split, h, w) + p * PICTURES;
                 let mut sums = [[0.0f32; PICTURES]; 2];
-                for (p, r) in windows_of(rows, h) {
-                    for (q, s) in windows_of(columns, w) {
-                        let out = block * output.block_len() + Geometry::at(&output, pair, p, q);
-                        let dy: &[u32; PICTURES] = self.dy[out..out + PICTURES].try_into().expect("32 pairs");
-                        match self.share {
-                            Share::Winner(winner) => {
-                                let this = (r * columns.kernel + s) as u8;
-                                let winner = &winner[2 * out..2 * out + HALVES];
-                                let mut won = *halves(dy);
-                                for (dy, &place) in won.iter_mut().zip(winner) {
-                                    *dy = if place == this { *dy } else { 0 };
-                                }
-                                // SAFETY: 32 pairs are the bytes of 64 halves.
-                                let won =
-                                    unsafe { std::mem::transmute::<[i16; HALVES], [u32; PICTURES]>(won) };
-                                add_where(&mut sums, &won, |_| true, |_| true);
+                for &(position, this) in &windows[..count] {
+                    let out = to + position;
+                    let dy: &[u32; PICTURES] = self.dy[out..out + PICTURES].try_into().expect("32 pairs");
+                    match self.share {
+                        Share::Winner(winner) => {
+                            let winner = &winner[2 * out..2 * out + HALVES];
+                            let mut won = *halves(dy);
+                            for (dy, &place) in won.iter_mut().zip(winner) {
+                                *dy = if place == this { *dy } else { 0 };
                             }
-                            Share::EveryMaximum { x, y } => {
-                                let (x, y) = (&pairs(x)[at..at + PICTURES], &pairs(y)[out..out + PICTURES]);
-                                let equal = |a: u32, b: u32| f32::from_bits(a) == f32::from_bits(b);
-                                add_where(
-                                    &mut sums,
-                                    dy,
-                                    |n| equal(x[n] << 16, y[n] << 16),
-                                    |n| equal(x[n] & 0xffff_0000, y[n] & 0xffff_0000),
-                                );
-                            }
+                            // SAFETY: 32 pairs are the bytes of 64 halves.
+                            let won = unsafe { std::mem::transmute::<[i16; HALVES], [u32; PICTURES]>(won) };
+                            add_where(&mut sums, &won, |_| true, |_| true);
+                        }
+                        Share::EveryMaximum { x, y } => {
+                            let (x, y) = (&pairs(x)[at..at + PICTURES], &pairs(y)[out..out + PICTURES]);
+                            let equal = |a: u32, b: u32| f32::from_bits(a) == f32::from_bits(b);
+                            add_where(
+                                &mut sums,
+                                dy,
+                                |n| equal(x[n] << 16, y[n] << 16),
+                                |n| equal(x[n] & 0xffff_0000, y[n] & 0xffff_0000),
+                            );
                         }
                     }
                 }
