@@ -3,7 +3,15 @@
 //! The same description is printed, counted, saved in checkpoints, read from TOML ([`crate::netfile`]) and compiled
 //! into an executor's plan ([`crate::exec`]). Matching on [`Op`] is exhaustive everywhere; there is no registry.
 //!
+//! What follows from a description (the size of every map, parameters, multiply-adds) is in `net/trace.rs`.
+//!
 //! Letters: N batch, C/H/W channels and size of a layer's input, K filters, R×S kernel, P×Q output size, G groups.
+
+mod shape;
+mod trace;
+
+pub use shape::{Pad, Shape};
+pub use trace::{Traced, windows};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -53,40 +61,6 @@ pub enum Op {
     BatchNorm(BatchNorm),
 }
 
-/// Channels × height × width of one picture's activation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shape {
-    /// Channels (maps).
-    pub c: usize,
-    /// Height, pixels.
-    pub h: usize,
-    /// Width, pixels.
-    pub w: usize,
-}
-
-impl Shape {
-    /// A shape from its three sizes.
-    pub const fn new(c: usize, h: usize, w: usize) -> Self {
-        Shape { c, h, w }
-    }
-
-    /// Elements in one picture's activation.
-    pub const fn len(&self) -> usize {
-        self.c * self.h * self.w
-    }
-
-    /// True if there are no elements.
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-impl std::fmt::Display for Shape {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{}×{}×{}", self.c, self.h, self.w)
-    }
-}
-
 /// How the last, incomplete window of a convolution or pooling is treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -96,38 +70,6 @@ pub enum Rounding {
     Floor,
     /// It is kept: a convolution reads zeros beyond the edge, a pooling window is clipped (cuda-convnet).
     Ceil,
-}
-
-/// Zeros around a map, the same for rows and columns. In TOML `pad = 2` or `pad = [0, 3]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "PadForm", into = "PadForm")]
-pub struct Pad {
-    /// Above and left of the map, pixels.
-    pub before: usize,
-    /// Below and right of the map, pixels.
-    pub after: usize,
-}
-
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(untagged)]
-enum PadForm {
-    Both(usize),
-    Each([usize; 2]),
-}
-
-impl From<PadForm> for Pad {
-    fn from(form: PadForm) -> Self {
-        match form {
-            PadForm::Both(p) => Pad { before: p, after: p },
-            PadForm::Each([before, after]) => Pad { before, after },
-        }
-    }
-}
-
-impl From<Pad> for PadForm {
-    fn from(p: Pad) -> Self {
-        if p.before == p.after { PadForm::Both(p.before) } else { PadForm::Each([p.before, p.after]) }
-    }
 }
 
 fn one() -> usize {
@@ -337,43 +279,6 @@ pub enum Loss {
     Logistic,
 }
 
-/// One layer with everything that follows from its place in the network.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Traced<'a> {
-    /// The layer.
-    pub layer: &'a Layer,
-    /// What it reads, one picture.
-    pub input: Shape,
-    /// What it writes, one picture.
-    pub output: Shape,
-    /// Shape of its weights: (K, C/G, R, S), (outputs, inputs) or (C) of a batch normalization; empty without weights.
-    pub weight: Vec<usize>,
-    /// Multiply-adds for one picture, padding counted as work.
-    pub macs: usize,
-}
-
-impl Traced<'_> {
-    /// Number of weights.
-    pub fn weights(&self) -> usize {
-        if self.weight.is_empty() { 0 } else { self.weight.iter().product() }
-    }
-
-    /// Number of biases: one a filter, output or normalized channel.
-    pub fn biases(&self) -> usize {
-        self.weight.first().copied().unwrap_or(0)
-    }
-
-    /// Weights and biases. The running statistics of a batch normalization are not counted: they are not learned.
-    pub fn params(&self) -> usize {
-        self.weights() + self.biases()
-    }
-
-    /// Inputs of one output element: C/G·R·S, or the inputs of a linear layer.
-    pub fn fan_in(&self) -> usize {
-        self.weight.iter().skip(1).product()
-    }
-}
-
 impl Op {
     /// The word that TOML uses for it.
     pub fn kind(&self) -> &'static str {
@@ -391,31 +296,6 @@ impl Op {
             Op::BatchNorm(_) => "batch-norm",
         }
     }
-}
-
-/// Output size of a window of `size` moved by `stride` over `extent` pixels (padding included), or `None` if not
-/// even one window fits. With `Ceil`, a window starts only where it still covers a pixel of the extent.
-pub fn windows(extent: usize, size: usize, stride: usize, rounding: Rounding) -> Option<usize> {
-    if size == 0 || stride == 0 || extent == 0 {
-        return None;
-    }
-    match rounding {
-        Rounding::Floor => extent.checked_sub(size).map(|d| d / stride + 1),
-        Rounding::Ceil => {
-            let n = extent.saturating_sub(size).div_ceil(stride) + 1;
-            Some(n.min((extent - 1) / stride + 1))
-        }
-    }
-}
-
-/// The largest size of any kind that a network may have. It keeps sums of sizes far from overflow.
-const LARGEST: usize = 1 << 24;
-
-/// The product of sizes, or `None` if a size or the product (2^48) is beyond what any machine could hold.
-fn product(sizes: &[usize]) -> Option<usize> {
-    sizes.iter().try_fold(1usize, |product, &size| {
-        if size > LARGEST { None } else { product.checked_mul(size).filter(|&p| p <= 1 << 48) }
-    })
 }
 
 impl Network {
@@ -462,155 +342,6 @@ impl Network {
         Ok(self)
     }
 
-    /// Every layer with its shapes, parameters and multiply-adds.
-    ///
-    /// # Errors
-    /// If the layers do not fit together; the message names the layer.
-    pub fn trace(&self) -> Result<Vec<Traced<'_>>> {
-        let fail = |layer: &Layer, why: String| Err(Error::Config(format!("layer {}: {why}", layer.name)));
-        let Shape { c, h, w } = self.input;
-        if product(&[c, h, w]).is_none_or(|elements| elements == 0) {
-            return Err(Error::Config(format!(
-                "network {}: the input {} is empty or too large",
-                self.name, self.input
-            )));
-        }
-        let mut shape = self.input;
-        let mut traced = Vec::with_capacity(self.layers.len());
-        for (i, layer) in self.layers.iter().enumerate() {
-            if self.layers[..i].iter().any(|l| l.name == layer.name) {
-                return fail(layer, "the name is used twice".into());
-            }
-            let input = shape;
-            let too_large = || fail(layer, "it is too large".into());
-            let (output, weight, macs) = match &layer.op {
-                Op::Conv(conv) => {
-                    let g = conv.groups;
-                    if g == 0
-                        || !input.c.is_multiple_of(g)
-                        || !conv.filters.is_multiple_of(g)
-                        || conv.filters == 0
-                    {
-                        return fail(
-                            layer,
-                            format!(
-                                "{} channels and {} filters do not divide into {g} groups",
-                                input.c, conv.filters
-                            ),
-                        );
-                    }
-                    if conv.kernel > LARGEST {
-                        return too_large();
-                    }
-                    if conv.pad.before >= conv.kernel.max(1) || conv.pad.after >= conv.kernel.max(1) {
-                        return fail(
-                            layer,
-                            format!("padding must be smaller than the kernel ({})", conv.kernel),
-                        );
-                    }
-                    let pad = conv.pad.before + conv.pad.after;
-                    let size = |extent| windows(extent + pad, conv.kernel, conv.stride, conv.rounding);
-                    let (Some(p), Some(q)) = (size(input.h), size(input.w)) else {
-                        return fail(
-                            layer,
-                            format!(
-                                "a {0}×{0} kernel with stride {1} does not fit on {input}",
-                                conv.kernel, conv.stride
-                            ),
-                        );
-                    };
-                    let weight = vec![conv.filters, input.c / g, conv.kernel, conv.kernel];
-                    let Some(macs) = product(&[conv.filters, input.c / g, conv.kernel, conv.kernel, p, q])
-                    else {
-                        return too_large();
-                    };
-                    (Shape::new(conv.filters, p, q), weight, macs)
-                }
-                Op::Pool(pool) => {
-                    let size = |extent| windows(extent, pool.size, pool.stride, pool.rounding);
-                    let (Some(p), Some(q)) = (size(input.h), size(input.w)) else {
-                        return fail(
-                            layer,
-                            format!(
-                                "a {0}×{0} window with stride {1} does not fit on {input}",
-                                pool.size, pool.stride
-                            ),
-                        );
-                    };
-                    (Shape::new(input.c, p, q), vec![], 0)
-                }
-                Op::Linear(linear) => {
-                    if linear.outputs == 0 {
-                        return fail(layer, "it has no outputs".into());
-                    }
-                    let Some(macs) = product(&[linear.outputs, input.len()]) else { return too_large() };
-                    (Shape::new(linear.outputs, 1, 1), vec![linear.outputs, input.len()], macs)
-                }
-                Op::Lrn(lrn) => {
-                    if lrn.size == 0 || lrn.towers == 0 || !input.c.is_multiple_of(lrn.towers) {
-                        return fail(
-                            layer,
-                            format!("{} maps do not divide into {} towers", input.c, lrn.towers),
-                        );
-                    }
-                    if lrn.k.is_nan() || lrn.k <= 0.0 || lrn.alpha.is_nan() || lrn.alpha < 0.0 {
-                        return fail(layer, "k must be positive and alpha not negative".into());
-                    }
-                    (input, vec![], 0)
-                }
-                Op::SpatialLrn(lrn) => {
-                    if lrn.size == 0
-                        || lrn.k.is_nan()
-                        || lrn.k <= 0.0
-                        || lrn.alpha.is_nan()
-                        || lrn.alpha < 0.0
-                    {
-                        return fail(layer, "size and k must be positive, alpha not negative".into());
-                    }
-                    (input, vec![], 0)
-                }
-                Op::Dropout(dropout) => {
-                    if !(0.0..1.0).contains(&dropout.rate) {
-                        return fail(layer, format!("the rate {} is not in [0, 1)", dropout.rate));
-                    }
-                    (input, vec![], 0)
-                }
-                Op::BatchNorm(norm) => {
-                    if !(norm.eps > 0.0 && norm.eps.is_finite() && (0.0..=1.0).contains(&norm.momentum)) {
-                        return fail(layer, "eps must be positive and momentum between 0 and 1".into());
-                    }
-                    (input, vec![input.c], 0)
-                }
-                Op::Activation(_) => (input, vec![], 0),
-            };
-            traced.push(Traced { layer, input, output, weight, macs });
-            shape = output;
-        }
-        match self.layers.last() {
-            Some(Layer { op: Op::Linear(_), .. }) => Ok(traced),
-            _ => Err(Error::Config(format!(
-                "network {}: the last layer must be linear, with one output a class",
-                self.name
-            ))),
-        }
-    }
-
-    /// Weights and biases of all layers.
-    ///
-    /// # Errors
-    /// As [`Network::trace`].
-    pub fn params(&self) -> Result<usize> {
-        Ok(self.trace()?.iter().map(Traced::params).sum())
-    }
-
-    /// Multiply-adds of one picture's forward pass.
-    ///
-    /// # Errors
-    /// As [`Network::trace`].
-    pub fn macs(&self) -> Result<usize> {
-        Ok(self.trace()?.iter().map(|t| t.macs).sum())
-    }
-
     /// The position of the layer of this name.
     ///
     /// # Errors
@@ -624,26 +355,5 @@ impl Network {
             };
             Error::Config(format!("network {} has no layer {name}; {hint}", self.name))
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn window_counts_by_both_rules() {
-        // The 2012 network's first layer: 224 pixels, 11×11, stride 4 (spec §1a).
-        assert_eq!(windows(224, 11, 4, Rounding::Ceil), Some(55));
-        assert_eq!(windows(224, 11, 4, Rounding::Floor), Some(54));
-        for n in [55, 27, 13] {
-            assert_eq!(windows(n, 3, 2, Rounding::Ceil), windows(n, 3, 2, Rounding::Floor));
-        }
-        assert_eq!(windows(55, 2, 2, Rounding::Ceil), Some(28));
-        assert_eq!(windows(110, 3, 2, Rounding::Ceil), Some(55));
-        assert_eq!(windows(5, 6, 1, Rounding::Floor), None);
-        // The second window would start outside the map.
-        assert_eq!(windows(3, 2, 4, Rounding::Ceil), Some(1));
-        assert_eq!(windows(7, 3, 0, Rounding::Ceil), None);
     }
 }

@@ -4,7 +4,8 @@
 //! that the processor has a tier. Functions are safe: they check the lengths of what they are given and cut the work
 //! into units that write disjoint memory, so that no result depends on the number of threads.
 //!
-//! Maps are (blocks, H, W, block, C): pictures in blocks, the pictures of a block interleaved at every position.
+//! Maps are (blocks, H, W, block, C): pictures in blocks, the pictures of a block interleaved at every position. Those of
+//! [`bf16`] hold pairs of channels and lie otherwise.
 
 pub mod arena;
 pub mod batch_norm;

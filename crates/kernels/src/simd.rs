@@ -125,7 +125,7 @@ pub trait Simd: Copy {
         std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
     }
 
-    /// `load`, or `load_first` of the last vector of a row: what [`vectors`] yields.
+    /// `load`, or `load_first` of the last vector of a row.
     #[inline(always)]
     unsafe fn load_part(p: *const f32, n: usize) -> Self::V {
         if n == Self::LANES { Self::load(p) } else { Self::load_first(p, n) }

@@ -62,8 +62,16 @@ impl SpatialLrn {
 
     /// Offset of a position.
     #[inline(always)]
-    fn at(&self, block: usize, h: usize, w: usize) -> usize {
+    fn at(&self, [block, h, w]: [usize; 3]) -> usize {
         ((block * self.height + h) * self.width + w) * self.depth
+    }
+
+    /// The vectors of row `unit`, counted over all blocks: position, first lane, lanes used.
+    #[inline(always)]
+    fn row(self, unit: usize, lanes: usize) -> impl Iterator<Item = ([usize; 3], usize, usize)> {
+        let (block, h) = (unit / self.height, unit % self.height);
+        let vectors = move |w| vectors(self.depth, lanes).map(move |(lane, n)| ([block, h, w], lane, n));
+        (0..self.width).flat_map(vectors)
     }
 
     /// d of `n` lanes from `lane` at a position.
@@ -76,7 +84,7 @@ impl SpatialLrn {
             let mut sum = S::zero();
             for h in self.window(h, before, self.height) {
                 for w in self.window(w, before, self.width) {
-                    let v = S::load_part(x.as_ptr().add(self.at(block, h, w) + lane), n);
+                    let v = S::load_part(x.as_ptr().add(self.at([block, h, w]) + lane), n);
                     sum = S::fma(v, v, sum);
                 }
             }
@@ -99,16 +107,13 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
-        let (block, h) = (unit / self.lrn.height, unit % self.lrn.height);
-        for w in 0..self.lrn.width {
-            let at = self.lrn.at(block, h, w);
-            for (lane, n) in vectors(self.lrn.depth, S::LANES) {
-                // SAFETY: within the maps, whose lengths were checked; this unit owns row h of the block in y.
-                unsafe {
-                    let d = self.lrn.denominator::<S>(self.x, [block, h, w], lane, n);
-                    let x = S::load_part(self.x.as_ptr().add(at + lane), n);
-                    S::store_part(self.y.at(at + lane), S::mul(x, power::<S>(d, self.lrn.beta)), n);
-                }
+        for (position, lane, n) in self.lrn.row(unit, S::LANES) {
+            let at = self.lrn.at(position) + lane;
+            // SAFETY: within the maps, whose lengths were checked; this unit owns its row of y.
+            unsafe {
+                let d = self.lrn.denominator::<S>(self.x, position, lane, n);
+                let x = S::load_part(self.x.as_ptr().add(at), n);
+                S::store_part(self.y.at(at), S::mul(x, power::<S>(d, self.lrn.beta)), n);
             }
         }
     }
@@ -131,19 +136,16 @@ impl Kernel for Terms<'_> {
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
-        let (block, h) = (unit / self.lrn.height, unit % self.lrn.height);
-        for w in 0..self.lrn.width {
-            let at = self.lrn.at(block, h, w);
-            for (lane, n) in vectors(self.lrn.depth, S::LANES) {
-                // SAFETY: as in `Forward`; this unit owns row h of the block in terms and dx.
-                unsafe {
-                    let d = self.lrn.denominator::<S>(self.x, [block, h, w], lane, n);
-                    let x = S::load_part(self.x.as_ptr().add(at + lane), n);
-                    let g = S::load_part(self.dy.as_ptr().add(at + lane), n);
-                    let gp = S::mul(g, power::<S>(d, self.lrn.beta));
-                    S::store_part(self.dx.at(at + lane), gp, n);
-                    S::store_part(self.terms.at(at + lane), S::div(S::mul(gp, x), d), n);
-                }
+        for (position, lane, n) in self.lrn.row(unit, S::LANES) {
+            let at = self.lrn.at(position) + lane;
+            // SAFETY: as in `Forward`; this unit owns its row of terms and dx.
+            unsafe {
+                let d = self.lrn.denominator::<S>(self.x, position, lane, n);
+                let x = S::load_part(self.x.as_ptr().add(at), n);
+                let g = S::load_part(self.dy.as_ptr().add(at), n);
+                let gp = S::mul(g, power::<S>(d, self.lrn.beta));
+                S::store_part(self.dx.at(at), gp, n);
+                S::store_part(self.terms.at(at), S::div(S::mul(gp, x), d), n);
             }
         }
     }
@@ -165,27 +167,25 @@ impl Kernel for Gather<'_> {
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
-        let (block, h) = (unit / self.lrn.height, unit % self.lrn.height);
         // Windows that contain an element begin with that of the position (size − 1 − size/2) before it.
         let before = self.lrn.size - 1 - self.lrn.size / 2;
-        for w in 0..self.lrn.width {
-            let at = self.lrn.at(block, h, w);
-            for (lane, n) in vectors(self.lrn.depth, S::LANES) {
-                // SAFETY: as in `Forward`; this unit owns row h of the block in dx.
-                unsafe {
-                    let mut sum = S::zero();
-                    for h in self.lrn.window(h, before, self.lrn.height) {
-                        for w in self.lrn.window(w, before, self.lrn.width) {
-                            let from = self.lrn.at(block, h, w) + lane;
-                            sum = S::add(sum, S::load_part(self.terms.as_ptr().add(from), n));
-                        }
+        for (position, lane, n) in self.lrn.row(unit, S::LANES) {
+            let at = self.lrn.at(position) + lane;
+            // SAFETY: as in `Forward`; this unit owns its row of dx.
+            unsafe {
+                let [block, h, w] = position;
+                let mut sum = S::zero();
+                for h in self.lrn.window(h, before, self.lrn.height) {
+                    for w in self.lrn.window(w, before, self.lrn.width) {
+                        let from = self.lrn.at([block, h, w]) + lane;
+                        sum = S::add(sum, S::load_part(self.terms.as_ptr().add(from), n));
                     }
-                    let x = S::load_part(self.x.as_ptr().add(at + lane), n);
-                    let factor = S::mul(S::splat(-2.0 * self.lrn.alpha * self.lrn.beta), x);
-                    let dx = S::fma(factor, sum, S::load_part(self.dx.at(at + lane), n));
-                    let dx = if self.relu { S::where_positive(x, dx) } else { dx };
-                    S::store_part(self.dx.at(at + lane), dx, n);
                 }
+                let x = S::load_part(self.x.as_ptr().add(at), n);
+                let factor = S::mul(S::splat(-2.0 * self.lrn.alpha * self.lrn.beta), x);
+                let dx = S::fma(factor, sum, S::load_part(self.dx.at(at), n));
+                let dx = if self.relu { S::where_positive(x, dx) } else { dx };
+                S::store_part(self.dx.at(at), dx, n);
             }
         }
     }

@@ -89,9 +89,9 @@ pub struct Param {
     pub name: String,
     /// Index of its layer in the network.
     pub layer: usize,
-    /// Weights or biases.
+    /// What it is for.
     pub role: Role,
-    /// (K, C/G, R, S), (outputs, inputs) or (K).
+    /// (K, C/G, R, S), (outputs, inputs) or, of a vector, (K).
     pub shape: Vec<usize>,
     /// The elements, last axis fastest.
     pub data: Vec<f32>,

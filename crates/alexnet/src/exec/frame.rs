@@ -6,7 +6,8 @@ use crate::exec::contract::{Batch, Executor, InputLayout, Params, PassTime, Step
 use crate::exec::parameters::{Parameters, Tensor};
 use crate::exec::plan::{Kind, Plan};
 use crate::exec::stopwatch::{Pass, Stopwatch};
-use crate::net::Network;
+use crate::net::{Activation, Dropout, Network, Op};
+use crate::ops::dropout::Mask;
 use crate::ops::{loss, update::limit_rms};
 use alexnet_kernels::arena::{Arena, Layouter, Region};
 use alexnet_kernels::sgd::{self, Update};
@@ -104,6 +105,21 @@ impl Frame {
     /// Blocks in which the batch has pictures.
     pub fn blocks(&self, batch: &Batch) -> usize {
         batch.count.div_ceil(self.plan.block)
+    }
+
+    /// What the activation of stage `i` computes.
+    pub fn activation_of(&self, i: usize) -> Activation {
+        let Op::Activation(f) = self.net.layers[self.plan.stages[i].layers.start].op else {
+            unreachable!("stage {i} is an activation")
+        };
+        f
+    }
+
+    /// The dropout of stage `i` and, while training, its mask, keyed by its place in the network.
+    pub fn dropout_of(&self, i: usize, masks: Option<&StepSettings>) -> (Dropout, Option<Mask>) {
+        let layer = self.plan.stages[i].layers.start;
+        let Op::Dropout(op) = &self.net.layers[layer].op else { unreachable!("stage {i} is dropout") };
+        (op.clone(), masks.map(|s| Mask::new(op.rate, s.seed, s.step, layer)))
     }
 
     /// How `tensor` of stage `i` moves in this step, which it does not if its stage does not.

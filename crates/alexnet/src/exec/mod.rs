@@ -1,13 +1,14 @@
 //! How a network is run. [`contract`] says what every executor does; [`mod@reference`] computes the ops one by one and
-//! is the specification; [`plan`] decides what is fused; [`cpu`] is the fast
-//! executor in f32, [`mixed`] the one in bf16, and [`few`] that for a few pictures at test time.
+//! is the specification; [`plan`] decides what is fused; [`cpu`] is the fast executor in f32, [`mixed`] the one in bf16,
+//! and [`few`] that for a few pictures at test time. These three follow a plan in the same way (`frame.rs`) and keep
+//! parameters in the same form (`parameters.rs`).
 
+mod constants;
 pub mod contract;
 pub mod cpu;
 pub mod few;
 mod frame;
 pub mod mixed;
-mod norms;
 mod parameters;
 pub mod plan;
 pub mod reference;

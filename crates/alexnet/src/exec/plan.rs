@@ -266,6 +266,11 @@ impl Plan {
         matches!(self.mode, Mode::Train { .. } | Mode::Infer { last: None })
     }
 
+    /// Whether the logits come out of a linear layer with nothing behind it, which can write them as rows.
+    pub fn ends_with_linear_logits(&self) -> bool {
+        self.ends_with_loss() && matches!(self.stages.last(), Some(Stage { kind: Kind::Linear { .. }, .. }))
+    }
+
     /// Whether the plan trains.
     pub fn trains(&self) -> bool {
         matches!(self.mode, Mode::Train { .. })

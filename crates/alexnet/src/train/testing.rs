@@ -7,7 +7,7 @@ use crate::exec::contract::{Batch, Executor, InputLayout, Params, StepReport, St
 use crate::exec::reference::Reference;
 use crate::net::{Activation, Conv, Dropout, Init, Layer, Linear, Loss, Network, Op, Pad, Rounding, Shape};
 use crate::rng::{Purpose, Stream};
-use crate::train::checkpoint::{FORMAT, State};
+use crate::train::checkpoint::State;
 use crate::train::recipe;
 use crate::train::run_directory::SplitConfig;
 
@@ -45,23 +45,15 @@ pub fn small_net(classes: usize) -> Network {
 
 /// The state of a run of `net` that has not begun.
 pub fn state(net: &Network) -> State {
+    let classes = (0..net.classes()).map(|c| format!("class {c}")).collect();
     State {
-        format: FORMAT,
         program: "test".into(),
-        network: net.to_toml(),
         recipe: recipe::load("mini").unwrap().to_toml(),
         seed: 7,
-        position: Default::default(),
-        sums: Default::default(),
-        plateau: Default::default(),
-        history: vec![],
-        metrics_bytes: 0,
-        classes: (0..net.classes()).map(|c| format!("class {c}")).collect(),
-        preprocess: Preprocess::torchvision(),
-        colour_axes: None,
         data_fingerprint: "0".into(),
         split: SplitConfig::TrainPerClass(3),
         origin: None,
+        ..State::imported(net, classes, Preprocess::torchvision(), "")
     }
 }
 

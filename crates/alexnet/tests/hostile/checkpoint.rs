@@ -3,7 +3,7 @@
 use crate::harness::{Reached, Scratch, Target};
 use alexnet::Network;
 use alexnet::data::Preprocess;
-use alexnet::train::checkpoint::{Checkpoint, FORMAT, State};
+use alexnet::train::checkpoint::{Checkpoint, State};
 use alexnet::train::init::fresh;
 use alexnet::train::recipe;
 use alexnet::train::run_directory::SplitConfig;
@@ -96,23 +96,15 @@ fn mutated_tensor_files() {
 }
 
 fn state(net: &Network) -> State {
+    let classes = vec!["cat".into(), "dog".into()];
     State {
-        format: FORMAT,
         program: "test".into(),
-        network: net.to_toml(),
         recipe: recipe::load("mini").unwrap().to_toml(),
         seed: 7,
-        position: Default::default(),
-        sums: Default::default(),
-        plateau: Default::default(),
-        history: vec![],
-        metrics_bytes: 0,
-        classes: vec!["cat".into(), "dog".into()],
-        preprocess: Preprocess::torchvision(),
-        colour_axes: None,
         data_fingerprint: "0".into(),
         split: SplitConfig::TrainPerClass(3),
         origin: None,
+        ..State::imported(net, classes, Preprocess::torchvision(), "")
     }
 }
 

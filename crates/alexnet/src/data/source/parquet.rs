@@ -6,7 +6,7 @@
 use super::labels::Labels;
 use super::pages;
 use super::reader::{ReadAt, Section};
-use super::shelf::{self, Shelf};
+use super::shelf::Shelf;
 use super::{Entry, Format, Listing, Place, Tell};
 use crate::error::{Error, Result};
 use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
@@ -38,18 +38,8 @@ pub type Group = Vec<Option<ByteArray>>;
 /// # Errors
 /// [`Error::Data`] naming the file.
 pub fn list(root: &Path, tell: Tell) -> Result<Listing> {
-    let (base, only) = shelf::base_of(root);
-    let mut shelf = Shelf::new(&base);
-    let shards = match only {
-        Some(name) => vec![(name, None)],
-        None => {
-            let found = shelf::shards(&base, ".parquet");
-            if found.is_empty() {
-                return Err(Error::Data(format!("{}: no .parquet files in it", root.display())));
-            }
-            shelf::sides(&mut shelf, found)
-        }
-    };
+    let (mut shelf, shards) = Shelf::of_shards(root, ".parquet")?;
+    let base = shelf.base.clone();
     let mut labels = Labels::default();
     let mut known: Option<Vec<String>> = None;
     let all = shards.len();
@@ -80,10 +70,7 @@ pub fn list(root: &Path, tell: Tell) -> Result<Listing> {
         }
         tell(i + 1, all);
     }
-    let fail = |why: String| Error::Data(format!("{}: {why}", root.display()));
-    let (classes, ids) = labels.classes(known).map_err(fail)?;
-    shelf.entries.iter_mut().for_each(|e| e.class = ids[e.class as usize]);
-    shelf.finish(Format::Parquet, root, classes)
+    shelf.finish_labelled(Format::Parquet, root, labels, known)
 }
 
 /// Parquet's decoders are not expected to panic; if one does on a damaged file, the file is refused.

@@ -1,5 +1,6 @@
 //! A listing in the making.
 
+use super::labels::Labels;
 use super::reader::open_regular;
 use super::{Container, Entry, Format, Listing, Skipped, harmless, modified_ns, printable};
 use crate::data::decode::io_reason;
@@ -12,6 +13,9 @@ use std::path::{Path, PathBuf};
 const MAX_SKIPPED: usize = 10_000;
 /// Largest text or label file that is read whole.
 pub const MAX_TEXT_BYTES: u64 = 64 << 20;
+
+/// A file of many pictures, and the side that its name says it is on.
+pub type Shard = (PathBuf, Option<Split>);
 
 /// Collects what a source holds.
 pub struct Shelf {
@@ -46,6 +50,35 @@ impl Shelf {
         } else {
             self.uncounted += 1;
         }
+    }
+
+    /// For a source of files with this extension, or of one file; and the files, with the side that each is on.
+    pub fn of_shards(root: &Path, extension: &str) -> Result<(Shelf, Vec<Shard>)> {
+        let (base, only) = base_of(root);
+        let mut shelf = Shelf::new(&base);
+        if let Some(name) = only {
+            return Ok((shelf, vec![(name, None)]));
+        }
+        let found = shards(&base, extension);
+        if found.is_empty() {
+            return Err(Error::Data(format!("{}: no {extension} files in it", root.display())));
+        }
+        let shards = sides(&mut shelf, found);
+        Ok((shelf, shards))
+    }
+
+    /// Turns the provisional numbers of labels into classes, `known` ones if the source names them; then [`Shelf::finish`].
+    pub fn finish_labelled(
+        mut self,
+        format: Format,
+        root: &Path,
+        labels: Labels,
+        known: Option<Vec<String>>,
+    ) -> Result<Listing> {
+        let fail = |why: String| Error::Data(format!("{}: {why}", root.display()));
+        let (classes, ids) = labels.classes(known).map_err(fail)?;
+        self.entries.iter_mut().for_each(|e| e.class = ids[e.class as usize]);
+        self.finish(format, root, classes)
     }
 
     /// Complete. Refuses a set of fewer than two classes, or without pictures.
@@ -137,7 +170,7 @@ const TEST_WORDS: [&str; 2] = ["test", "testing"];
 
 /// Sorts shards into sides by their names. Of validation and test shards the test shards stay aside, as do shards
 /// that name no side where others do.
-pub fn sides(shelf: &mut Shelf, shards: Vec<PathBuf>) -> Vec<(PathBuf, Option<Split>)> {
+fn sides(shelf: &mut Shelf, shards: Vec<PathBuf>) -> Vec<Shard> {
     let names = |path: &Path, words: &[&str]| {
         let text = path.to_string_lossy().to_ascii_lowercase();
         text.split(|c: char| !c.is_ascii_alphanumeric()).any(|part| words.contains(&part))

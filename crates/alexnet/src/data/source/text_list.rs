@@ -108,12 +108,10 @@ pub fn list(root: &Path) -> Result<Listing> {
             base.display()
         )));
     }
-    let (classes, ids) = labels.classes(None).map_err(fail)?;
-    shelf.entries.iter_mut().for_each(|e| e.class = ids[e.class as usize]);
     shelf
         .entries
         .sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
-    shelf.finish(Format::List, root, classes)
+    shelf.finish_labelled(Format::List, root, labels, None)
 }
 
 /// The lines of a list, in the form that the extension promises (`csv`, `tsv`, else either, or blanks).

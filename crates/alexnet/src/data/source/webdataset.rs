@@ -23,29 +23,15 @@ const JSON_KEYS: [&str; 4] = ["label", "cls", "class", "class_name"];
 /// # Errors
 /// [`Error::Data`] naming the shard.
 pub fn list(root: &Path, tell: Tell) -> Result<Listing> {
-    let (base, only) = shelf::base_of(root);
-    let mut shelf = Shelf::new(&base);
-    let shards = match only {
-        Some(name) => vec![(name, None)],
-        None => {
-            let found = shelf::shards(&base, ".tar");
-            if found.is_empty() {
-                return Err(Error::Data(format!("{}: no .tar files in it", root.display())));
-            }
-            shelf::sides(&mut shelf, found)
-        }
-    };
+    let (mut shelf, shards) = Shelf::of_shards(root, ".tar")?;
     let mut labels = Labels::default();
     let all = shards.len();
     for (i, (shard, side)) in shards.into_iter().enumerate() {
         self::shard(&mut shelf, &mut labels, &shard, side)?;
         tell(i + 1, all);
     }
-    let known = known_classes(&base)?;
-    let (classes, ids) =
-        labels.classes(known).map_err(|why| Error::Data(format!("{}: {why}", root.display())))?;
-    shelf.entries.iter_mut().for_each(|e| e.class = ids[e.class as usize]);
-    shelf.finish(Format::WebDataset, root, classes)
+    let known = known_classes(&shelf.base)?;
+    shelf.finish_labelled(Format::WebDataset, root, labels, known)
 }
 
 /// Names of the classes, if a file beside the shards gives them.

@@ -1,12 +1,13 @@
 //! The convolution stage: convolution, bias and ReLU in one pass; its gradients; the separate update of its weights.
 
 use super::{Cpu, StageState};
+use crate::exec::constants::conv_axis;
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::{Form, Plan};
 use crate::exec::stopwatch::Pass;
 use crate::net;
 use alexnet_kernels::Isa;
-use alexnet_kernels::conv::{self, Axis, Epilogue, Fold, Geometry, Packed, WeightPlan};
+use alexnet_kernels::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
 
 /// The geometry of a stage and its packed weights.
 pub(super) struct State {
@@ -22,22 +23,12 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(isa: Isa, plan: &Plan, i: usize, op: &net::Conv, relu: bool) -> Self {
         let (input, output) = (plan.maps[i].shape, plan.maps[i + 1].shape);
-        let axis =
-            |input, output| Axis { input, output, kernel: op.kernel, stride: op.stride, pad: op.pad.before };
-        let (rows, mut columns) = (axis(input.h, output.h), axis(input.w, output.w));
-        let mut fold = 1;
-        if plan.maps[i].form == Form::Input {
-            fold = plan.input.fold;
-            if fold > 1 {
-                columns = Axis {
-                    input: plan.input.columns,
-                    output: output.w,
-                    kernel: op.kernel.div_ceil(fold),
-                    stride: 1,
-                    pad: 0,
-                };
-            }
-        }
+        let (fold, width) = match plan.maps[i].form {
+            Form::Input => (plan.input.fold, plan.input.columns),
+            _ => (1, input.w),
+        };
+        let rows = conv_axis(op, 1, input.h, output.h);
+        let columns = conv_axis(op, fold, width, output.w);
         let geometry =
             Geometry { block: plan.block, c: input.c * fold, k: output.c, groups: op.groups, rows, columns };
         State {

@@ -4,7 +4,7 @@
 use super::{Cpu, StageState};
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Form;
-use crate::net::{Dropout, Op, Shape};
+use crate::net::{Dropout, Shape};
 use crate::ops::activation;
 use crate::ops::dropout::{self, Mask};
 
@@ -13,9 +13,7 @@ const CHUNK: usize = 1 << 14;
 
 impl Cpu {
     pub(super) fn activation_forward(&mut self, i: usize, batch: &Batch) {
-        let Op::Activation(f) = self.frame.net.layers[self.frame.plan.stages[i].layers.start].op else {
-            unreachable!("stage {i} is an activation")
-        };
+        let f = self.frame.activation_of(i);
         let used = self.used(i + 1, batch);
         let ([x], [y]) = self.frame.arena.split([self.frame.maps[i]], [self.frame.maps[i + 1].first(used)]);
         let x = Self::input_of(x, batch, i);
@@ -23,9 +21,7 @@ impl Cpu {
     }
 
     pub(super) fn activation_backward(&mut self, i: usize, batch: &Batch) {
-        let Op::Activation(f) = self.frame.net.layers[self.frame.plan.stages[i].layers.start].op else {
-            unreachable!("stage {i} is an activation")
-        };
+        let f = self.frame.activation_of(i);
         let used = self.used(i, batch);
         let masked = self.frame.plan.stages[i].masks_input;
         let ([x, y, dy], [dx]) = self.frame.arena.split(
@@ -44,7 +40,7 @@ impl Cpu {
     }
 
     pub(super) fn dropout_forward(&mut self, i: usize, batch: &Batch, masks: Option<&StepSettings>) {
-        let (op, mask) = self.dropout_of(i, masks);
+        let (op, mask) = self.frame.dropout_of(i, masks);
         let used = self.used(i + 1, batch);
         let order = self.order(i);
         let ([x], [y]) = self.frame.arena.split([self.frame.maps[i]], [self.frame.maps[i + 1].first(used)]);
@@ -59,7 +55,7 @@ impl Cpu {
     }
 
     pub(super) fn dropout_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) {
-        let (op, mask) = self.dropout_of(i, Some(settings));
+        let (op, mask) = self.frame.dropout_of(i, Some(settings));
         let Some(mask) = mask else { unreachable!("training draws masks") };
         let masked = self.frame.plan.stages[i].masks_input;
         let used = self.used(i, batch);
@@ -73,13 +69,6 @@ impl Cpu {
             order.drop(&op, &mask, c * CHUNK, &dy[part.clone()], dx);
             mask_where(masked, &x[part], dx);
         });
-    }
-
-    /// The layer and, while training, its mask, keyed by its place in the network.
-    fn dropout_of(&self, i: usize, masks: Option<&StepSettings>) -> (Dropout, Option<Mask>) {
-        let layer = self.frame.plan.stages[i].layers.start;
-        let Op::Dropout(op) = &self.frame.net.layers[layer].op else { unreachable!("stage {i} is dropout") };
-        (op.clone(), masks.map(|s| Mask::new(op.rate, s.seed, s.step, layer)))
     }
 
     /// How the elements of map `i` are ordered.

@@ -11,9 +11,9 @@ mod linear;
 mod norm_pool;
 
 use crate::error::Result;
+use crate::exec::constants;
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::frame::{Draft, Frame, Stages};
-use crate::exec::norms;
 use crate::exec::plan::{Form, Kind, Plan};
 use crate::net::{Network, Op};
 use alexnet_kernels::Isa;
@@ -60,7 +60,7 @@ impl Cpu {
                     StageState::Linear(Box::new(state))
                 }
                 (Kind::Lrn, Some(Op::Lrn(op))) => {
-                    let lrn = norms::lrn(op, input.c);
+                    let lrn = constants::lrn(op, input.c);
                     draft.scratch(alexnet_kernels::lrn::scratch_len(&lrn));
                     StageState::Lrn(lrn)
                 }
@@ -68,7 +68,7 @@ impl Cpu {
                     let terms =
                         draft.layouter.reserve(if stage.input_gradient { plan.map_len(i) } else { 0 });
                     StageState::SpatialLrn(
-                        norms::spatial_lrn(op, input.h, input.w, plan.block * input.c),
+                        constants::spatial_lrn(op, input.h, input.w, plan.block * input.c),
                         terms,
                     )
                 }

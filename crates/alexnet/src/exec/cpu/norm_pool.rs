@@ -1,9 +1,9 @@
 //! Normalization and pooling stages.
 
 use super::{Cpu, StageState};
+use crate::exec::constants::pool_axis;
 use crate::exec::contract::Batch;
 use crate::net::{self, PoolKind, Shape, Ties};
-use alexnet_kernels::conv::Axis;
 use alexnet_kernels::lrn;
 use alexnet_kernels::pooling::{self, Geometry, Share};
 use alexnet_kernels::spatial_lrn;
@@ -20,8 +20,7 @@ pub(super) struct PoolState {
 impl PoolState {
     /// `output_len` is the length of the map after it.
     pub(super) fn new(op: &net::Pool, input: Shape, output: Shape, block: usize, output_len: usize) -> Self {
-        let axis = |input, output| Axis { input, output, kernel: op.size, stride: op.stride, pad: 0 };
-        let (rows, columns) = (axis(input.h, output.h), axis(input.w, output.w));
+        let (rows, columns) = (pool_axis(op, input.h, output.h), pool_axis(op, input.w, output.w));
         PoolState {
             geometry: Geometry { rows, columns, depth: block * input.c },
             kind: op.kind,

@@ -6,9 +6,9 @@
 mod layouts;
 
 use crate::error::{Error, Result};
+use crate::exec::constants;
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::frame::{Draft, Frame, Stages};
-use crate::exec::norms;
 use crate::exec::plan::{Kind, Plan};
 use crate::exec::stopwatch::Pass;
 use crate::net::{self, Activation, Network, Op, PoolKind};
@@ -82,8 +82,7 @@ impl Few {
         }
         let (entry, layouts) = layouts::of(net, &plan)?;
         let last = layouts.len() - 1;
-        let rows_at_end =
-            plan.ends_with_loss() && matches!(plan.stages.last().map(|s| &s.kind), Some(Kind::Linear { .. }));
+        let rows_at_end = plan.ends_with_linear_logits();
         let batch = plan.batch;
         let mut draft =
             Draft::new(net, &plan, |i| batch * layouts[i].picture_len(), |i| !(i == last && rows_at_end))?;
@@ -101,7 +100,7 @@ impl Few {
                     StageState::Linear { rounded, relu: *relu }
                 }
                 (Kind::Lrn, Some(Op::Lrn(op))) => {
-                    let lrn = norms::lrn(op, layouts[i].rows().channels);
+                    let lrn = constants::lrn(op, layouts[i].rows().channels);
                     draft.scratch(lrn::scratch_len(&lrn));
                     StageState::Lrn(lrn)
                 }

@@ -1,6 +1,7 @@
 //! The convolution stage: convolution, bias and ReLU in one pass; its gradients; the separate update of its weights.
 
 use super::{Mixed, StageState};
+use crate::exec::constants::conv_axis;
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Plan;
 use crate::exec::stopwatch::Pass;
@@ -8,7 +9,6 @@ use crate::net;
 use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
 use alexnet_kernels::bf16::engine::C_LEN;
 use alexnet_kernels::bf16::{MapLayout, convert};
-use alexnet_kernels::conv::Axis;
 
 /// The geometry of a stage and its packed weights.
 pub(super) struct State {
@@ -32,12 +32,8 @@ impl State {
         relu: bool,
     ) -> Self {
         let (input, output) = (layouts[i], layouts[i + 1]);
-        let axis = |input, output| match fold {
-            1 => Axis { input, output, kernel: op.kernel, stride: op.stride, pad: op.pad.before },
-            fold => Axis { input, output, kernel: op.kernel.div_ceil(fold), stride: 1, pad: 0 },
-        };
-        let rows = axis(input.height, output.height);
-        let columns = axis(input.width, output.width);
+        let rows = conv_axis(op, fold, input.height, output.height);
+        let columns = conv_axis(op, fold, input.width, output.width);
         let geometry = Geometry { input, output, groups: op.groups, rows, columns };
         let stage = &plan.stages[i];
         State {

@@ -3,7 +3,7 @@
 use super::Mixed;
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Form;
-use crate::net::{Dropout, Op, Shape};
+use crate::net::{Dropout, Shape};
 use crate::ops::dropout::{self, Mask};
 use alexnet_kernels::bf16::convert::positive;
 use alexnet_kernels::bf16::{MapLayout, PICTURES, pair, pairs, pairs_mut, widen};
@@ -14,8 +14,8 @@ const CHUNK: usize = 2 * PICTURES;
 
 impl Mixed {
     pub(super) fn dropout_forward(&mut self, i: usize, batch: &Batch, masks: Option<&StepSettings>) {
-        let op = self.dropout_of(i);
-        let drops = masks.map(|settings| self.drops_of(i, batch, settings));
+        let (op, mask) = self.frame.dropout_of(i, masks);
+        let drops = mask.map(|mask| self.drops_of(i, batch, &op, mask));
         let used = self.used(i, batch);
         let frame = &mut self.frame;
         let ([x], [y]) = frame.arena.split([frame.maps[i].first(used)], [frame.maps[i + 1].first(used)]);
@@ -30,7 +30,10 @@ impl Mixed {
     }
 
     pub(super) fn dropout_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) {
-        let drops = self.drops_of(i, batch, settings);
+        let (op, Some(mask)) = self.frame.dropout_of(i, Some(settings)) else {
+            unreachable!("training draws masks")
+        };
+        let drops = self.drops_of(i, batch, &op, mask);
         let used = self.used(i, batch);
         let frame = &mut self.frame;
         let ([x, dy], [dx]) = frame.arena.split(
@@ -41,19 +44,12 @@ impl Mixed {
         frame.ctx.for_each_chunk_in_vectors(pairs_mut(dx), CHUNK, &Drop { drops, x: pairs(dy), relu });
     }
 
-    fn dropout_of(&self, i: usize) -> Dropout {
-        let layer = self.frame.plan.stages[i].layers.start;
-        let Op::Dropout(op) = &self.frame.net.layers[layer].op else { unreachable!("stage {i} is dropout") };
-        op.clone()
-    }
-
-    /// What stage `i` drops in this step; the mask is keyed by the layer's place in the network.
-    fn drops_of(&self, i: usize, batch: &Batch, settings: &StepSettings) -> Drops {
-        let (op, map) = (self.dropout_of(i), self.frame.plan.maps[i]);
-        let layer = self.frame.plan.stages[i].layers.start;
+    /// What stage `i` drops in this step.
+    fn drops_of(&self, i: usize, batch: &Batch, op: &Dropout, mask: Mask) -> Drops {
+        let map = self.frame.plan.maps[i];
         Drops {
-            mask: Mask::new(op.rate, settings.seed, settings.step, layer),
-            scale: dropout::scale(&op),
+            mask,
+            scale: dropout::scale(op),
             shape: map.shape,
             layout: self.layouts[i],
             flat: map.form == Form::Flat,

@@ -3,7 +3,7 @@
 
 use super::Mixed;
 use crate::exec::contract::Batch;
-use crate::net::{Activation, Op};
+use crate::net::Activation;
 use crate::ops::activation;
 use alexnet_kernels::bf16::convert::{self, positive, round_map, widen_map};
 use alexnet_kernels::bf16::{pairs, pairs_mut};
@@ -12,15 +12,8 @@ use alexnet_kernels::bf16::{pairs, pairs_mut};
 const CHUNK: usize = 1 << 14;
 
 impl Mixed {
-    fn activation_of(&self, i: usize) -> Activation {
-        let Op::Activation(f) = self.frame.net.layers[self.frame.plan.stages[i].layers.start].op else {
-            unreachable!("stage {i} is an activation")
-        };
-        f
-    }
-
     pub(super) fn activation_forward(&mut self, i: usize, batch: &Batch) {
-        let f = self.activation_of(i);
+        let f = self.frame.activation_of(i);
         let used = self.used(i, batch);
         let ([x], [y, x_wide, y_wide]) = self.frame.arena.split(
             [self.frame.maps[i].first(used)],
@@ -46,7 +39,7 @@ impl Mixed {
     }
 
     pub(super) fn activation_backward(&mut self, i: usize, batch: &Batch) {
-        let f = self.activation_of(i);
+        let f = self.frame.activation_of(i);
         let used = self.used(i, batch);
         let masked = self.frame.plan.stages[i].masks_input;
         let ([x, y, dy], [dx, x_wide, y_wide, dy_wide, dx_wide]) = self.frame.arena.split(

@@ -5,14 +5,12 @@ use crate::exec::plan::{Form, Plan};
 use crate::exec::splits;
 use crate::net::{Network, Op};
 use alexnet_kernels::bf16::MapLayout;
+use alexnet_kernels::bf16::conv::MOST_RUNS;
 use alexnet_kernels::bf16::convert::flat;
 use alexnet_kernels::bf16::entry::Entry;
 
 /// Most channels of a folded position: beyond, a strided first convolution is computed as it stands.
 const MOST_FOLDED: usize = 64;
-
-/// Rows of a window times splits: the runs of a product that the kernels plan for.
-const MOST_RUNS: usize = 64;
 
 /// How pixels enter, and the layout of every map.
 pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<MapLayout>)> {

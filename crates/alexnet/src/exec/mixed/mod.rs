@@ -13,14 +13,15 @@ mod linear;
 mod norm_pool;
 
 use crate::error::{Error, Result};
+use crate::exec::constants;
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::frame::{Draft, Frame, Stages};
-use crate::exec::norms;
 use crate::exec::plan::{Kind, Plan};
 use crate::exec::stopwatch::Pass;
 use crate::net::{Activation, Network, Op};
 use crate::ops::update::Rule;
 use alexnet_kernels::arena::Region;
+use alexnet_kernels::bf16::conv::MOST_RUNS;
 use alexnet_kernels::bf16::convert::{self, paired_len};
 use alexnet_kernels::bf16::entry::{Entry, enter};
 use alexnet_kernels::bf16::{self, Engine, MapLayout, TAIL, pairs};
@@ -58,8 +59,6 @@ enum StageState {
 
 /// Why `net` under this rule is not computed in mixed precision, if it is not.
 pub fn unsupported(net: &Network, rule: &Rule) -> Option<String> {
-    /// Rows of a window times splits: the runs of a product that the kernels plan for.
-    const MOST_RUNS: usize = 64;
     if rule.needs_whole_gradients() {
         return Some(
             "this update rule needs whole gradients, which linear layers in bf16 do not store".into(),
@@ -89,8 +88,7 @@ impl Mixed {
         let (trains, blocks) = (plan.trains(), plan.blocks());
         let (entry, layouts) = layouts::of(net, &plan)?;
         let last = layouts.len() - 1;
-        let rows_at_end =
-            plan.ends_with_loss() && matches!(plan.stages.last().map(|s| &s.kind), Some(Kind::Linear { .. }));
+        let rows_at_end = plan.ends_with_linear_logits();
         let mut draft = Draft::new(
             net,
             &plan,
@@ -123,7 +121,7 @@ impl Mixed {
                     StageState::Linear(Box::new(state))
                 }
                 (Kind::Lrn, Some(Op::Lrn(op))) => {
-                    let lrn = norms::lrn(op, layouts[i].channels);
+                    let lrn = constants::lrn(op, layouts[i].channels);
                     draft.scratch(bf16::lrn::scratch_len(&lrn));
                     StageState::Lrn(lrn)
                 }
@@ -133,7 +131,7 @@ impl Mixed {
                     let terms = draft.layouter.reserve(if stage.input_gradient { len } else { 0 });
                     let MapLayout { height, width, .. } = layouts[i];
                     let depth = norm_pool::depth(&layouts[i]);
-                    StageState::SpatialLrn(norms::spatial_lrn(op, height, width, depth), terms)
+                    StageState::SpatialLrn(constants::spatial_lrn(op, height, width, depth), terms)
                 }
                 (Kind::Pool, Some(Op::Pool(op))) => {
                     let state = norm_pool::PoolState::new(op, &layouts[i], &layouts[i + 1], blocks);

@@ -1,11 +1,11 @@
 //! Normalization and pooling stages.
 
 use super::{Mixed, StageState};
+use crate::exec::constants::pool_axis;
 use crate::exec::contract::Batch;
 use crate::net::{self, PoolKind, Ties};
 use alexnet_kernels::bf16::convert::{round_map, widen_map};
 use alexnet_kernels::bf16::{MapLayout, PICTURES, lrn, pooling as pairs_pooling};
-use alexnet_kernels::conv::Axis;
 use alexnet_kernels::pooling::{self, Geometry, Share};
 use alexnet_kernels::spatial_lrn;
 
@@ -25,8 +25,8 @@ pub(super) struct PoolState {
 
 impl PoolState {
     pub(super) fn new(op: &net::Pool, input: &MapLayout, output: &MapLayout, blocks: usize) -> Self {
-        let axis = |input, output| Axis { input, output, kernel: op.size, stride: op.stride, pad: 0 };
-        let (rows, columns) = (axis(input.height, output.height), axis(input.width, output.width));
+        let (rows, columns) =
+            (pool_axis(op, input.height, output.height), pool_axis(op, input.width, output.width));
         let geometry = pairs_pooling::Geometry { input: *input, output: *output, rows, columns };
         let winners = if op.kind == PoolKind::Max { 2 * blocks * output.block_len() } else { 0 };
         PoolState { geometry, kind: op.kind, ties: op.ties, winners: vec![0; winners] }
