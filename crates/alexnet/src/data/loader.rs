@@ -279,6 +279,15 @@ struct Tools {
     squarer: Squarer,
 }
 
+impl Tools {
+    /// Keeps the memory of pixels that were decoded or resized.
+    fn reuse(&mut self, frame: Frame) {
+        if let std::borrow::Cow::Owned(pixels) = frame.pixels {
+            self.squarer.give(pixels);
+        }
+    }
+}
+
 /// What a block has of a sample before its views are drawn.
 enum Shown<'a> {
     Nothing,
@@ -317,7 +326,9 @@ fn fill_block(
         }
         shown.push(match config.pack.frame(sample.picture as usize, keep, &mut tools.squarer) {
             Some(Ok(frame)) if keep == Keep::Original => {
-                Shown::Drawn(painter.prepare(&frame, sample.view, key(n), &mut tools.squarer).into_owned())
+                let view = painter.prepare(&frame, sample.view, key(n), &mut tools.squarer).into_owned();
+                tools.reuse(frame);
+                Shown::Drawn(view)
             }
             Some(Ok(frame)) => {
                 frames.push(((sample.picture, keep), frame));
@@ -351,6 +362,8 @@ fn fill_block(
             }
         }
     }
+    views.into_iter().flatten().for_each(|view| tools.reuse(view.into_frame()));
+    frames.into_iter().for_each(|(_, frame)| tools.reuse(frame));
     lost
 }
 

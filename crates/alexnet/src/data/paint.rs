@@ -37,7 +37,12 @@ pub struct Prepared<'a> {
     mean_part: (usize, usize, bool),
 }
 
-impl Prepared<'_> {
+impl<'a> Prepared<'a> {
+    /// Its pixels alone.
+    pub(super) fn into_frame(self) -> Frame<'a> {
+        self.frame
+    }
+
     /// The same with pixels of its own.
     pub fn into_owned(self) -> Prepared<'static> {
         let Prepared { frame, draw, factor, offset, mean_factor, mean_part } = self;
