@@ -354,14 +354,7 @@ fn fill_block(
     if samples.len() < layout.block || views.iter().any(Option::is_none) {
         block.fill(0.0);
     }
-    // A row of all pictures at a time: they interleave in the same few cache lines.
-    for (y, row) in block.chunks_exact_mut(layout.row_len()).enumerate() {
-        for (n, view) in views.iter().enumerate() {
-            if let Some(view) = view {
-                painter.write_row(view, y, n, layout, row, &mut tools.scratch);
-            }
-        }
-    }
+    painter.write_block(&views, layout, block, &mut tools.scratch);
     views.into_iter().flatten().for_each(|view| tools.reuse(view.into_frame()));
     frames.into_iter().for_each(|(_, frame)| tools.reuse(frame));
     lost

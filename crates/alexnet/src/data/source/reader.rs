@@ -74,11 +74,7 @@ impl<'a> Reader<'a> {
     }
 
     /// As [`Reader::read`], in memory that `memory` gives.
-    pub(in super::super) fn read_with(
-        &self,
-        entry: &Entry,
-        memory: &mut Memory,
-    ) -> Result<Contents, String> {
+    pub(in super::super) fn read_with(&self, entry: &Entry, memory: &mut Memory) -> Result<Contents, String> {
         match entry.place {
             Place::File { .. } => {
                 read_file_with(&self.listing.base.join(&entry.path), memory).map(Contents::Encoded)
