@@ -294,7 +294,7 @@ enum Shown<'a> {
     /// A view of the frame of this number.
     Of(usize),
     /// A view of an original, which is too large to be kept until all are there.
-    Drawn(Prepared<'a>),
+    Drawn(Box<Prepared<'a>>),
 }
 
 /// Fills a block with the samples that begin at place `start` of the batch and `first + start` of the epoch.
@@ -328,7 +328,7 @@ fn fill_block(
             Some(Ok(frame)) if keep == Keep::Original => {
                 let view = painter.prepare(&frame, sample.view, key(n), &mut tools.squarer).into_owned();
                 tools.reuse(frame);
-                Shown::Drawn(view)
+                Shown::Drawn(Box::new(view))
             }
             Some(Ok(frame)) => {
                 frames.push(((sample.picture, keep), frame));
@@ -347,7 +347,7 @@ fn fill_block(
         .map(|(n, shown)| match shown {
             Shown::Nothing => None,
             Shown::Of(i) => Some(painter.prepare(&frames[i].1, samples[n].view, key(n), &mut tools.squarer)),
-            Shown::Drawn(view) => Some(view),
+            Shown::Drawn(view) => Some(*view),
         })
         .collect();
     // The buffer may hold an earlier batch where this one has no picture.

@@ -3,7 +3,8 @@
 //!
 //! **Memory** does not grow with the set but for its index (about a hundred bytes a picture). In flight are at most four
 //! pictures a thread, and files of at most [`IN_FLIGHT_BYTES`] together (or a single larger one); decoded pictures of
-//! more than 16 million pixels are let through one at a time ([`Gate`]).
+//! more than 16 million pixels are let through one at a time ([`Gate`]). Buffers are used again, at most 16 MiB of them a
+//! thread ([`super::spare`]).
 //!
 //! **The bytes** of a pack depend on the listing, the files and the options alone: pictures are appended in order
 //! whichever thread makes them, all statistics are integers, and a build that was killed goes on after the last piece
