@@ -2,7 +2,8 @@
 //! refused with a reason that fits in a line.
 
 use super::jpeg;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Cursor, Read};
@@ -70,37 +71,64 @@ pub fn decode_file(path: &Path, exif: Exif) -> Result<Picture, String> {
 /// # Errors
 /// The reason, without the path.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    read_file_with(path, &mut |bytes| Vec::with_capacity(bytes))
+}
+
+/// As [`read_file`], in memory for so many bytes that `memory` gives.
+pub(super) fn read_file_with(path: &Path, memory: &mut Memory) -> Result<Vec<u8>, String> {
     let about = std::fs::metadata(path).map_err(|e| io_reason(&e))?;
     check_regular(&about)?;
     let mut file = open_without_waiting(path).map_err(|e| io_reason(&e))?;
     // The name may have changed its meaning since; the open file cannot.
     let about = file.metadata().map_err(|e| io_reason(&e))?;
     check_regular(&about)?;
-    read_bounded(&mut file, about.len())
+    read_bounded(&mut file, about.len(), memory)
 }
 
+/// Gives a buffer with room for so many bytes, with anything in it.
+pub(super) type Memory<'a> = dyn FnMut(usize) -> Vec<u8> + 'a;
+
 /// The `length` bytes of a picture file that lies anywhere, if that is a sensible size and it does not announce too
-/// many pixels.
-pub(super) fn read_bounded(from: &mut impl Read, length: u64) -> Result<Vec<u8>, String> {
+/// many pixels. Fewer if there are no more.
+pub(super) fn read_bounded(
+    from: &mut impl Read,
+    length: u64,
+    memory: &mut Memory,
+) -> Result<Vec<u8>, String> {
     if length == 0 {
         return Err("empty file".into());
     }
     if length > MAX_FILE_BYTES {
         return Err(format!("a file of {length} bytes; at most {MAX_FILE_BYTES} are read"));
     }
-    let mut bytes = Vec::with_capacity(HEAD_BYTES.min(length as usize));
-    let mut take = |n: u64, bytes: &mut Vec<u8>| {
-        from.by_ref().take(n).read_to_end(bytes).map(drop).map_err(|e| io_reason(&e))
-    };
-    take(length.min(HEAD_BYTES as u64), &mut bytes)?;
-    let format = sniff(&bytes)?;
-    if let Some((w, h)) = announced_size(format, &bytes) {
+    let length = length as usize;
+    let mut head = [0; HEAD_BYTES];
+    let head_len = fill(from, &mut head[..length.min(HEAD_BYTES)])?;
+    let head = &head[..head_len];
+    let format = sniff(head)?;
+    if let Some((w, h)) = announced_size(format, head) {
         check_size(w, h)?;
     }
-    let rest = length.saturating_sub(bytes.len() as u64);
-    bytes.reserve_exact(rest as usize);
-    take(rest, &mut bytes)?;
+    let mut bytes = memory(length);
+    bytes.resize(length, 0);
+    bytes[..head_len].copy_from_slice(head);
+    let rest = fill(from, &mut bytes[head_len..])?;
+    bytes.truncate(head_len + rest);
     Ok(bytes)
+}
+
+/// Reads until the buffer is full or there is no more; how many bytes.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize, String> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match from.read(&mut buffer[done..]) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(io_reason(&e)),
+        }
+    }
+    Ok(done)
 }
 
 /// Decodes the bytes of a file. Gray is repeated in three channels, 16 bits are rounded to 8, palettes and CMYK are
@@ -118,10 +146,20 @@ pub fn decode(bytes: &[u8], exif: Exif) -> Result<Picture, String> {
 /// # Errors
 /// The reason.
 pub fn decode_gated<'a>(bytes: &[u8], exif: Exif, gate: &'a Gate) -> Result<(Picture, Turn<'a>), String> {
+    decode_with(bytes, exif, gate, &mut |bytes| Vec::with_capacity(bytes))
+}
+
+/// As [`decode_gated`], the pixels in memory that `memory` gives, if they come as they are wanted.
+pub(super) fn decode_with<'a>(
+    bytes: &[u8],
+    exif: Exif,
+    gate: &'a Gate,
+    memory: &mut Memory,
+) -> Result<(Picture, Turn<'a>), String> {
     let format = sniff(bytes)?;
     // The decoders are not expected to panic; if one does, one picture is lost and not the run.
     let decoded = std::panic::AssertUnwindSafe(|| match format {
-        ImageFormat::Jpeg => decode_jpeg(bytes, exif, gate),
+        ImageFormat::Jpeg => decode_jpeg(bytes, exif, gate, memory),
         _ => decode_as(bytes, format, exif, gate),
     });
     std::panic::catch_unwind(decoded)
@@ -144,22 +182,43 @@ pub fn size_px(bytes: &[u8], exif: Exif) -> Result<(usize, usize), String> {
     Ok((w as usize, h as usize))
 }
 
-fn decode_jpeg<'a>(bytes: &[u8], exif: Exif, gate: &'a Gate) -> Result<(Picture, Turn<'a>), String> {
-    match jpeg::walk(bytes)? {
-        jpeg::Walk::Complete => decode_as(bytes, ImageFormat::Jpeg, exif, gate),
-        jpeg::Walk::NoEnd => {
-            let fill = |filler| jpeg::with_false_end(bytes, filler);
-            let (one, turn) = decode_as(&fill(0x00), ImageFormat::Jpeg, exif, gate)?;
-            // The turn is taken already.
-            let open = Gate::default();
-            let (other, _) = decode_as(&fill(0x6D), ImageFormat::Jpeg, exif, &open)?;
-            if one == other {
-                Ok((one, turn))
-            } else {
-                Err("truncated: the picture's data ends too early".into())
-            }
+fn decode_jpeg<'a>(
+    bytes: &[u8],
+    exif: Exif,
+    gate: &'a Gate,
+    memory: &mut Memory,
+) -> Result<(Picture, Turn<'a>), String> {
+    let complete = match jpeg::walk(bytes)? {
+        jpeg::Walk::Complete => None,
+        jpeg::Walk::NoEnd => Some(jpeg::with_false_end(bytes, 0x00)),
+    };
+    let head = jpeg::Head::read(complete.as_deref().unwrap_or(bytes))?;
+    let (w, h) = head.size_px();
+    check_size(w, h)?;
+    let turn = gate.enter(u64::from(w) * u64::from(h));
+    let orientation = match exif {
+        Exif::Apply => head.orientation(),
+        Exif::Ignore => Orientation::NoTransforms,
+    };
+    let mut pixels = memory(w as usize * h as usize * 3);
+    head.decode(&mut pixels)?;
+    if complete.is_some() {
+        let mut other = Vec::new();
+        jpeg::Head::read(&jpeg::with_false_end(bytes, 0x6D))?.decode(&mut other)?;
+        if pixels != other {
+            return Err("truncated: the picture's data ends too early".into());
         }
     }
+    let rgb = RgbImage::from_raw(w, h, pixels).ok_or("fewer pixels than its head announces")?;
+    Ok((upright(DynamicImage::ImageRgb8(rgb), orientation), turn))
+}
+
+/// A picture turned as its orientation asks.
+fn upright(mut picture: DynamicImage, orientation: Orientation) -> Picture {
+    picture.apply_orientation(orientation);
+    let rgb = picture.into_rgb8();
+    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+    Picture { width, height, pixels: rgb.into_raw() }
 }
 
 /// A decoder that has read the picture's head and found it within the limits, and its number of pixels.
@@ -187,16 +246,11 @@ fn decode_as<'a>(
     let turn = gate.enter(pixels);
     let orientation = match exif {
         // A damaged EXIF block does not spoil the picture.
-        Exif::Apply => decoder.orientation().ok(),
-        Exif::Ignore => None,
+        Exif::Apply => decoder.orientation().unwrap_or(Orientation::NoTransforms),
+        Exif::Ignore => Orientation::NoTransforms,
     };
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| image_reason(&e, format))?;
-    if let Some(orientation) = orientation {
-        picture.apply_orientation(orientation);
-    }
-    let rgb = picture.into_rgb8();
-    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
-    Ok((Picture { width, height, pixels: rgb.into_raw() }, turn))
+    let picture = DynamicImage::from_decoder(decoder).map_err(|e| image_reason(&e, format))?;
+    Ok((upright(picture, orientation), turn))
 }
 
 fn check_size(w: u32, h: u32) -> Result<(), String> {

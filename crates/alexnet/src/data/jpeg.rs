@@ -2,6 +2,12 @@
 //! and repeats its work for every scan that a file claims to have. The kinds of JPEG that no common decoder takes are
 //! refused by name.
 
+use image::metadata::Orientation;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
 /// A progressive picture has about ten scans; each costs a pass over all coefficients.
 const MAX_SCANS: usize = 100;
 
@@ -78,6 +84,54 @@ fn find_ff(bytes: &[u8], from: usize) -> Option<usize> {
     let has_one = |run: &[u8]| run.iter().fold(false, |any, &b| any | (b == 0xFF));
     let whole = rest.chunks_exact(RUN).take_while(|run| !has_one(run)).count() * RUN;
     rest[whole..].iter().position(|&b| b == 0xFF).map(|i| from + whole + i)
+}
+
+/// A JPEG file whose head has been read.
+pub struct Head<'a>(JpegDecoder<ZCursor<&'a [u8]>>);
+
+impl<'a> Head<'a> {
+    /// Reads up to the picture's data.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn read(bytes: &'a [u8]) -> Result<Head<'a>, String> {
+        // Sizes are the caller's to check. Gray becomes three equal channels, CMYK and YCCK are converted.
+        let options = DecoderOptions::default()
+            .jpeg_set_out_colorspace(ColorSpace::RGB)
+            .set_strict_mode(false)
+            .set_max_width(usize::MAX)
+            .set_max_height(usize::MAX);
+        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+        decoder.decode_headers().map_err(|e| reason(&e))?;
+        Ok(Head(decoder))
+    }
+
+    /// Width and height as they are stored.
+    pub fn size_px(&self) -> (u32, u32) {
+        self.0.info().map_or((0, 0), |info| (u32::from(info.width), u32::from(info.height)))
+    }
+
+    /// How the camera was held. A damaged EXIF block does not spoil the picture.
+    pub fn orientation(&self) -> Orientation {
+        let exif = self.0.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
+        exif.unwrap_or(Orientation::NoTransforms)
+    }
+
+    /// RGB pixels, (height, width, 3), into a buffer of any length and contents.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn decode(mut self, pixels: &mut Vec<u8>) -> Result<(), String> {
+        let (w, h) = self.size_px();
+        // What a damaged file leaves out must not be what the buffer held before.
+        pixels.clear();
+        pixels.resize(w as usize * h as usize * 3, 0);
+        self.0.decode_into(pixels).map_err(|e| reason(&e))
+    }
+}
+
+fn reason(error: &zune_jpeg::errors::DecodeErrors) -> String {
+    format!("a JPEG that cannot be decoded: {error}").replace(['\n', '\r'], " ")
 }
 
 /// The file with data that it does not have and an end marker after it. A picture that lacks nothing but its end

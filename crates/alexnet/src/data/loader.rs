@@ -279,13 +279,22 @@ struct Tools {
     squarer: Squarer,
 }
 
+impl Tools {
+    /// Keeps the memory of pixels that were decoded or resized.
+    fn reuse(&mut self, frame: Frame) {
+        if let std::borrow::Cow::Owned(pixels) = frame.pixels {
+            self.squarer.give(pixels);
+        }
+    }
+}
+
 /// What a block has of a sample before its views are drawn.
 enum Shown<'a> {
     Nothing,
     /// A view of the frame of this number.
     Of(usize),
     /// A view of an original, which is too large to be kept until all are there.
-    Drawn(Prepared<'a>),
+    Drawn(Box<Prepared<'a>>),
 }
 
 /// Fills a block with the samples that begin at place `start` of the batch and `first + start` of the epoch.
@@ -317,7 +326,9 @@ fn fill_block(
         }
         shown.push(match config.pack.frame(sample.picture as usize, keep, &mut tools.squarer) {
             Some(Ok(frame)) if keep == Keep::Original => {
-                Shown::Drawn(painter.prepare(&frame, sample.view, key(n), &mut tools.squarer).into_owned())
+                let view = painter.prepare(&frame, sample.view, key(n), &mut tools.squarer).into_owned();
+                tools.reuse(frame);
+                Shown::Drawn(Box::new(view))
             }
             Some(Ok(frame)) => {
                 frames.push(((sample.picture, keep), frame));
@@ -336,21 +347,16 @@ fn fill_block(
         .map(|(n, shown)| match shown {
             Shown::Nothing => None,
             Shown::Of(i) => Some(painter.prepare(&frames[i].1, samples[n].view, key(n), &mut tools.squarer)),
-            Shown::Drawn(view) => Some(view),
+            Shown::Drawn(view) => Some(*view),
         })
         .collect();
     // The buffer may hold an earlier batch where this one has no picture.
     if samples.len() < layout.block || views.iter().any(Option::is_none) {
         block.fill(0.0);
     }
-    // A row of all pictures at a time: they interleave in the same few cache lines.
-    for (y, row) in block.chunks_exact_mut(layout.row_len()).enumerate() {
-        for (n, view) in views.iter().enumerate() {
-            if let Some(view) = view {
-                painter.write_row(view, y, n, layout, row, &mut tools.scratch);
-            }
-        }
-    }
+    painter.write_block(&views, layout, block, &mut tools.scratch);
+    views.into_iter().flatten().for_each(|view| tools.reuse(view.into_frame()));
+    frames.into_iter().for_each(|(_, frame)| tools.reuse(frame));
     lost
 }
 

@@ -24,6 +24,7 @@ pub mod preprocess;
 mod resample;
 pub mod resize;
 pub mod source;
+mod spare;
 pub mod split;
 pub mod stats;
 

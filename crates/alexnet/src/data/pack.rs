@@ -20,7 +20,7 @@
 //! of the files), `fingerprint` (of classes, labels, paths and pictures), `statistics` (hash of sums and moments), and
 //! `shard` if it is one part of several.
 
-use super::decode::{Exif, Gate, decode_gated};
+use super::decode::{Exif, Gate, decode_with};
 use super::map::map_file;
 use super::pack_format::{Index, Parsed, parse};
 pub use super::pack_options::{Form, Keep, PackOptions, Shard};
@@ -303,12 +303,13 @@ impl Pack {
         );
         let stored = self.picture(i)?;
         let (width, height) = self.size_px(i);
-        let PackOptions { side, exif, resize, .. } = self.options;
+        let PackOptions { side, exif, .. } = self.options;
         let whole = match (self.options.keep, self.options.form) {
             (Keep::Square | Keep::Whole, Form::Raw) => Frame::whole(stored, width, height),
             (kept, _) => {
                 let exif = if kept == Keep::Original { exif } else { Exif::Ignore };
-                let (picture, _turn) = match decode_gated(stored, exif, &self.gate) {
+                let decoded = decode_with(stored, exif, &self.gate, &mut |bytes| squarer.take(bytes));
+                let (picture, _turn) = match decoded {
                     Ok((p, turn)) if (p.width, p.height) == (width, height) => (p, turn),
                     Ok((p, _)) => {
                         let why = format!("{}×{} pixels instead of {width}×{height}", p.width, p.height);
@@ -316,18 +317,23 @@ impl Pack {
                     }
                     Err(why) => return Some(Err(self.damaged(i, &why))),
                 };
-                if kept == Keep::Original && keep == Keep::Square {
-                    let square = squarer.square(&picture, self.options.framing());
-                    return Some(Ok(Frame::whole(square, side, side)));
-                }
-                if kept == Keep::Original && keep == Keep::Whole {
-                    let (pixels, width, height) = squarer.whole(&picture, self.options.framing());
-                    return Some(Ok(Frame::whole(pixels, width, height)));
-                }
-                Frame::of(picture)
+                let framing = self.options.framing();
+                let (pixels, width, height) = match (kept, keep) {
+                    (Keep::Original, Keep::Square) => (squarer.square(&picture, framing), side, side),
+                    (Keep::Original, Keep::Whole) => squarer.whole(&picture, framing),
+                    _ => return Some(Ok(self.cut(Frame::of(picture), keep))),
+                };
+                squarer.give(picture.pixels);
+                Frame::whole(pixels, width, height)
             }
         };
-        Some(Ok(if keep == Keep::Square { whole.central_square(side, resize) } else { whole }))
+        Some(Ok(self.cut(whole, keep)))
+    }
+
+    /// As much of a whole picture as is asked for.
+    fn cut<'a>(&self, whole: Frame<'a>, keep: Keep) -> Frame<'a> {
+        let PackOptions { side, resize, .. } = self.options;
+        if keep == Keep::Square { whole.central_square(side, resize) } else { whole }
     }
 
     fn damaged(&self, i: usize, why: &str) -> String {

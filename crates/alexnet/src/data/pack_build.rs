@@ -3,13 +3,14 @@
 //!
 //! **Memory** does not grow with the set but for its index (about a hundred bytes a picture). In flight are at most four
 //! pictures a thread, and files of at most [`IN_FLIGHT_BYTES`] together (or a single larger one); decoded pictures of
-//! more than 16 million pixels are let through one at a time ([`Gate`]).
+//! more than 16 million pixels are let through one at a time ([`Gate`]). Buffers are used again, at most 16 MiB of them a
+//! thread ([`super::spare`]).
 //!
 //! **The bytes** of a pack depend on the listing, the files and the options alone: pictures are appended in order
 //! whichever thread makes them, all statistics are integers, and a build that was killed goes on after the last piece
 //! that is on the disk ([`super::pack_file`]).
 
-use super::decode::{Exif, Gate, Picture, decode, decode_gated, size_px};
+use super::decode::{Exif, Gate, Picture, decode_with, size_px};
 use super::disk::{free_bytes, human_bytes};
 use super::in_order::InOrder;
 use super::pack::{Form, Keep, Pack, PackOptions, Shard, Unreadable, picture_len};
@@ -21,6 +22,7 @@ use super::stats::{Stats, Sums};
 use crate::error::{Error, Result};
 use image::ImageEncoder;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, sync_channel};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -187,7 +189,8 @@ impl Pack {
         let source = source_key(listing, options);
         let key = json(&(&source, build.shard.map(|s| s.to_string()), index.fingerprint(options)));
         let (writer, journal, pieces) = Writer::begin(out, options, &index, estimate.bytes, &key)?;
-        let maker = Maker { reader: Reader::new(listing), entries, options, gate: Gate::default() };
+        let (reader, gate, written) = (Reader::new(listing), Gate::default(), Mutex::default());
+        let maker = Maker { reader, entries, options, gate, written };
         let mut assembly = Assembly::new(index, options, &pieces);
         let (made, writer, journal) = assembly.make(&maker, build, writer, journal, progress);
         match made {
@@ -320,33 +323,60 @@ struct Maker<'a> {
     entries: &'a [Entry],
     options: &'a PackOptions,
     gate: Gate,
+    /// Memory of pictures that have been written.
+    written: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Maker<'_> {
     /// Reads, decodes, resizes and encodes picture `i`.
     fn make(&self, i: usize, squarer: &mut Squarer) -> std::result::Result<Made, String> {
         let (framing, options) = (self.options.framing(), self.options);
-        let contents = self.reader.read(&self.entries[i])?;
-        let (file, picture, _turn) = match &contents {
+        // All of it, so that it cannot pile up.
+        let written = std::mem::take(&mut *self.written.lock().unwrap_or_else(|e| e.into_inner()));
+        written.into_iter().for_each(|memory| squarer.give(memory));
+        let contents = self.reader.read_with(&self.entries[i], &mut |bytes| squarer.take(bytes))?;
+        let (file, picture, _turn) = match contents {
             Contents::Encoded(bytes) => {
-                let (picture, turn) = decode_gated(bytes, options.exif, &self.gate)?;
+                let memory = &mut |bytes| squarer.take(bytes);
+                let (picture, turn) = decode_with(&bytes, options.exif, &self.gate, memory)?;
                 (Some(bytes), picture, turn)
             }
-            Contents::Pixels(picture) => (None, picture.clone(), None),
+            Contents::Pixels(picture) => (None, picture, None),
         };
-        let (pixels, width, height) = match options.keep {
-            Keep::Square => (squarer.square(&picture, framing), options.side, options.side),
-            Keep::Whole => squarer.whole(&picture, framing),
+        let made = match options.keep {
+            Keep::Square => {
+                let pixels = squarer.square(&picture, framing);
+                self.encode(pixels, options.side, options.side, squarer)?
+            }
+            Keep::Whole => {
+                let (pixels, width, height) = squarer.whole(&picture, framing);
+                self.encode(pixels, width, height, squarer)?
+            }
             Keep::Original => {
                 let square = Some(squarer.square(&picture, framing));
                 let (width, height) = (picture.width, picture.height);
                 let stored = match file {
-                    Some(file) => file.clone(),
+                    Some(file) => file,
                     None => png(&picture)?,
                 };
+                squarer.give(picture.pixels);
                 return Ok(Made { stored, width, height, square });
             }
         };
+        squarer.give(picture.pixels);
+        file.into_iter().for_each(|bytes| squarer.give(bytes));
+        Ok(made)
+    }
+
+    /// Pixels, (height, width, 3), in the form that they are stored in.
+    fn encode(
+        &self,
+        pixels: Vec<u8>,
+        width: usize,
+        height: usize,
+        squarer: &mut Squarer,
+    ) -> std::result::Result<Made, String> {
+        let options = self.options;
         let square = |pixels: &[u8]| {
             let whole = Frame::whole(pixels, width, height);
             (width != height).then(|| whole.central_square(options.side, options.resize).to_pixels())
@@ -356,7 +386,9 @@ impl Maker<'_> {
         }
         let stored = jpeg(&pixels, width, height)?;
         // The statistics are those of the pictures as they will be seen.
-        let seen = decode(&stored, Exif::Ignore)?.pixels;
+        squarer.give(pixels);
+        let memory = &mut |bytes| squarer.take(bytes);
+        let seen = decode_with(&stored, Exif::Ignore, &Gate::default(), memory)?.0.pixels;
         Ok(Made { square: Some(square(&seen).unwrap_or(seen)), stored, width, height })
     }
 }
@@ -489,20 +521,19 @@ impl Assembly {
     ) -> Result<()> {
         let i = self.done;
         let stored = match made {
-            Ok(made) => {
-                writer.append(&made.stored)?;
+            Ok(Made { stored, width, height, square }) => {
+                writer.append(&stored)?;
                 if self.index.counts(i) {
                     let side = self.options.side;
-                    let square = made.square.as_deref().unwrap_or(&made.stored);
+                    let square = square.as_deref().unwrap_or(&stored);
                     self.piece.sums.add(&Frame::whole(square, side, side));
                 }
-                Stored {
-                    hash: xxh3_64(&made.stored),
-                    // Files and pictures are below 2³².
-                    bytes: made.stored.len() as u32,
-                    width: made.width as u32,
-                    height: made.height as u32,
-                }
+                let (hash, bytes) = (xxh3_64(&stored), stored.len() as u32);
+                let mut written = maker.written.lock().unwrap_or_else(|e| e.into_inner());
+                written.push(stored);
+                written.extend(square);
+                // Files and pictures are below 2³².
+                Stored { hash, bytes, width: width as u32, height: height as u32 }
             }
             Err(reason) => {
                 let path = maker.entries[i].name();

@@ -1,7 +1,7 @@
 //! Views of stored pictures as numbers, written straight into the layout that the first layer reads: crop, mirror,
 //! colour, mean and scale in one pass over the pixels.
 
-use super::augment::{Augment, Draw, Key, Region, View};
+use super::augment::{Augment, Key, Region, View};
 use super::pack::Keep;
 use super::preprocess::{MeanAt, Preprocess};
 use super::resize::{Filter, Fit, Frame, Squarer};
@@ -28,33 +28,47 @@ pub struct Painter {
 pub struct Prepared<'a> {
     /// Of the crop's size.
     frame: Frame<'a>,
-    draw: Draw,
-    factor: [f32; 3],
-    offset: [f32; 3],
+    mirrored: bool,
+    /// Of each channel, again and again.
+    factor: [f32; LONGEST_RUN],
+    /// The same of what is added.
+    offset: [f32; LONGEST_RUN],
     /// What the mean picture is multiplied by: 1, or 1/(1 + c) under colour noise.
     mean_factor: f32,
     /// Which part of the mean picture is subtracted: left, top, mirrored.
     mean_part: (usize, usize, bool),
 }
 
-impl Prepared<'_> {
+impl<'a> Prepared<'a> {
+    /// Its pixels alone.
+    pub(super) fn into_frame(self) -> Frame<'a> {
+        self.frame
+    }
+
     /// The same with pixels of its own.
     pub fn into_owned(self) -> Prepared<'static> {
-        let Prepared { frame, draw, factor, offset, mean_factor, mean_part } = self;
+        let Prepared { frame, mirrored, factor, offset, mean_factor, mean_part } = self;
         let (width, height) = (frame.width, frame.height);
         let frame = match frame.pixels {
             std::borrow::Cow::Owned(pixels) => Frame { pixels: pixels.into(), ..frame },
             std::borrow::Cow::Borrowed(_) => Frame::whole(frame.to_pixels(), width, height),
         };
-        Prepared { frame, draw, factor, offset, mean_factor, mean_part }
+        Prepared { frame, mirrored, factor, offset, mean_factor, mean_part }
     }
 }
+
+/// Most numbers of a picture that lie side by side in a layout and are written at once: eight columns.
+const LONGEST_RUN: usize = 24;
 
 /// Rows under construction; one a thread.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
+    /// A row of each picture, (pictures, W, C), mirrored where the view is.
     bytes: Vec<u8>,
-    line: Vec<f32>,
+    /// What is subtracted from them, (lines, W, C).
+    means: Vec<f32>,
+    /// The line of each picture.
+    line_of: Vec<usize>,
 }
 
 impl Painter {
@@ -93,7 +107,7 @@ impl Painter {
         let noisy = view == View::Train && self.augment.colour.is_some() && self.augment.colour_noise != 0.0;
         let damp = if noisy { 1.0 / (1.0 + self.augment.colour_noise) } else { 1.0 };
         let factor = self.factor.map(|f| f * damp);
-        let offset = std::array::from_fn(|c| self.offset[c] * damp + draw.colour[c] * factor[c]);
+        let offset: [f32; 3] = std::array::from_fn(|c| self.offset[c] * damp + draw.colour[c] * factor[c]);
         let Region { left, top, width, height } = draw.region;
         let of_square = (frame.width, frame.height) == (self.side, self.side);
         let mean_part = match self.mean_at {
@@ -116,122 +130,159 @@ impl Painter {
         } else {
             Frame::whole(squarer.resized(&part, self.crop, self.crop, self.resize), self.crop, self.crop)
         };
-        Prepared { frame, draw, factor, offset, mean_factor: damp, mean_part }
+        Prepared {
+            frame,
+            mirrored: draw.mirrored,
+            factor: std::array::from_fn(|i| factor[i % 3]),
+            offset: std::array::from_fn(|i| offset[i % 3]),
+            mean_factor: damp,
+            mean_part,
+        }
     }
 
-    /// Writes row `y` of the view as picture `n` of a block into that block's row, (columns, block, fold·C).
-    pub fn write_row(
+    /// Writes views as the pictures of a block, (H, columns, block, fold·C). Padding is left as it is, and so are the
+    /// places of pictures that are not there.
+    pub fn write_block(
         &self,
-        view: &Prepared,
+        views: &[Option<Prepared>],
+        layout: &InputLayout,
+        block: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        for (y, row) in block.chunks_exact_mut(layout.row_len()).enumerate().take(self.crop) {
+            self.write_row(views, y, layout, row, scratch);
+        }
+    }
+
+    /// Writes row `y` of all pictures, which interleave, column by column: the memory is written from one end to the other.
+    fn write_row(
+        &self,
+        views: &[Option<Prepared>],
         y: usize,
-        n: usize,
         layout: &InputLayout,
         row: &mut [f32],
         scratch: &mut Scratch,
     ) {
+        self.gather(views, y, scratch);
+        let (fold, width) = (layout.fold, self.crop);
+        let run = fold * 3;
+        // Columns up to the first whole fold, then whole folds, then the rest.
+        let first = ((fold - layout.pad % fold) % fold).min(width);
+        let whole = if matches!(run, 3 | 6 | 12 | 24) { (width - first) / fold } else { 0 };
+        let at = layout.offset_in_row(0, first);
+        for (n, view) in views.iter().enumerate() {
+            let Some(view) = view else { continue };
+            for x in (0..first).chain(first + whole * fold..width) {
+                let to = layout.offset_in_row(n, x);
+                scratch.write_run::<3>(view, n, width * 3, x * 3, &mut row[to..]);
+            }
+        }
+        for fold_x in 0..whole {
+            let (x, at) = ((first + fold_x * fold) * 3, at + fold_x * layout.block * run);
+            for (n, view) in views.iter().enumerate() {
+                let Some(view) = view else { continue };
+                let to = &mut row[at + n * run..];
+                match run {
+                    3 => scratch.write_run::<3>(view, n, width * 3, x, to),
+                    6 => scratch.write_run::<6>(view, n, width * 3, x, to),
+                    12 => scratch.write_run::<12>(view, n, width * 3, x, to),
+                    _ => scratch.write_run::<24>(view, n, width * 3, x, to),
+                }
+            }
+        }
+    }
+
+    /// Row `y` of all pictures as bytes, and what is subtracted from each.
+    fn gather(&self, views: &[Option<Prepared>], y: usize, scratch: &mut Scratch) {
         let len = self.crop * 3;
-        scratch.line.resize(len, 0.0);
-        let frame = &view.frame;
-        let start = ((frame.top + y) * frame.row_px + frame.left) * 3;
-        let source = &frame.pixels[start..start + len];
-        if view.draw.mirrored {
-            scratch.bytes.resize(len, 0);
-            for (to, from) in scratch.bytes.chunks_exact_mut(3).zip(source.rchunks_exact(3)) {
-                to.copy_from_slice(from);
+        scratch.bytes.resize(views.len() * len, 0);
+        scratch.means.clear();
+        scratch.line_of.clear();
+        let mut last = None;
+        for (view, bytes) in views.iter().zip(scratch.bytes.chunks_exact_mut(len)) {
+            if let Some(view) = view {
+                let frame = &view.frame;
+                let source = &frame.pixels[((frame.top + y) * frame.row_px + frame.left) * 3..][..len];
+                if view.mirrored {
+                    mirror(source, bytes);
+                } else {
+                    bytes.copy_from_slice(source);
+                }
+                // Most pictures share a line.
+                let mean = (!self.mean.is_empty()).then_some((view.mean_part, view.mean_factor));
+                if last != Some(mean) {
+                    last = Some(mean);
+                    self.push_mean(y, view, &mut scratch.means);
+                }
             }
-            affine_bytes(&scratch.bytes, view.factor, view.offset, &mut scratch.line);
+            scratch.line_of.push((scratch.means.len() / len).saturating_sub(1));
+        }
+    }
+
+    /// Appends what is subtracted from row `y` of a view: zeros where there is no mean picture.
+    fn push_mean(&self, y: usize, view: &Prepared, means: &mut Vec<f32>) {
+        let len = self.crop * 3;
+        if self.mean.is_empty() {
+            means.resize(means.len() + len, 0.0);
+            return;
+        }
+        let (left, top, mirrored) = view.mean_part;
+        let mean = &self.mean[((top + y) * self.side + left) * 3..][..len];
+        if mirrored {
+            means.extend(mean.rchunks_exact(3).flatten().map(|m| view.mean_factor * m));
         } else {
-            affine_bytes(source, view.factor, view.offset, &mut scratch.line);
+            means.extend(mean.iter().map(|m| view.mean_factor * m));
         }
-        if !self.mean.is_empty() {
-            let (left, top, mirrored) = view.mean_part;
-            let mean = &self.mean[((top + y) * self.side + left) * 3..][..len];
-            if mirrored {
-                for (pixel, mean) in scratch.line.chunks_exact_mut(3).zip(mean.rchunks_exact(3)) {
-                    pixel.iter_mut().zip(mean).for_each(|(v, m)| *v -= view.mean_factor * m);
-                }
-            } else {
-                for (v, m) in scratch.line.iter_mut().zip(mean) {
-                    *v -= view.mean_factor * m;
-                }
-            }
-        }
-        scatter(&scratch.line, n, layout, row);
     }
 }
 
-/// line = factor · pixels + offset, three channels side by side.
-fn affine_bytes(pixels: &[u8], factor: [f32; 3], offset: [f32; 3], line: &mut [f32]) {
-    // 48 values are a whole number of pixels and of vectors of any width up to 16.
-    const RUN: usize = 48;
-    let factors: [f32; RUN] = std::array::from_fn(|i| factor[i % 3]);
-    let offsets: [f32; RUN] = std::array::from_fn(|i| offset[i % 3]);
-    let whole = pixels.len() / RUN * RUN;
-    for (to, from) in line[..whole].chunks_exact_mut(RUN).zip(pixels[..whole].chunks_exact(RUN)) {
+impl Scratch {
+    /// Writes `RUN` numbers of picture `n`, whole pixels from `from` on of a row of `len`: factor · byte + offset − mean.
+    #[inline(always)]
+    fn write_run<const RUN: usize>(
+        &self,
+        view: &Prepared,
+        n: usize,
+        len: usize,
+        from: usize,
+        to: &mut [f32],
+    ) {
+        let bytes: &[u8; RUN] = self.bytes[n * len + from..].first_chunk().expect("a run within the row");
+        let mean: &[f32; RUN] =
+            self.means[self.line_of[n] * len + from..].first_chunk().expect("a run within the row");
+        let factor: &[f32; RUN] = view.factor.first_chunk().expect("no run is longer");
+        let offset: &[f32; RUN] = view.offset.first_chunk().expect("no run is longer");
+        let to: &mut [f32; RUN] = to.first_chunk_mut().expect("a run within the block's row");
         for i in 0..RUN {
-            to[i] = f32::from(from[i]) * factors[i] + offsets[i];
+            to[i] = f32::from(bytes[i]) * factor[i] + offset[i] - mean[i];
         }
-    }
-    for (i, (to, &from)) in line[whole..].iter_mut().zip(&pixels[whole..]).enumerate() {
-        *to = f32::from(from) * factors[i] + offsets[i];
     }
 }
 
-/// Spreads a row of pixels, (W, C), over the block's row, (columns, block, fold·C).
-fn scatter(line: &[f32], n: usize, layout: &InputLayout, row: &mut [f32]) {
-    let c = layout.shape.c;
-    let run = layout.fold * c;
-    // Pixels up to the first whole fold, then whole folds, then the rest.
-    let first = ((layout.fold - layout.pad % layout.fold) % layout.fold * c).min(line.len());
-    if first > 0 {
-        let at = layout.offset_in_row(n, 0);
-        row[at..at + first].copy_from_slice(&line[..first]);
-    }
-    let rest = &line[first..];
-    if rest.is_empty() {
+/// The pixels of a row, (W, C), from the last to the first.
+fn mirror(from: &[u8], to: &mut [u8]) {
+    let len = from.len().min(to.len());
+    if len < 3 {
         return;
     }
-    let at = layout.offset_in_row(n, first / c);
-    match run {
-        3 => scatter_runs::<3>(rest, layout.block * run, &mut row[at..]),
-        6 => scatter_runs::<6>(rest, layout.block * run, &mut row[at..]),
-        12 => scatter_runs::<12>(rest, layout.block * run, &mut row[at..]),
-        24 => scatter_runs::<24>(rest, layout.block * run, &mut row[at..]),
-        _ => {
-            for (from, to) in rest.chunks(run).zip(row[at..].chunks_mut(layout.block * run)) {
-                to[..from.len()].copy_from_slice(from);
-            }
-        }
+    to[..3].copy_from_slice(&from[len - 3..len]);
+    let (mut at, mut source) = (3, len - 3);
+    // Four bytes at a time, of which the next pixel overwrites the last.
+    while source > 3 {
+        source -= 3;
+        let pixel: [u8; 4] = *from[source..].first_chunk().expect("a pixel follows");
+        *to[at..len].first_chunk_mut().expect("a pixel follows") = pixel;
+        at += 3;
     }
-}
-
-fn scatter_runs<const RUN: usize>(line: &[f32], step: usize, row: &mut [f32]) {
-    for (from, to) in line.chunks(RUN).zip(row.chunks_mut(step)) {
-        match (from.first_chunk::<RUN>(), to.first_chunk_mut::<RUN>()) {
-            (Some(from), Some(to)) => *to = *from,
-            _ => to[..from.len()].copy_from_slice(from),
-        }
-    }
-}
-
-/// Writes one view as picture `n` of a block, (H, columns, block, fold·C). Padding is left as it is.
-pub fn write_view(
-    painter: &Painter,
-    view: &Prepared,
-    n: usize,
-    layout: &InputLayout,
-    block: &mut [f32],
-    scratch: &mut Scratch,
-) {
-    for (y, row) in block.chunks_exact_mut(layout.row_len()).enumerate().take(painter.crop) {
-        painter.write_row(view, y, n, layout, row, scratch);
+    if source == 3 {
+        to[len - 3..len].copy_from_slice(&from[..3]);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::augment::ColourAxes;
+    use crate::data::augment::{ColourAxes, Draw};
     use crate::data::preprocess::Mean;
     use crate::net::Shape;
     use crate::rng::{Purpose, Stream};
@@ -259,7 +310,7 @@ mod tests {
         let mut block = vec![0.0; layout.len()];
         let frame = Frame::whole(pixels, SIDE, SIDE);
         let view = painter.prepare(&frame, view, key, &mut Squarer::default());
-        write_view(&painter, &view, 0, &layout, &mut block, &mut Scratch::default());
+        painter.write_block(&[Some(view)], &layout, &mut block, &mut Scratch::default());
         block
     }
 
@@ -282,14 +333,23 @@ mod tests {
                 let layout = InputLayout { batch: block, shape, block, fold, pad, columns };
                 let mut buffer = vec![f32::NAN; layout.len()];
                 let mut touched = vec![false; layout.len()];
-                for n in 0..block {
-                    let pixels = stored(n as u64);
-                    let frame = Frame::whole(&pixels[..], SIDE, SIDE);
-                    let view = painter.prepare(&frame, View::Train, key(n as u32), &mut Squarer::default());
-                    write_view(&painter, &view, n, &layout, &mut buffer, &mut Scratch::default());
+                let pictures: Vec<Vec<u8>> = (0..block).map(|n| stored(n as u64)).collect();
+                let frames: Vec<Frame> =
+                    pictures.iter().map(|pixels| Frame::whole(&pixels[..], SIDE, SIDE)).collect();
+                let prepare = |(n, frame): (usize, &'_ Frame<'_>)| {
+                    painter.prepare(frame, View::Train, key(n as u32), &mut Squarer::default()).into_owned()
+                };
+                // The second of three is not there.
+                let there = |n: usize| n != 1;
+                let views: Vec<Option<Prepared>> =
+                    frames.iter().enumerate().map(|f| there(f.0).then(|| prepare(f))).collect();
+                painter.write_block(&views, &layout, &mut buffer, &mut Scratch::default());
+                for n in (0..block).filter(|&n| there(n)) {
+                    let pixels = &pictures[n];
+                    let draw = augment.draw(View::Train, key(n as u32), (SIDE, SIDE), CROP);
                     for (y, x, c) in (0..CROP * CROP * 3).map(|i| (i / 3 / CROP, i / 3 % CROP, i % 3)) {
                         let at = layout.offset(n, c, y, x);
-                        let want = expected(&pixels, &view.draw, y, x, c);
+                        let want = expected(pixels, &draw, y, x, c);
                         assert!(
                             (buffer[at] - want).abs() < 1e-5,
                             "fold {fold} pad {pad}: {} {want}",
@@ -301,6 +361,16 @@ mod tests {
                 // Nothing else was written.
                 assert!(buffer.iter().zip(&touched).all(|(v, t)| *t || v.is_nan()), "fold {fold} pad {pad}");
             }
+        }
+    }
+
+    #[test]
+    fn a_mirrored_row_is_the_row_backwards() {
+        for width in 0..20 {
+            let row: Vec<u8> = (0..width * 3).collect();
+            let mut mirrored = vec![0; row.len()];
+            mirror(&row, &mut mirrored);
+            assert_eq!(mirrored, row.rchunks_exact(3).flatten().copied().collect::<Vec<_>>());
         }
     }
 

@@ -3,7 +3,8 @@
 
 use super::decode::Picture;
 use super::resample::{Part, Rule, resample};
-use fast_image_resize::images::{CroppedImage, ImageRef};
+use super::spare::Spare;
+use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
@@ -103,11 +104,33 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Resizes pictures; holds the resizer's buffers, so keep one a thread.
-#[derive(Default)]
-pub struct Squarer(Resizer);
+/// A rectangle of a picture that has been resized, pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Window {
+    left: usize,
+    top: usize,
+    width: usize,
+    height: usize,
+}
+
+/// Resizes pictures; holds the resizer's buffers and those of pictures that are done with, so keep one a thread.
+#[derive(Debug, Default)]
+pub struct Squarer {
+    resizer: Resizer,
+    spare: Spare,
+}
 
 impl Squarer {
+    /// Memory for `len` bytes, used before if there is such; what is in it is arbitrary.
+    pub(super) fn take(&mut self, len: usize) -> Vec<u8> {
+        self.spare.take(len)
+    }
+
+    /// Takes back pixels, or other bytes, that are done with: the next results are put there.
+    pub fn give(&mut self, bytes: Vec<u8>) {
+        self.spare.give(bytes);
+    }
+
     /// The square of `side`×`side` RGB pixels, rows from the top.
     ///
     /// Sizes and offsets are torchvision's (the longer side becomes ⌊side·long/short⌋, the square's offset is half of
@@ -121,11 +144,9 @@ impl Squarer {
             assert!(side > 0, "a square of no pixels");
             return self.resized(&frame, side, side, resize);
         }
-        let (pixels, width, height) = self.whole(picture, framing);
-        if (width, height) == (side, side) {
-            return pixels;
-        }
-        Frame::whole(pixels, width, height).central_square(side, resize).to_pixels()
+        let (frame, width, height) = scaled(picture, framing);
+        let (left, top) = (middle(width - side, resize), middle(height - side, resize));
+        self.resized_part(&frame, (width, height), Window { left, top, width: side, height: side }, resize)
     }
 
     /// The whole picture with its shorter side resized to `side`, whatever `fit` says: pixels, width, height. What is
@@ -133,50 +154,83 @@ impl Squarer {
     ///
     /// Panics as [`Squarer::square`].
     pub fn whole(&mut self, picture: &Picture, framing: Framing) -> (Vec<u8>, usize, usize) {
-        let Framing { side, resize, .. } = framing;
-        let (w, h) = (picture.width, picture.height);
-        assert!(
-            side > 0 && w > 0 && h > 0 && picture.pixels.len() == w * h * 3,
-            "a picture of {w}×{h} pixels"
-        );
-        let short = w.min(h);
-        let (width, height) = (w.min(short * LONGEST_ASPECT), h.min(short * LONGEST_ASPECT));
-        let (left, top) = ((w - width) / 2, (h - height) / 2);
-        let frame = Frame { left, top, width, height, ..Frame::whole(&picture.pixels[..], w, h) };
-        let scaled = |length: usize| match resize {
-            Filter::AreaCubic => (side * length * 2 + short) / (2 * short),
-            _ => side * length / short,
-        };
-        let (new_w, new_h) = (scaled(width), scaled(height));
-        (self.resized(&frame, new_w, new_h, resize), new_w, new_h)
+        let (frame, width, height) = scaled(picture, framing);
+        (self.resized(&frame, width, height, framing.resize), width, height)
     }
 
     /// A rectangle resized to `new_w`×`new_h`. What lies around it has no influence.
     pub fn resized(&mut self, frame: &Frame, new_w: usize, new_h: usize, filter: Filter) -> Vec<u8> {
-        if (frame.width, frame.height) == (new_w, new_h) {
-            return frame.to_pixels();
-        }
-        let convolution = match filter {
-            Filter::Bilinear => FilterType::Bilinear,
-            Filter::Cubic => FilterType::CatmullRom,
-            Filter::Area => return resample(frame.part(), new_w, new_h, Rule::Area),
-            Filter::Linear => return resample(frame.part(), new_w, new_h, Rule::Linear),
-            Filter::AreaCubic => {
-                let shrinks = new_w <= frame.width && new_h <= frame.height;
-                let rule = if shrinks { Rule::Area } else { Rule::Cubic };
-                return resample(frame.part(), new_w, new_h, rule);
-            }
-        };
-        if convolution == FilterType::CatmullRom && new_w != frame.width && new_h != frame.height {
-            // Pillow clips what overshoots after the rows and again after the columns.
-            let rows = self.convolve(frame, new_w, frame.height, convolution);
-            return self.convolve(&Frame::whole(rows, new_w, frame.height), new_w, new_h, convolution);
-        }
-        self.convolve(frame, new_w, new_h, convolution)
+        let all = Window { left: 0, top: 0, width: new_w, height: new_h };
+        self.resized_part(frame, (new_w, new_h), all, filter)
     }
 
-    fn convolve(&mut self, frame: &Frame, new_w: usize, new_h: usize, filter: FilterType) -> Vec<u8> {
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
+    /// As much of a rectangle, resized to `new` (width, height), as shows in the window: the pixels that cutting it from
+    /// all of them would give.
+    fn resized_part(
+        &mut self,
+        frame: &Frame,
+        new: (usize, usize),
+        window: Window,
+        filter: Filter,
+    ) -> Vec<u8> {
+        let rule = match filter {
+            _ if (frame.width, frame.height) == new => return self.cut(frame, window),
+            Filter::Bilinear => return self.convolve(frame, new, window, FilterType::Bilinear),
+            Filter::Cubic => return self.cubic(frame, new, window),
+            Filter::AreaCubic if new.0 > frame.width || new.1 > frame.height => Rule::Cubic,
+            Filter::Linear => Rule::Linear,
+            Filter::Area | Filter::AreaCubic => Rule::Area,
+        };
+        let pixels = resample(frame.part(), new.0, new.1, rule);
+        if (window.width, window.height) == new {
+            return pixels;
+        }
+        self.cut(&Frame::whole(pixels, new.0, new.1), window)
+    }
+
+    fn cut(&mut self, frame: &Frame, window: Window) -> Vec<u8> {
+        let Window { left, top, width, height } = window;
+        let mut pixels = self.spare.take(width * height * 3);
+        pixels.clear();
+        for y in frame.top + top..frame.top + top + height {
+            let start = (y * frame.row_px + frame.left + left) * 3;
+            pixels.extend_from_slice(&frame.pixels[start..start + width * 3]);
+        }
+        pixels
+    }
+
+    /// Pillow clips what a cubic overshoots after the rows and again after the columns.
+    fn cubic(&mut self, frame: &Frame, new: (usize, usize), window: Window) -> Vec<u8> {
+        if new.0 == frame.width || new.1 == frame.height {
+            return self.convolve(frame, new, window, FilterType::CatmullRom);
+        }
+        let of_rows = Window { top: 0, height: frame.height, ..window };
+        let rows = self.convolve(frame, (new.0, frame.height), of_rows, FilterType::CatmullRom);
+        let rows = Frame::whole(rows, window.width, frame.height);
+        let of_columns = Window { left: 0, ..window };
+        let pixels = self.convolve(&rows, (window.width, new.1), of_columns, FilterType::CatmullRom);
+        self.spare.give(rows.pixels.into_owned());
+        pixels
+    }
+
+    fn convolve(
+        &mut self,
+        frame: &Frame,
+        new: (usize, usize),
+        window: Window,
+        filter: FilterType,
+    ) -> Vec<u8> {
+        // Begin and length of the part of `from` source pixels that becomes `length` of `to` pixels from `begin` on.
+        let part = |from: usize, to: usize, begin: usize, length: usize| {
+            let begin = (begin * from) as f64 / to as f64;
+            (begin, ((length * from) as f64 / to as f64).min(from as f64 - begin))
+        };
+        let (left, width) = part(frame.width, new.0, window.left, window.width);
+        let (top, height) = part(frame.height, new.1, window.top, window.height);
+        let options = ResizeOptions::new()
+            .resize_alg(ResizeAlg::Convolution(filter))
+            .use_alpha(false)
+            .crop(left, top, width, height);
         let px = |v: usize| u32::try_from(v).expect("decoded pictures are below 2^32 pixels");
         let rows = frame.pixels.len() / (frame.row_px * 3);
         let source = ImageRef::new(px(frame.row_px), px(rows), &frame.pixels, PixelType::U8x3)
@@ -184,12 +238,31 @@ impl Squarer {
         let source =
             CroppedImage::new(&source, px(frame.left), px(frame.top), px(frame.width), px(frame.height))
                 .expect("the part lies inside");
-        let mut target = fast_image_resize::images::Image::new(px(new_w), px(new_h), PixelType::U8x3);
-        self.0
+        let mut pixels = self.spare.take_filled(window.width * window.height * 3);
+        let mut target =
+            Image::from_slice_u8(px(window.width), px(window.height), &mut pixels, PixelType::U8x3)
+                .expect("three bytes a pixel");
+        self.resizer
             .resize(&source, &mut target, &options)
-            .expect("both have the same pixel type and at least a pixel");
-        target.into_vec()
+            .expect("both have the same pixel type and at least a pixel, and the window lies inside");
+        pixels
     }
+}
+
+/// What of a picture is resized, and its new width and height.
+fn scaled(picture: &Picture, framing: Framing) -> (Frame<'_>, usize, usize) {
+    let Framing { side, resize, .. } = framing;
+    let (w, h) = (picture.width, picture.height);
+    assert!(side > 0 && w > 0 && h > 0 && picture.pixels.len() == w * h * 3, "a picture of {w}×{h} pixels");
+    let short = w.min(h);
+    let (width, height) = (w.min(short * LONGEST_ASPECT), h.min(short * LONGEST_ASPECT));
+    let (left, top) = ((w - width) / 2, (h - height) / 2);
+    let frame = Frame { left, top, width, height, ..Frame::whole(&picture.pixels[..], w, h) };
+    let scaled = |length: usize| match resize {
+        Filter::AreaCubic => (side * length * 2 + short) / (2 * short),
+        _ => side * length / short,
+    };
+    (frame, scaled(width), scaled(height))
 }
 
 /// Where a square begins when `room` pixels are left over.
@@ -209,6 +282,7 @@ fn half_to_even(n: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::{Purpose, Stream};
 
     fn gradient(width: usize, height: usize) -> Picture {
         let pixels = (0..height)
@@ -235,6 +309,36 @@ mod tests {
         assert_eq!(square[0..3], [18, 0, 18]);
         assert_eq!(square.len(), 64 * 64 * 3);
         assert_eq!(square[(63 * 64 + 63) * 3], 81);
+    }
+
+    #[test]
+    fn a_square_is_the_middle_of_the_whole() {
+        let mut squarer = Squarer::default();
+        let mut random = Stream::new(8, Purpose::Synthetic, 0, 0);
+        for (w, h) in [(50, 37), (37, 50), (500, 375), (80, 33), (33, 64), (21, 20), (17, 120), (40, 33)] {
+            let pixels = (0..w * h * 3).map(|_| random.below(256) as u8).collect();
+            let picture = Picture { width: w, height: h, pixels };
+            for resize in [Filter::Bilinear, Filter::Cubic, Filter::Area, Filter::AreaCubic] {
+                for side in [16, 33, 64] {
+                    let framing = Framing { side, fit: Fit::CentralSquare, resize };
+                    let (whole, width, height) = squarer.whole(&picture, framing);
+                    let middle = Frame::whole(whole, width, height).central_square(side, resize);
+                    let square = squarer.square(&picture, framing);
+                    let cut = middle.to_pixels();
+                    // The weights, which the resizer rounds, begin at another place.
+                    let rounding = u8::from(matches!(resize, Filter::Bilinear | Filter::Cubic));
+                    let most = square.iter().zip(&cut).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+                    let other = square.iter().zip(&cut).filter(|(a, b)| a != b).count();
+                    assert!(
+                        square.len() == cut.len() && most <= rounding && other * 50 <= square.len(),
+                        "{w}×{h} to {side}, {resize:?}: {other} differ, by at most {most}"
+                    );
+                    // Memory that is used again changes nothing.
+                    squarer.give(square);
+                    squarer.give(middle.pixels.into_owned());
+                }
+            }
+        }
     }
 
     #[test]

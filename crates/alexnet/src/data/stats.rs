@@ -33,13 +33,19 @@ pub(super) struct Sums {
     pub products: [u64; 6],
     /// How many pictures.
     pub pictures: u64,
-    /// Of each position and channel, what is not in [`Sums::position`] yet; may be empty.
-    recent: Vec<u32>,
-    recent_pictures: u32,
+    /// Of each position and channel, what is not in [`Sums::position`] yet; may be empty. In 16 bits, because vectors
+    /// hold four times as many of them as of 64.
+    recent: Vec<u16>,
+    recent_pictures: u16,
 }
 
-/// Bytes whose products are gathered before they are sorted by channel: whole pixels, and few enough for 32 bits.
-const LANES: usize = 48;
+/// Pictures whose values 16 bits can add up: 255 · 257 < 2¹⁶.
+const RECENT_PICTURES: u16 = 257;
+/// Bytes whose products are gathered side by side before they are sorted by channel: whole pixels, whole vectors, and
+/// few enough that their sums stay in registers.
+const LANES: usize = 24;
+/// Bytes whose products 32 bits can add up: 255² · (8192 · 3 / 24) < 2³², because a lane sees every eighth pixel.
+const PIECE: usize = 3 * 8192;
 
 impl Sums {
     /// Numbers beside the positions: pictures and products.
@@ -64,25 +70,33 @@ impl Sums {
     pub fn add(&mut self, square: &Frame) {
         let row_len = square.width * 3;
         self.recent.resize(self.position.len(), 0);
-        for (y, sums) in self.recent.chunks_exact_mut(row_len).enumerate() {
-            let row = &square.pixels[((square.top + y) * square.row_px + square.left) * 3..][..row_len];
-            for (sum, &p) in sums.iter_mut().zip(row) {
-                *sum += u32::from(p);
-            }
-            // 255² · (8192 / 16) < 2³²: a lane sees every sixteenth pixel.
-            for piece in row.chunks(3 * 8192) {
-                add_products(piece, &mut self.products);
+        let begin = (square.top * square.row_px + square.left) * 3;
+        if square.row_px == square.width {
+            // Without anything between the rows they are one.
+            self.add_row(0, &square.pixels[begin..][..row_len * square.height]);
+        } else {
+            for y in 0..square.height {
+                self.add_row(y * row_len, &square.pixels[begin + y * square.row_px * 3..][..row_len]);
             }
         }
         self.pictures += 1;
         self.recent_pictures += 1;
-        // 255 · 2²⁴ < 2³².
-        if self.recent_pictures == 1 << 24 {
+        if self.recent_pictures == RECENT_PICTURES {
             self.settle();
         }
     }
 
-    /// Moves the recent sums, which have 32 bits because that is twice as fast, to the others.
+    /// Adds consecutive pixels, the first of which is at place `at` of [`Sums::position`].
+    fn add_row(&mut self, at: usize, pixels: &[u8]) {
+        for (sum, &p) in self.recent[at..].iter_mut().zip(pixels) {
+            *sum += u16::from(p);
+        }
+        for piece in pixels.chunks(PIECE) {
+            add_products(piece, &mut self.products);
+        }
+    }
+
+    /// Moves the recent sums to the others.
     pub fn settle(&mut self) {
         for (sum, recent) in self.position.iter_mut().zip(&mut self.recent) {
             *sum += u64::from(std::mem::take(recent));
@@ -103,34 +117,38 @@ impl Sums {
     }
 }
 
-/// Adds the products of some pixels. Each byte is multiplied by itself and by the next two; which channels these are
-/// follows from the place modulo 3, and the lanes stay in place, so that the loop runs on vectors.
+/// Adds the products of some pixels, at most [`PIECE`] bytes. Each byte is multiplied by itself and by the next two; which
+/// channels these are follows from the place modulo 3, and the lanes stay in place, so that the loop runs on vectors.
 fn add_products(pixels: &[u8], products: &mut [u64; 6]) {
-    let mut lanes = [[0u32; LANES]; 3];
-    let mut rest = pixels;
-    // The last pixels of a run need two bytes after them.
-    while let Some(run) = rest.first_chunk::<{ LANES + 2 }>() {
-        for (shift, lanes) in lanes.iter_mut().enumerate() {
-            for i in 0..LANES {
-                lanes[i] += u32::from(u16::from(run[i]) * u16::from(run[i + shift]));
-            }
-        }
-        rest = &rest[LANES..];
+    // RR, RG, RB, GG, GB, BB by shift and channel; products that cross from one pixel to the next are left alone.
+    const WANTED: [(usize, usize); 6] = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (0, 2)];
+    let lanes: [[u32; LANES]; 3] = std::array::from_fn(|shift| lane_sums(pixels, shift));
+    for (sum, (shift, channel)) in products.iter_mut().zip(WANTED) {
+        *sum += lanes[shift].iter().skip(channel).step_by(3).map(|&v| u64::from(v)).sum::<u64>();
     }
-    let of = |shift: usize, channel: usize| -> u64 {
-        lanes[shift].iter().skip(channel).step_by(3).map(|&v| u64::from(v)).sum()
-    };
-    // RR, RG, RB, GG, GB, BB; the products that cross from one pixel to the next are left alone.
-    let found = [of(0, 0), of(1, 0), of(2, 0), of(0, 1), of(1, 1), of(0, 2)];
-    for (sum, v) in products.iter_mut().zip(found) {
-        *sum += v;
-    }
-    for p in rest.chunks_exact(3) {
+    for p in pixels[runs(pixels.len()) * LANES..].chunks_exact(3) {
         let [r, g, b] = [u64::from(p[0]), u64::from(p[1]), u64::from(p[2])];
         for (sum, v) in products.iter_mut().zip([r * r, r * g, r * b, g * g, g * b, b * b]) {
             *sum += v;
         }
     }
+}
+
+/// Of so many bytes, the runs of [`LANES`] that have two bytes after them.
+fn runs(bytes: usize) -> usize {
+    bytes.saturating_sub(2) / LANES
+}
+
+/// Sums of the products of each byte with the one `shift` after it, one sum for each place in a run.
+fn lane_sums(pixels: &[u8], shift: usize) -> [u32; LANES] {
+    let mut lanes = [0; LANES];
+    let shifted = &pixels[shift.min(pixels.len())..];
+    for (a, b) in pixels.chunks_exact(LANES).zip(shifted.chunks_exact(LANES)).take(runs(pixels.len())) {
+        for i in 0..LANES {
+            lanes[i] += u32::from(u16::from(a[i]) * u16::from(b[i]));
+        }
+    }
+    lanes
 }
 
 impl Stats {
@@ -301,8 +319,26 @@ mod tests {
         }
         // The longest piece, all white.
         let mut products = [0; 6];
-        add_products(&[255; 3 * 8192], &mut products);
+        add_products(&[255; PIECE], &mut products);
         assert_eq!(products, [8192 * 65025; 6]);
+    }
+
+    #[test]
+    fn many_white_pictures_and_parts_of_larger_ones_are_summed_up_exactly() {
+        let mut sums = Sums::new(2);
+        for _ in 0..700 {
+            sums.add(&Frame::whole(&[255; 12][..], 2, 2));
+        }
+        sums.settle();
+        assert_eq!((sums.position, sums.products), (vec![700 * 255; 12], [700 * 4 * 65025; 6]));
+
+        let mut random = Stream::new(6, Purpose::Synthetic, 0, 0);
+        let large: Vec<u8> = (0..50 * 40 * 3).map(|_| random.below(256) as u8).collect();
+        let part = Frame { left: 7, top: 3, width: 33, height: 33, ..Frame::whole(&large[..], 50, 40) };
+        let (mut apart, mut alone) = (Sums::new(33), Sums::new(33));
+        apart.add(&part);
+        alone.add(&Frame::whole(part.to_pixels(), 33, 33));
+        assert_eq!(apart, alone);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Fetching one picture of a listing at a time, from any thread.
 
-use super::super::decode::{Exif, Picture, check_regular, decode, io_reason, read_bounded, read_file};
+use super::super::decode::{
+    Exif, Memory, Picture, check_regular, decode, io_reason, read_bounded, read_file_with,
+};
 use super::parquet::{self, Group};
 use super::{Entry, Listing, Place, cifar, modified_ns};
 use std::collections::VecDeque;
@@ -68,18 +70,25 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// Why there is nothing, in a line, without the name of the picture.
     pub fn read(&self, entry: &Entry) -> Result<Contents, String> {
+        self.read_with(entry, &mut |bytes| Vec::with_capacity(bytes))
+    }
+
+    /// As [`Reader::read`], in memory that `memory` gives.
+    pub(in super::super) fn read_with(&self, entry: &Entry, memory: &mut Memory) -> Result<Contents, String> {
         match entry.place {
-            Place::File { .. } => read_file(&self.listing.base.join(&entry.path)).map(Contents::Encoded),
+            Place::File { .. } => {
+                read_file_with(&self.listing.base.join(&entry.path), memory).map(Contents::Encoded)
+            }
             Place::Part { file, offset, bytes } => {
                 let end = offset.checked_add(bytes).ok_or("beyond the end of its archive")?;
                 let mut part = Section { file: self.file(file)?, offset, end };
-                read_bounded(&mut part, bytes).map(Contents::Encoded)
+                read_bounded(&mut part, bytes, memory).map(Contents::Encoded)
             }
             Place::Row { file, group, row } => {
                 let group = self.group(file, group)?;
                 let bytes =
                     group.get(row as usize).and_then(Option::as_ref).ok_or("no picture in its row")?;
-                read_bounded(&mut bytes.data(), bytes.len() as u64).map(Contents::Encoded)
+                read_bounded(&mut bytes.data(), bytes.len() as u64, memory).map(Contents::Encoded)
             }
             Place::Planes { file, offset } => {
                 cifar::picture(&*self.file(file)?, offset).map(Contents::Pixels)
