@@ -318,7 +318,7 @@ mod tests {
         for (w, h) in [(50, 37), (37, 50), (500, 375), (80, 33), (33, 64), (21, 20), (17, 120), (40, 33)] {
             let pixels = (0..w * h * 3).map(|_| random.below(256) as u8).collect();
             let picture = Picture { width: w, height: h, pixels };
-            for resize in [Filter::Bilinear, Filter::Cubic, Filter::Area, Filter::AreaCubic] {
+            for resize in [Filter::Bilinear, Filter::Cubic, Filter::Area, Filter::AreaCubic, Filter::Linear] {
                 for side in [16, 33, 64] {
                     let framing = Framing { side, fit: Fit::CentralSquare, resize };
                     let (whole, width, height) = squarer.whole(&picture, framing);
