@@ -34,7 +34,7 @@ fn peak_memory_is_that_of_the_plan() {
 
 #[test]
 fn every_pass_is_timed_beside_the_reference_loops() {
-    let words = ["bench", "kernels", "--net", "alexnet-mini", "--batch", "32", "--steps", "2", "--json"];
+    let words = ["bench", "kernels", "--net", "alexnet-mini", "--batch", "32", "--steps", "9", "--json"];
     for more in [&[][..], &["--infer"], &["--precision", "f32"], &["--precision", "bf16", "--threads", "1"]] {
         let run = run(&[&words[..], more].concat());
         assert_eq!(run.code, 0, "{}", run.stderr);

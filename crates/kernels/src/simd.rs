@@ -111,12 +111,6 @@ pub trait Simd: Copy {
         Self::div(Self::splat(1.0), Self::sqrt(a))
     }
 
-    /// 1/√a to 14 bits or better: enough for what is rounded to bf16.
-    #[inline(always)]
-    unsafe fn rsqrt_estimate(a: Self::V) -> Self::V {
-        Self::rsqrt(a)
-    }
-
     /// Stores the first `n` lanes.
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {
@@ -151,6 +145,18 @@ pub(crate) fn prefetch(p: *const f32) {
     // SAFETY: every x86-64 processor has the instruction, and it reads nothing.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// As [`prefetch`], but no nearer than the second cache: for what is not used soon.
+#[inline(always)]
+pub(crate) fn prefetch_far(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
@@ -291,10 +297,6 @@ impl Simd for Avx512 {
         let r = _mm512_rsqrt14_ps(a);
         let half = _mm512_mul_ps(r, _mm512_set1_ps(0.5));
         _mm512_mul_ps(half, _mm512_fnmadd_ps(_mm512_mul_ps(a, r), r, _mm512_set1_ps(3.0)))
-    }
-    #[inline(always)]
-    unsafe fn rsqrt_estimate(a: Self::V) -> Self::V {
-        std::arch::x86_64::_mm512_rsqrt14_ps(a)
     }
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self::V {

@@ -142,9 +142,9 @@ unsafe fn powers<S: Simd>(d: S::V, beta: f32) -> (S::V, S::V) {
     // SAFETY: the caller's promise.
     unsafe {
         if beta == 0.75 {
-            let root = S::rsqrt_estimate(d);
+            let root = S::rsqrt(d);
             let inverse = S::mul(root, root);
-            (S::mul(inverse, S::rsqrt_estimate(root)), inverse)
+            (S::mul(inverse, S::rsqrt(root)), inverse)
         } else {
             (crate::lrn::power::<S>(d, beta), S::div(S::splat(1.0), d))
         }

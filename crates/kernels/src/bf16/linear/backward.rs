@@ -13,7 +13,7 @@ use crate::bf16::{EDGE, PICTURES, TAIL, TILE, pairs};
 use crate::linear::Backward;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::sgd::{Mover, Update};
-use crate::simd::{Simd, prefetch};
+use crate::simd::{Simd, prefetch_far};
 
 /// Columns of w of a unit of the backward pass: rows of 512 bytes.
 const STRIP: usize = 128;
@@ -225,8 +225,8 @@ impl MatrixKernel for BackwardKernel<'_> {
                                 // The rows of the next turn are too short for the processor to foresee.
                                 for line in [0, EDGE] {
                                     let next = at + STRIP_ROWS * inputs + line;
-                                    prefetch(self.w.at(next));
-                                    prefetch(self.v.at(next));
+                                    prefetch_far(self.w.at(next));
+                                    prefetch_far(self.v.at(next));
                                 }
                                 mover.step(
                                     dw_sums.add(m * C_STRIDE),
