@@ -16,7 +16,7 @@ use crate::bf16::conv::Fold;
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, TILE, pair, pairs, pairs_mut};
 use crate::parallel::{Context, Ptr};
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch_far};
 
 /// Units for each thread, at least: more would read the panels' weights more often than they even out.
 const UNITS: usize = 3;
@@ -228,6 +228,11 @@ impl MatrixKernel for Forward<'_> {
         let first = piece * self.unit_tiles;
         let tiles = &p.tiles[first..p.tiles.len().min(first + self.unit_tiles)];
         let at = |&(h, w): &(usize, usize)| origin + h * input.row_len() + w;
+        // One picture leaves the weights no time to come by themselves: the first product would wait for each line.
+        let end = p.panels.get(rest / self.count + 1).map_or(p.data.len(), |next| next.start);
+        for line in p.data[panel.start..end].chunks(EDGE) {
+            prefetch_far(line.as_ptr());
+        }
         for two in tiles.chunks(2) {
             let right = Right::Apart {
                 row: input.pitch(),
