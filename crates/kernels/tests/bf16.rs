@@ -13,11 +13,12 @@ use alexnet_kernels::bf16::convert::{self, flat, pair_pictures, paired_len};
 use alexnet_kernels::bf16::entry::{Entry, enter};
 use alexnet_kernels::bf16::linear::{self, Backward, Output, Rounded, Weights};
 use alexnet_kernels::bf16::{
-    Engine, MapLayout, PICTURES, TAIL, lrn, pairs, pairs_mut, pooling, round, widen,
+    Engine, MapLayout, PICTURES, TAIL, lrn, pairs, pairs_mut, pooling, round, spatial_lrn, widen,
 };
 use alexnet_kernels::conv::Axis;
 use alexnet_kernels::lrn::Lrn;
 use alexnet_kernels::sgd::Update;
+use alexnet_kernels::spatial_lrn::SpatialLrn;
 use alexnet_kernels::{Context, Isa};
 use common::Random;
 
@@ -419,6 +420,60 @@ fn linear_layers() {
                         assert_rounded(&format!("dx {what}"), &got, &want, outputs, integers);
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn normalization_within_maps() {
+    for isa in Isa::all() {
+        let mut ctx = Context::new(isa, 2);
+        // Windows of odd and even size, wider than the map; groups of pairs that are not full; an empty half.
+        for (channels, splits, size, [height, width]) in
+            [(20, 2, 5, [7, 6]), (5, 1, 4, [3, 5]), (8, 1, 1, [2, 2]), (2, 1, 9, [4, 3])]
+        {
+            let map = MapLayout { channels, splits, height, width };
+            let (k, alpha, beta) = (1.0f64, 0.04f64, 0.75f64);
+            let op = SpatialLrn {
+                size,
+                k: k as f32,
+                alpha: alpha as f32,
+                beta: beta as f32,
+                height,
+                width,
+                depth: 2 * map.split_pairs() * PICTURES,
+            };
+            let mut random = Random(size as u64);
+            let count = 33;
+            let (x, dy) =
+                (Map::random(map, count, false, &mut random), Map::random(map, count, false, &mut random));
+            let window =
+                |at: usize, extent: usize| at.saturating_sub(size / 2)..(at + size - size / 2).min(extent);
+            let (mut y, mut dx) = (vec![0.0; x.values.len()], vec![0.0; x.values.len()]);
+            for (n, c) in (0..count).flat_map(|n| (0..channels).map(move |c| (n, c))) {
+                let index = |h: usize, w: usize| n * x.picture() + (c * height + h) * width + w;
+                for (h, w) in (0..height).flat_map(|h| (0..width).map(move |w| (h, w))) {
+                    let places = || window(h, height).flat_map(|i| window(w, width).map(move |j| (i, j)));
+                    let d = k + alpha * places().map(|(i, j)| x.at(n, c, i, j).powi(2)).sum::<f64>();
+                    let at = index(h, w);
+                    y[at] = x.values[at] * d.powf(-beta);
+                    dx[at] += dy.values[at] * d.powf(-beta);
+                    for (i, j) in places() {
+                        let term = dy.values[at] * x.values[at] * d.powf(-beta - 1.0);
+                        dx[index(i, j)] -= 2.0 * alpha * beta * x.values[index(i, j)] * term;
+                    }
+                }
+            }
+            let what = format!("{} {map:?} {size}", isa.name());
+            let mut got = vec![0.0; room(&map, count)];
+            spatial_lrn::forward(&mut ctx, &op, &map, 2, &x.data, &mut got);
+            assert_rounded(&what, &load(&map, count, &got), &y, size * size, false);
+            for relu in [false, true] {
+                spatial_lrn::backward(&mut ctx, &op, &map, 2, &x.data, &dy.data, relu, &mut got);
+                let want: Vec<f64> =
+                    dx.iter().zip(&x.values).map(|(&d, &x)| if relu && x <= 0.0 { 0.0 } else { d }).collect();
+                assert_rounded(&what, &load(&map, count, &got), &want, size * size, false);
             }
         }
     }

@@ -18,6 +18,7 @@ pub mod few;
 pub mod linear;
 pub mod lrn;
 pub mod pooling;
+pub mod spatial_lrn;
 
 mod amx;
 mod dot;

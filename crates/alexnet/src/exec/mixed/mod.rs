@@ -2,8 +2,8 @@
 //! master weights, momentum, biases, the loss and the arithmetic of norms are f32. It follows the same [`Plan`] as the
 //! f32 executor, one file a kind of stage, with the kernels of [`alexnet_kernels::bf16`], whose layouts it shares.
 //!
-//! Logits and their gradient are f32 rows. Stages that have no kernel for pairs (normalization within a map, average
-//! pooling, activations other than ReLU) widen their maps, run the f32 kernel and round the result.
+//! Logits and their gradient are f32 rows. Stages that have no kernel for pairs (average pooling, activations other than
+//! ReLU) widen their maps, run the f32 kernel and round the result.
 
 mod conv;
 mod dropout;
@@ -52,7 +52,7 @@ enum StageState {
     Conv(Box<conv::State>),
     Linear(Box<linear::State>),
     Lrn(alexnet_kernels::lrn::Lrn),
-    SpatialLrn(alexnet_kernels::spatial_lrn::SpatialLrn, Region),
+    SpatialLrn(alexnet_kernels::spatial_lrn::SpatialLrn),
     Pool(norm_pool::PoolState),
     Plain,
 }
@@ -126,12 +126,10 @@ impl Mixed {
                     StageState::Lrn(lrn)
                 }
                 (Kind::SpatialLrn, Some(Op::SpatialLrn(op))) => {
-                    widens = true;
-                    let len = 2 * blocks * layouts[i].block_len();
-                    let terms = draft.layouter.reserve(if stage.input_gradient { len } else { 0 });
-                    let MapLayout { height, width, .. } = layouts[i];
-                    let depth = norm_pool::depth(&layouts[i]);
-                    StageState::SpatialLrn(constants::spatial_lrn(op, height, width, depth), terms)
+                    let map = &layouts[i];
+                    let lrn = constants::spatial_lrn(op, map.height, map.width, norm_pool::depth(map));
+                    draft.scratch(bf16::spatial_lrn::scratch_len(&lrn, map));
+                    StageState::SpatialLrn(lrn)
                 }
                 (Kind::Pool, Some(Op::Pool(op))) => {
                     let state = norm_pool::PoolState::new(op, &layouts[i], &layouts[i + 1], blocks);

@@ -5,9 +5,8 @@ use crate::exec::constants::pool_axis;
 use crate::exec::contract::Batch;
 use crate::net::{self, PoolKind, Ties};
 use alexnet_kernels::bf16::convert::{round_map, widen_map};
-use alexnet_kernels::bf16::{MapLayout, PICTURES, lrn, pooling as pairs_pooling};
+use alexnet_kernels::bf16::{MapLayout, PICTURES, lrn, pooling as pairs_pooling, spatial_lrn};
 use alexnet_kernels::pooling::{self, Geometry, Share};
-use alexnet_kernels::spatial_lrn;
 
 /// f32 values of one position of one split of a widened map.
 pub(super) fn depth(map: &MapLayout) -> usize {
@@ -62,11 +61,7 @@ impl Mixed {
         let ctx = &mut self.frame.ctx;
         match &mut self.stages[i] {
             StageState::Lrn(op) => lrn::forward(ctx, op, &self.layouts[i], blocks, x, y),
-            StageState::SpatialLrn(op, _) => {
-                widen_map(ctx, &x[..from], x_wide);
-                spatial_lrn::forward(ctx, op, x_wide, y_wide);
-                round_map(ctx, y_wide, &mut y[..to]);
-            }
+            StageState::SpatialLrn(op) => spatial_lrn::forward(ctx, op, &self.layouts[i], blocks, x, y),
             StageState::Pool(state) if state.widens() => {
                 widen_map(ctx, &x[..from], x_wide);
                 pooling::average_forward(ctx, &state.wide(), x_wide, y_wide);
@@ -82,15 +77,10 @@ impl Mixed {
     pub(super) fn norm_pool_backward(&mut self, i: usize, batch: &Batch) {
         let blocks = self.frame.blocks(batch);
         let [from, to] = [i, i + 1].map(|map| self.used(map, batch));
-        let terms = match &self.stages[i] {
-            StageState::SpatialLrn(_, terms) => terms.at_most(2 * from),
-            _ => Default::default(),
-        };
-        let ([x, y, dy], [dx, terms, x_wide, dy_wide, dx_wide]) = self.frame.arena.split(
+        let ([x, y, dy], [dx, x_wide, dy_wide, dx_wide]) = self.frame.arena.split(
             [self.frame.maps[i], self.frame.maps[i + 1], self.frame.gradients[i + 1]],
             [
                 self.frame.gradients[i],
-                terms,
                 self.wide[0].at_most(2 * from),
                 self.wide[2].at_most(2 * to),
                 self.wide[3].at_most(2 * from),
@@ -100,11 +90,8 @@ impl Mixed {
         let ctx = &mut self.frame.ctx;
         match &self.stages[i] {
             StageState::Lrn(op) => lrn::backward(ctx, op, &self.layouts[i], blocks, x, dy, masks, dx),
-            StageState::SpatialLrn(op, _) => {
-                widen_map(ctx, &x[..from], x_wide);
-                widen_map(ctx, &dy[..to], dy_wide);
-                spatial_lrn::backward(ctx, op, x_wide, dy_wide, masks, terms, dx_wide);
-                round_map(ctx, dx_wide, &mut dx[..from]);
+            StageState::SpatialLrn(op) => {
+                spatial_lrn::backward(ctx, op, &self.layouts[i], blocks, x, dy, masks, dx);
             }
             StageState::Pool(state) if state.widens() => {
                 widen_map(ctx, &x[..from], x_wide);
