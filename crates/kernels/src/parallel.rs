@@ -78,11 +78,13 @@ impl Context {
             }
         }
         let (base, total) = (Base(data.as_mut_ptr()), data.len());
-        self.threads.run(total.div_ceil(len.max(1)), &|unit, _| {
-            let first = unit * len;
-            let len = len.min(total - first);
-            // SAFETY: chunks are within the slice and disjoint, and each unit runs once.
-            work(unit, unsafe { std::slice::from_raw_parts_mut(base.at(first), len) });
+        let cut = Cut::new(total, len, size_of::<T>());
+        self.threads.run(cut.units(), &|unit, _| {
+            for chunk in cut.chunks(unit) {
+                let (first, len) = cut.part(chunk);
+                // SAFETY: chunks are within the slice and disjoint, and each unit runs once.
+                work(chunk, unsafe { std::slice::from_raw_parts_mut(base.at(first), len) });
+            }
         });
     }
 
@@ -96,27 +98,28 @@ impl Context {
     ) {
         struct Chunks<'a, T, W> {
             base: usize,
-            total: usize,
-            len: usize,
+            cut: Cut,
             work: &'a W,
             of: std::marker::PhantomData<fn(T)>,
         }
         impl<T: Send, W: ChunkWork<T>> Kernel for Chunks<'_, T, W> {
             fn units(&self) -> usize {
-                self.total.div_ceil(self.len)
+                self.cut.units()
             }
 
             #[inline(always)]
             unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
-                let first = unit * self.len;
-                let len = self.len.min(self.total - first);
-                // SAFETY: chunks are within the slice and disjoint, and each unit runs once.
-                let chunk = unsafe { std::slice::from_raw_parts_mut((self.base as *mut T).add(first), len) };
-                self.work.chunk(unit, chunk);
+                for chunk in self.cut.chunks(unit) {
+                    let (first, len) = self.cut.part(chunk);
+                    // SAFETY: chunks are within the slice and disjoint, and each unit runs once.
+                    let part =
+                        unsafe { std::slice::from_raw_parts_mut((self.base as *mut T).add(first), len) };
+                    self.work.chunk(chunk, part);
+                }
             }
         }
-        let (base, total) = (data.as_mut_ptr() as usize, data.len());
-        self.run(&Chunks { base, total, len: len.max(1), work, of: std::marker::PhantomData });
+        let cut = Cut::new(data.len(), len, size_of::<T>());
+        self.run(&Chunks { base: data.as_mut_ptr() as usize, cut, work, of: std::marker::PhantomData });
     }
 
     /// Runs every unit of a kernel.
@@ -139,6 +142,42 @@ impl Context {
                 }
             }
         });
+    }
+}
+
+/// How a slice is cut into chunks, and those into units: a unit is some chunks, because handing one out costs as much as
+/// working on a few hundred bytes.
+#[derive(Clone, Copy)]
+struct Cut {
+    total: usize,
+    len: usize,
+    together: usize,
+}
+
+impl Cut {
+    /// Bytes of a unit, at least.
+    const UNIT_BYTES: usize = 16 << 10;
+
+    fn new(total: usize, len: usize, element_bytes: usize) -> Cut {
+        let len = len.max(1);
+        Cut { total, len, together: (Cut::UNIT_BYTES / element_bytes.max(1) / len).max(1) }
+    }
+
+    fn units(&self) -> usize {
+        self.total.div_ceil(self.len * self.together)
+    }
+
+    /// Numbers of a unit's chunks.
+    #[inline(always)]
+    fn chunks(&self, unit: usize) -> std::ops::Range<usize> {
+        unit * self.together..((unit + 1) * self.together).min(self.total.div_ceil(self.len))
+    }
+
+    /// Where a chunk begins, and its length.
+    #[inline(always)]
+    fn part(&self, chunk: usize) -> (usize, usize) {
+        let first = chunk * self.len;
+        (first, self.len.min(self.total - first))
     }
 }
 

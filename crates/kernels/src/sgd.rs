@@ -41,11 +41,11 @@ pub fn update(ctx: &mut Context, update: Update, g: &[f32], w: &mut [f32], v: &m
 
 /// Σ a², in f64 over parts of fixed size, so that it does not depend on the number of threads.
 pub fn norm_squared(ctx: &mut Context, a: &[f32]) -> f64 {
-    let mut parts = [0.0f64; 1024];
+    let mut parts: [(usize, f64); 1024] = std::array::from_fn(|i| (i, 0.0));
     let unit = UNIT.max(a.len().div_ceil(parts.len()));
     let used = &mut parts[..a.len().div_ceil(unit)];
-    ctx.for_each_chunk(used, 1, |i, sum| {
-        let part = &a[i * unit..][..unit.min(a.len() - i * unit)];
+    ctx.for_each(used, |(i, sum)| {
+        let part = &a[*i * unit..][..unit.min(a.len() - *i * unit)];
         // Eight sums side by side, which compilers turn into vectors.
         let mut lanes = [0.0f64; 8];
         let mut runs = part.chunks_exact(8);
@@ -55,9 +55,9 @@ pub fn norm_squared(ctx: &mut Context, a: &[f32]) -> f64 {
             }
         }
         let rest: f64 = runs.remainder().iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        sum[0] = lanes.iter().sum::<f64>() + rest;
+        *sum = lanes.iter().sum::<f64>() + rest;
     });
-    used.iter().sum()
+    used.iter().map(|(_, sum)| sum).sum()
 }
 
 struct Sgd<'a> {
