@@ -201,9 +201,9 @@ impl Kernel for MaxBackward<'_> {
         let Geometry { input, output, rows, columns } = self.g;
         let (h, split, block) =
             (unit % input.height, unit / input.height % input.splits, unit / input.height / input.splits);
+        // The windows that hold a position: where each writes, and the position's place in it.
+        let mut windows = [(0usize, 0u8); MOST_WINDOWS];
         for w in 0..input.width {
-            // The windows that hold this position: where each writes, and the position's place in it.
-            let mut windows = [(0usize, 0u8); MOST_WINDOWS];
             let mut count = 0;
             for (p, r) in windows_of(rows, h) {
                 for (q, s) in windows_of(columns, w) {
