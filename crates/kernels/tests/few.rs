@@ -13,6 +13,7 @@ use alexnet_kernels::bf16::few::{Border, RowLayout, conv, pooling};
 use alexnet_kernels::bf16::{Engine, lrn, pairs, pairs_mut, round, widen};
 use alexnet_kernels::lrn::Lrn;
 use common::Random;
+use common::maps::{assert_rounded, rounded};
 
 fn engines() -> Vec<Engine> {
     #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
@@ -25,10 +26,6 @@ fn engines() -> Vec<Engine> {
 fn rows(c: usize, splits: usize, [height, width]: [usize; 2], border: [usize; 2]) -> RowLayout {
     let border = Border { before: border[0], after: border[1] };
     RowLayout { channels: c, splits, height, width, rows: border, columns: border }
-}
-
-fn rounded(values: Vec<f32>) -> Vec<f32> {
-    values.into_iter().map(|v| widen(round(v))).collect()
 }
 
 fn values(integers: bool, len: usize, random: &mut Random) -> Vec<f32> {
@@ -54,19 +51,6 @@ fn load(map: &RowLayout, count: usize, data: &[f32]) -> Vec<f32> {
     convert::to_canonical(map, count, data, &mut values);
     assert!(pairs(&store(map, &values)) == pairs(data), "the border or an empty half was written");
     values
-}
-
-/// bf16 within its rounding of what f32 sums of `terms` terms of size 1 give.
-fn assert_rounded(what: &str, got: &[f32], want: &[f64], terms: usize, integers: bool) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
-        if integers {
-            assert_eq!(g, widen(round(w as f32)), "{what}: element {i}, exactly {w}");
-        } else {
-            let bound = w.abs() / 256.0 + 1e-5 * (terms as f64).sqrt();
-            assert!((f64::from(g) - w).abs() <= bound, "{what}: element {i} is {g}, not {w} (± {bound:e})");
-        }
-    }
 }
 
 fn check_conv(engine: Engine, threads: usize, g: &conv::Geometry, count: usize, integers: bool, seed: u64) {
