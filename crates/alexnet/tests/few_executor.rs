@@ -4,7 +4,7 @@
 mod executors;
 
 use alexnet::exec::contract::{Batch, Executor};
-use alexnet::exec::few::{self, Few};
+use alexnet::exec::few::{self, Few, LinearWeights};
 use alexnet::exec::plan::Plan;
 use alexnet::exec::reference::Reference;
 use alexnet_kernels::bf16::Engine;
@@ -21,7 +21,9 @@ fn every_layer_yields_what_the_reference_does() {
         let engine = Engine::all()[0];
         for last in 0..net.layers.len() {
             let mut reference = Reference::<f32>::new(&net, 3, Some(last)).unwrap();
-            let mut few = Few::new(&net, Plan::few(&net, 3, Some(last)).unwrap(), engine, 2).unwrap();
+            let mut few =
+                Few::new(&net, Plan::few(&net, 3, Some(last)).unwrap(), engine, LinearWeights::Bf16, 2)
+                    .unwrap();
             let outputs = [&mut reference as &mut dyn Executor, &mut few].map(|executor| {
                 executor.set_params(&start);
                 let pixels = input(executor, &net, 3, 7);
@@ -42,7 +44,7 @@ fn a_picture_does_not_depend_on_its_neighbours_or_the_threads() {
     let start = params(&net);
     let run = |batch: usize, threads: usize| {
         let plan = Plan::few(&net, batch, None).unwrap();
-        let mut few = Few::new(&net, plan, Engine::all()[0], threads).unwrap();
+        let mut few = Few::new(&net, plan, Engine::all()[0], LinearWeights::Bf16, threads).unwrap();
         few.set_params(&start);
         let pixels = input(&few, &net, batch, 7);
         let mut output = vec![0.0; batch * net.classes()];

@@ -15,7 +15,7 @@ mod executors;
 
 use alexnet::Network;
 use alexnet::exec::contract::{Batch, Executor, Params, Rate};
-use alexnet::exec::few::{self, Few};
+use alexnet::exec::few::{self, Few, LinearWeights};
 use alexnet::exec::mixed::Mixed;
 use alexnet::exec::plan::{Mode, Plan};
 use alexnet::exec::reference::Reference;
@@ -77,7 +77,8 @@ fn compare(net: &Network, batch: usize, engines: &[Engine]) {
         let mut mixed = Mixed::new(net, plan, engine, 2).unwrap();
         infer(&mut mixed, &want, net, batch, &want_p, &what);
         if few::unsupported(net).is_none() {
-            let mut few = Few::new(net, Plan::few(net, batch, None).unwrap(), engine, 2).unwrap();
+            let mut few =
+                Few::new(net, Plan::few(net, batch, None).unwrap(), engine, LinearWeights::Bf16, 2).unwrap();
             infer(&mut few, &want, net, batch, &want_p, &format!("{what} few"));
         }
     }

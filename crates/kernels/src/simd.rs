@@ -12,6 +12,10 @@
 pub trait Simd: Copy {
     /// A vector of `LANES` elements.
     type V: Copy;
+    /// A vector of 2·`LANES` integers of 16 bits.
+    type Shorts: Copy;
+    /// A vector of `LANES` integers of 32 bits.
+    type Ints: Copy;
     /// Elements in a vector.
     const LANES: usize;
     /// Vectors in the widest tile.
@@ -32,6 +36,14 @@ pub trait Simd: Copy {
     unsafe fn sqrt(a: Self::V) -> Self::V;
     /// `b` where `a` > 0, else 0.
     unsafe fn where_positive(a: Self::V, b: Self::V) -> Self::V;
+
+    unsafe fn zero_ints() -> Self::Ints;
+    /// 2·`LANES` signed bytes, widened.
+    unsafe fn load_bytes(p: *const i8) -> Self::Shorts;
+    /// Each lane of `sums` and the products of two neighbours of `a` with those at `p`.
+    unsafe fn add_products(sums: Self::Ints, a: Self::Shorts, p: *const i16) -> Self::Ints;
+    /// The sum of all lanes.
+    unsafe fn sum_ints(a: Self::Ints) -> i64;
 
     #[inline(always)]
     unsafe fn zero() -> Self::V {
@@ -170,6 +182,8 @@ pub struct Avx512;
 #[cfg(target_arch = "x86_64")]
 impl Simd for Avx512 {
     type V = std::arch::x86_64::__m512;
+    type Shorts = std::arch::x86_64::__m512i;
+    type Ints = std::arch::x86_64::__m512i;
     const LANES: usize = 16;
     const PANEL: usize = 4;
     // 6×4 accumulators + 4 weights, 8×3 + 3, 12×2 + 2: all below 32 registers; 8 chains hide the FMA's latency.
@@ -306,6 +320,26 @@ impl Simd for Avx512 {
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {
         std::arch::x86_64::_mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as u16, v)
     }
+    #[inline(always)]
+    unsafe fn zero_ints() -> Self::Ints {
+        std::arch::x86_64::_mm512_setzero_si512()
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const i8) -> Self::Shorts {
+        use std::arch::x86_64::*;
+        _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn add_products(sums: Self::Ints, a: Self::Shorts, p: *const i16) -> Self::Ints {
+        use std::arch::x86_64::*;
+        _mm512_add_epi32(sums, _mm512_madd_epi16(a, _mm512_loadu_si512(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn sum_ints(a: Self::Ints) -> i64 {
+        let mut lanes = [0i32; Self::LANES];
+        std::arch::x86_64::_mm512_storeu_si512(lanes.as_mut_ptr().cast(), a);
+        lanes.into_iter().map(i64::from).sum()
+    }
 }
 
 /// The bits of f32, rounded to bf16 in their high halves.
@@ -325,6 +359,8 @@ pub struct Avx2;
 #[cfg(target_arch = "x86_64")]
 impl Simd for Avx2 {
     type V = std::arch::x86_64::__m256;
+    type Shorts = std::arch::x86_64::__m256i;
+    type Ints = std::arch::x86_64::__m256i;
     const LANES: usize = 8;
     const PANEL: usize = 2;
     // 6×2 accumulators + 2 weights + 1 broadcast: 15 of 16 registers.
@@ -375,6 +411,26 @@ impl Simd for Avx2 {
         use std::arch::x86_64::{_CMP_GT_OQ, _mm256_and_ps, _mm256_cmp_ps, _mm256_setzero_ps};
         _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, _mm256_setzero_ps()), b)
     }
+    #[inline(always)]
+    unsafe fn zero_ints() -> Self::Ints {
+        std::arch::x86_64::_mm256_setzero_si256()
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const i8) -> Self::Shorts {
+        use std::arch::x86_64::*;
+        _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn add_products(sums: Self::Ints, a: Self::Shorts, p: *const i16) -> Self::Ints {
+        use std::arch::x86_64::*;
+        _mm256_add_epi32(sums, _mm256_madd_epi16(a, _mm256_loadu_si256(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn sum_ints(a: Self::Ints) -> i64 {
+        let mut lanes = [0i32; Self::LANES];
+        std::arch::x86_64::_mm256_storeu_si256(lanes.as_mut_ptr().cast(), a);
+        lanes.into_iter().map(i64::from).sum()
+    }
 }
 
 /// Arrays of four, which compilers turn into SSE2 or NEON instructions.
@@ -389,6 +445,8 @@ fn lanes(f: impl Fn(usize) -> f32) -> [f32; 4] {
 
 impl Simd for Portable {
     type V = [f32; 4];
+    type Shorts = [i16; 8];
+    type Ints = [i32; 4];
     const LANES: usize = 4;
     const PANEL: usize = 2;
     // 4×2 accumulators + 2 weights + 1 broadcast: 11 of SSE2's 16 registers.
@@ -443,5 +501,23 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn where_positive(a: Self::V, b: Self::V) -> Self::V {
         lanes(|i| if a[i] > 0.0 { b[i] } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn zero_ints() -> Self::Ints {
+        [0; 4]
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const i8) -> Self::Shorts {
+        p.cast::<[i8; 8]>().read_unaligned().map(i16::from)
+    }
+    #[inline(always)]
+    unsafe fn add_products(sums: Self::Ints, a: Self::Shorts, p: *const i16) -> Self::Ints {
+        let b = p.cast::<[i16; 8]>().read_unaligned();
+        let product = |i: usize| i32::from(a[i]) * i32::from(b[i]);
+        std::array::from_fn(|i| sums[i] + product(2 * i) + product(2 * i + 1))
+    }
+    #[inline(always)]
+    unsafe fn sum_ints(a: Self::Ints) -> i64 {
+        a.into_iter().map(i64::from).sum()
     }
 }

@@ -5,13 +5,13 @@
 mod amx_emulator;
 mod common;
 
-use alexnet_kernels::Context;
 use alexnet_kernels::bf16::conv::Fold;
 use alexnet_kernels::bf16::few::convert::{self, Entry, flat_len};
-use alexnet_kernels::bf16::few::linear::{self, Output, Rounded};
+use alexnet_kernels::bf16::few::linear::{self, Output, Quantized, Rounded, quantize, quantized_len};
 use alexnet_kernels::bf16::few::{Border, RowLayout, conv, pooling};
 use alexnet_kernels::bf16::{Engine, lrn, pairs, pairs_mut, round, widen};
 use alexnet_kernels::lrn::Lrn;
+use alexnet_kernels::{Context, Isa};
 use common::Random;
 use common::maps::{assert_rounded, rounded};
 
@@ -245,6 +245,16 @@ fn normalization() {
     }
 }
 
+/// Flat rows of pairs of `inputs` values each.
+fn flat_rows(x: &[f32], inputs: usize) -> Vec<f32> {
+    let mut flat = vec![0.0; x.len() / inputs * flat_len(inputs)];
+    for (i, &value) in x.iter().enumerate() {
+        let at = i / inputs * flat_len(inputs) + i % inputs / 2;
+        pairs_mut(&mut flat)[at] |= u32::from(round(value)) << (i % inputs % 2 * 16);
+    }
+    flat
+}
+
 #[test]
 fn linear_layers() {
     for engine in engines() {
@@ -255,11 +265,7 @@ fn linear_layers() {
                 let x = values(integers, count * inputs, &mut random);
                 let w = values(integers, outputs * inputs, &mut random);
                 let bias = values(integers, outputs, &mut random);
-                let mut flat = vec![0.0; count * flat_len(inputs)];
-                for (i, &value) in x.iter().enumerate() {
-                    let at = i / inputs * flat_len(inputs) + i % inputs / 2;
-                    pairs_mut(&mut flat)[at] |= u32::from(round(value)) << (i % inputs % 2 * 16);
-                }
+                let flat = flat_rows(&x, inputs);
                 let mut weights = Rounded::new(outputs, inputs);
                 weights.set(&mut ctx, &w);
                 for relu in [false, true] {
@@ -288,9 +294,79 @@ fn linear_layers() {
     }
 }
 
+/// (N, O) of a layer with quantized weights.
+fn quantized(isa: Isa, threads: usize, count: usize, x: &[f32], w: &[f32], bias: &[f32]) -> Vec<f32> {
+    let (inputs, outputs) = (x.len() / count, bias.len());
+    let mut ctx = Context::new(isa, threads);
+    let mut weights = Quantized::new(outputs, inputs);
+    weights.set(&mut ctx, w);
+    let mut values = vec![0.0; count * quantized_len(inputs)];
+    quantize(&mut ctx, count, inputs, &flat_rows(x, inputs), &mut values);
+    let mut y = vec![0.0; count * outputs];
+    linear::forward(&mut ctx, count, &values, &weights, bias, false, Output::Rows(&mut y));
+    y
+}
+
+/// Half a step of each weight and of each input is what rounding may cost, and every instruction set gives the same bits.
+#[test]
+fn quantized_linear_layers() {
+    let largest = |values: &[f32]| values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+    for (count, inputs, outputs) in
+        [(1, 70, 33), (2, 64, 7), (3, 31, 64), (5, 129, 34), (8, 1, 1), (4, 9216, 5)]
+    {
+        let mut random = Random(inputs as u64);
+        let x = values(false, count * inputs, &mut random);
+        // Outputs whose weights differ in size, and one with none.
+        let mut w = random.reals(outputs * inputs);
+        for (o, w) in w.chunks_exact_mut(inputs).enumerate() {
+            w.iter_mut().for_each(|w| *w *= (o % 5) as f32);
+        }
+        let bias = random.reals(outputs);
+        let results: Vec<Vec<f32>> = Isa::all()
+            .into_iter()
+            .flat_map(|isa| [1, 3].map(|threads| quantized(isa, threads, count, &x, &w, &bias)))
+            .collect();
+        assert!(results.iter().all(|y| *y == results[0]), "{inputs} × {outputs}");
+        for (i, got) in results[0].iter().enumerate() {
+            let (x, w) = (&x[i / outputs * inputs..][..inputs], &w[i % outputs * inputs..][..inputs]);
+            let mut want = f64::from(bias[i % outputs]);
+            let (mut of_weights, mut of_inputs) = (0.0, 0.0);
+            for (x, w) in x.iter().zip(w) {
+                want += f64::from(*x) * f64::from(*w);
+                of_weights += f64::from(x.abs());
+                of_inputs += f64::from(w.abs());
+            }
+            of_weights *= f64::from(largest(w)) / 127.0 / 2.0;
+            of_inputs *= f64::from(largest(x)) / 7339.0 / 2.0;
+            let bound = 1.01 * (of_weights + of_inputs) + 1e-6;
+            assert!(
+                (f64::from(*got) - want).abs() <= bound,
+                "{inputs} × {outputs}: {got}, not {want} ± {bound}"
+            );
+        }
+    }
+}
+
+#[test]
+fn quantized_layers_hide_no_value_that_is_not_finite() {
+    for isa in Isa::all() {
+        let (x, w) = (vec![1.0f32; 2 * 70], vec![0.5f32; 3 * 70]);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut one = x.clone();
+            one[70 + 69] = bad;
+            let y = quantized(isa, 1, 2, &one, &w, &[0.0; 3]);
+            assert!(y[..3].iter().all(|y| *y == 35.0) && y[3..].iter().all(|y| y.is_nan()), "{bad}: {y:?}");
+            let mut one = w.clone();
+            one[70] = bad;
+            let y = quantized(isa, 1, 2, &x, &one, &[0.0; 3]);
+            assert!(y[1].is_nan() && y[4].is_nan() && y[0] == 35.0 && y[5] == 35.0, "{bad}: {y:?}");
+        }
+    }
+}
+
 #[test]
 fn maps_become_flat_rows_in_canonical_order() {
-    for isa in alexnet_kernels::Isa::all() {
+    for isa in Isa::all() {
         let map = rows(6, 2, [3, 5], [1, 1]);
         let mut random = Random(6);
         let x = values(true, 2 * 6 * 15, &mut random);

@@ -180,17 +180,22 @@ impl Frame {
 
 /// How an executor computes the stages of its plan. Everything else that [`Executor`] asks for follows.
 pub(super) trait Stages: Send {
-    /// The arithmetic of products.
-    const PRECISION: &'static str;
-
     /// Bytes of one value of a map.
     const VALUE_BYTES: usize;
+
+    /// Bytes of one weight of stage `i` as it is read at test time.
+    fn weight_bytes(&self, _i: usize) -> usize {
+        Self::VALUE_BYTES
+    }
 
     /// What it holds.
     fn frame(&self) -> &Frame;
 
     /// What it holds, to change.
     fn frame_mut(&mut self) -> &mut Frame;
+
+    /// The arithmetic of products.
+    fn arithmetic(&self) -> &'static str;
 
     /// Name of the instructions that compute.
     fn instructions(&self) -> &'static str;
@@ -286,16 +291,16 @@ impl<S: Stages> Executor for S {
     }
 
     fn kernel_name(&self) -> String {
-        format!("{} {}", self.instructions(), S::PRECISION)
+        format!("{} {}", self.instructions(), self.arithmetic())
     }
 
     fn precision(&self) -> &'static str {
-        S::PRECISION
+        self.arithmetic()
     }
 
     fn pass_times(&self) -> Vec<PassTime> {
         let frame = self.frame();
-        frame.watch.times(&frame.net, &frame.plan, S::VALUE_BYTES)
+        frame.watch.times(&frame.net, &frame.plan, S::VALUE_BYTES, |i| self.weight_bytes(i))
     }
 
     fn planned_bytes(&self) -> usize {

@@ -23,6 +23,7 @@ use crate::error::{Error, Result, nearest};
 use crate::net::Network;
 use crate::ops::update::Rule;
 use alexnet_kernels::bf16::Engine;
+use few::LinearWeights;
 use std::str::FromStr;
 
 /// The arithmetic of products and activations; weights, sums, bias, loss and norms are f32 in any case.
@@ -35,6 +36,8 @@ pub enum Precision {
     F32,
     /// bf16 storage and operands, f32 sums.
     Bf16,
+    /// As bf16, but linear layers multiply weights in eight bits, with a scale for each output. For inference.
+    Int8,
 }
 
 /// Where to compute.
@@ -59,7 +62,13 @@ fn parse<T: Copy>(text: &str, values: &[(&'static str, T)]) -> Result<T> {
 impl FromStr for Precision {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        parse(text, &[("auto", Precision::Auto), ("f32", Precision::F32), ("bf16", Precision::Bf16)])
+        let values = [
+            ("auto", Precision::Auto),
+            ("f32", Precision::F32),
+            ("bf16", Precision::Bf16),
+            ("int8", Precision::Int8),
+        ];
+        parse(text, &values)
     }
 }
 
@@ -110,18 +119,28 @@ const FEW: usize = 12;
 /// if there is not enough memory.
 pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
     let engine = Engine::best().map_err(Error::Config)?;
+    let few = |last, linear| {
+        let plan = Plan::few(net, options.batch, last)?;
+        Ok(Box::new(few::Few::new(net, plan, engine, linear, options.threads)?) as Box<dyn Executor>)
+    };
     let unsupported = mixed::unsupported(net, &options.rule);
     let fastest = engine.is_native() && unsupported.is_none();
-    if options.precision == Precision::Bf16 || (options.precision == Precision::Auto && fastest) {
-        if let Mode::Infer { last } = options.mode
-            && options.batch <= FEW
-            && few::unsupported(net).is_none()
-        {
-            let plan = Plan::few(net, options.batch, last)?;
-            return Ok(Box::new(few::Few::new(net, plan, engine, options.threads)?));
+    match (options.precision, options.mode) {
+        (Precision::Int8, Mode::Infer { last }) => return few(last, LinearWeights::Int8),
+        (Precision::Int8, Mode::Train { .. }) => {
+            return Err(Error::Config("precision int8 is for inference; train in f32 or bf16".into()));
         }
-        let plan = Plan::mixed(net, options.batch, options.mode)?.with_rule(options.rule);
-        return Ok(Box::new(mixed::Mixed::new(net, plan, engine, options.threads)?));
+        (Precision::Auto, _) if !fastest => {}
+        (Precision::Auto | Precision::Bf16, Mode::Infer { last })
+            if options.batch <= FEW && few::unsupported(net).is_none() =>
+        {
+            return few(last, LinearWeights::Bf16);
+        }
+        (Precision::Auto | Precision::Bf16, mode) => {
+            let plan = Plan::mixed(net, options.batch, mode)?.with_rule(options.rule);
+            return Ok(Box::new(mixed::Mixed::new(net, plan, engine, options.threads)?));
+        }
+        (Precision::F32, _) => {}
     }
     let isa = engine.isa();
     let plan = Plan::new(net, options.batch, options.mode)?.with_rule(options.rule);

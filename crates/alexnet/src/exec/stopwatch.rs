@@ -67,8 +67,15 @@ impl Stopwatch {
         self.last = now;
     }
 
-    /// The passes that took time, with the arithmetic and the bytes that each needs at least.
-    pub fn times(&self, net: &Network, plan: &Plan, element_bytes: usize) -> Vec<PassTime> {
+    /// The passes that took time, with the arithmetic and the bytes that each needs at least. `weight_bytes` says how large
+    /// a weight of a stage is at test time.
+    pub fn times(
+        &self,
+        net: &Network,
+        plan: &Plan,
+        element_bytes: usize,
+        weight_bytes: impl Fn(usize) -> usize,
+    ) -> Vec<PassTime> {
         // A plan was made from the same trace.
         let Ok(traced) = net.trace() else { return Vec::new() };
         let map_bytes = |i: usize| {
@@ -93,7 +100,7 @@ impl Stopwatch {
                 let is_linear = matches!(stage.kind, Kind::Linear { .. });
                 let product = layers.first().is_some_and(|l| matches!(l.op, Op::Conv(_) | Op::Linear(_)));
                 let flop = if product { 2 * traced[first].macs as u64 * plan.batch as u64 } else { 0 };
-                let weight_bytes = if plan.trains() { size_of::<f32>() } else { element_bytes };
+                let weight_bytes = if plan.trains() { size_of::<f32>() } else { weight_bytes(i) };
                 let weights = if product { traced[first].params() * weight_bytes } else { 0 };
                 let (x, y) = (map_bytes(i), map_bytes(i + 1));
                 let dx = if stage.input_gradient { x } else { 0 };

@@ -65,7 +65,7 @@ pub enum Command {
 /// How to compute, for every command that computes.
 #[derive(Debug, Args)]
 pub struct Compute {
-    /// auto, f32 or bf16 [default: auto]
+    /// auto, f32, bf16, or for inference int8 (bf16, with linear layers in eight bits) [default: auto]
     #[arg(long, value_name = "P")]
     pub precision: Option<String>,
     /// auto or cpu

@@ -106,7 +106,6 @@ impl Cpu {
 }
 
 impl Stages for Cpu {
-    const PRECISION: &'static str = "f32";
     const VALUE_BYTES: usize = size_of::<f32>();
 
     fn frame(&self) -> &Frame {
@@ -115,6 +114,10 @@ impl Stages for Cpu {
 
     fn frame_mut(&mut self) -> &mut Frame {
         &mut self.frame
+    }
+
+    fn arithmetic(&self) -> &'static str {
+        "f32"
     }
 
     fn instructions(&self) -> &'static str {

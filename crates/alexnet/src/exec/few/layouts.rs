@@ -25,6 +25,16 @@ impl Layout {
         }
     }
 
+    /// Features of a flat row.
+    ///
+    /// Panics if the map is not flat.
+    pub fn features(&self) -> usize {
+        match self {
+            Layout::Flat(features) => *features,
+            Layout::Rows(_) => unreachable!("the plan puts rows where a flat map is"),
+        }
+    }
+
     /// The map's rows.
     ///
     /// Panics if it is flat.

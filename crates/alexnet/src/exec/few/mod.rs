@@ -1,7 +1,8 @@
 //! The executor for a few pictures, in bf16 and forward only: what `predict` and a service want, where a batch of 32 would
 //! leave most lanes empty. It follows the same [`Plan`] as the others with the kernels of
 //! [`alexnet_kernels::bf16::few`], whose lanes are the columns of a row. Weights are rounded and packed once; a linear
-//! layer's are read once for all pictures, and their bytes are most of the time that one picture takes.
+//! layer's are read once for all pictures, and their bytes are most of the time that one picture takes: [`LinearWeights`]
+//! says how many they are.
 
 mod layouts;
 
@@ -15,7 +16,7 @@ use crate::net::{self, Activation, Network, Op, PoolKind};
 use alexnet_kernels::arena::Region;
 use alexnet_kernels::bf16::conv::Fold;
 use alexnet_kernels::bf16::few::convert::{self, Entry};
-use alexnet_kernels::bf16::few::linear::{self, Output, Rounded};
+use alexnet_kernels::bf16::few::linear::{self, Output, Quantized, Rounded};
 use alexnet_kernels::bf16::few::{RowLayout, conv, pooling};
 use alexnet_kernels::bf16::{Engine, lrn, pair, pairs, pairs_mut, widen};
 use alexnet_kernels::lrn::Lrn;
@@ -30,8 +31,20 @@ pub struct Few {
     entry: Entry,
     /// How each map lies.
     layouts: Vec<Layout>,
+    linear: LinearWeights,
+    /// The inputs of a linear layer with quantized weights.
+    quantized: Region,
     /// (N, classes)
     logits: Region,
+}
+
+/// How the weights of linear layers are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearWeights {
+    /// bf16
+    Bf16,
+    /// Eight bits, with a scale for each output.
+    Int8,
 }
 
 /// What a stage keeps besides its maps.
@@ -45,12 +58,22 @@ enum StageState {
         rounded: Rounded,
         relu: bool,
     },
+    Linear8 {
+        quantized: Quantized,
+        relu: bool,
+    },
     Lrn(Lrn),
     Pool(pooling::Geometry),
     Relu,
     /// Every value times this: dropout at test time.
     Scale(f32),
     Flatten,
+}
+
+impl StageState {
+    fn has_parameters(&self) -> bool {
+        matches!(self, StageState::Conv { .. } | StageState::Linear { .. } | StageState::Linear8 { .. })
+    }
 }
 
 /// Why `net` is not computed by this executor, if it is not.
@@ -71,11 +94,18 @@ pub fn unsupported(net: &Network) -> Option<String> {
 }
 
 impl Few {
-    /// Plans `net` on `threads` threads with `engine`. `plan` is one of [`Plan::few`]. Parameters are zero.
+    /// Plans `net` on `threads` threads with `engine`, its linear layers' weights held as `linear` says. `plan` is one of
+    /// [`Plan::few`]. Parameters are zero.
     ///
     /// # Errors
     /// As [`Plan::few`]; if [`unsupported`] says why; if the memory that the plan needs is not there.
-    pub fn new(net: &Network, plan: Plan, engine: Engine, threads: usize) -> Result<Few> {
+    pub fn new(
+        net: &Network,
+        plan: Plan,
+        engine: Engine,
+        linear: LinearWeights,
+        threads: usize,
+    ) -> Result<Few> {
         assert!(!plan.trains(), "this executor does not train");
         if let Some(why) = unsupported(net) {
             return Err(Error::Config(format!("network {}: {why}", net.name)));
@@ -87,6 +117,7 @@ impl Few {
         let mut draft =
             Draft::new(net, &plan, |i| batch * layouts[i].picture_len(), |i| !(i == last && rows_at_end))?;
         let mut stages = vec![];
+        let mut quantized_len = 0;
         for (i, stage) in plan.stages.iter().enumerate() {
             let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);
             stages.push(match (&stage.kind, op) {
@@ -96,8 +127,16 @@ impl Few {
                     StageState::Conv { packed: conv::Packed::new(&geometry), fold, relu: *relu }
                 }
                 (Kind::Linear { relu }, Some(Op::Linear(op))) => {
-                    let rounded = Rounded::new(op.outputs, plan.maps[i].shape.len());
-                    StageState::Linear { rounded, relu: *relu }
+                    let (outputs, inputs, relu) = (op.outputs, plan.maps[i].shape.len(), *relu);
+                    match linear {
+                        LinearWeights::Bf16 => {
+                            StageState::Linear { rounded: Rounded::new(outputs, inputs), relu }
+                        }
+                        LinearWeights::Int8 => {
+                            quantized_len = quantized_len.max(linear::quantized_len(inputs));
+                            StageState::Linear8 { quantized: Quantized::new(outputs, inputs), relu }
+                        }
+                    }
                 }
                 (Kind::Lrn, Some(Op::Lrn(op))) => {
                     let lrn = constants::lrn(op, layouts[i].rows().channels);
@@ -120,8 +159,9 @@ impl Few {
         }
         draft.scratch(conv::SCRATCH_LEN);
         let logits = draft.layouter.reserve(if plan.ends_with_loss() { batch * net.classes() } else { 0 });
+        let quantized = draft.layouter.reserve(batch * quantized_len);
         let frame = draft.build(net, plan, engine.isa(), threads)?;
-        Ok(Few { frame, engine, stages, entry, layouts, logits })
+        Ok(Few { frame, engine, stages, entry, layouts, linear, quantized, logits })
     }
 
     /// Copies map `i` of `count` pictures in canonical order.
@@ -143,8 +183,14 @@ fn geometry(op: &net::Conv, fold: Fold, input: &RowLayout, output: &RowLayout) -
 }
 
 impl Stages for Few {
-    const PRECISION: &'static str = "bf16";
     const VALUE_BYTES: usize = size_of::<u16>();
+
+    fn weight_bytes(&self, i: usize) -> usize {
+        match self.stages[i] {
+            StageState::Linear8 { .. } => size_of::<i8>(),
+            _ => Self::VALUE_BYTES,
+        }
+    }
 
     fn frame(&self) -> &Frame {
         &self.frame
@@ -152,6 +198,13 @@ impl Stages for Few {
 
     fn frame_mut(&mut self) -> &mut Frame {
         &mut self.frame
+    }
+
+    fn arithmetic(&self) -> &'static str {
+        match self.linear {
+            LinearWeights::Bf16 => "bf16",
+            LinearWeights::Int8 => "int8",
+        }
     }
 
     fn instructions(&self) -> &'static str {
@@ -162,18 +215,20 @@ impl Stages for Few {
         let bytes = self.stages.iter().map(|s| match s {
             StageState::Conv { packed, .. } => packed.bytes(),
             StageState::Linear { rounded, .. } => rounded.bytes(),
+            StageState::Linear8 { quantized, .. } => quantized.bytes(),
             _ => 0,
         });
         bytes.sum()
     }
 
     fn pack(&mut self, i: usize) {
-        if matches!(self.stages[i], StageState::Conv { .. } | StageState::Linear { .. }) {
+        if self.stages[i].has_parameters() {
             let [w] = self.frame.tensors_of(i);
             let Frame { arena, ctx, .. } = &mut self.frame;
             match &mut self.stages[i] {
                 StageState::Conv { packed, fold, .. } => packed.set(ctx, *fold, arena.get(w.value)),
                 StageState::Linear { rounded, .. } => rounded.set(ctx, arena.get(w.value)),
+                StageState::Linear8 { quantized, .. } => quantized.set(ctx, arena.get(w.value)),
                 _ => {}
             }
         }
@@ -187,20 +242,23 @@ impl Stages for Few {
 
     fn forward(&mut self, i: usize, batch: &Batch, _masks: Option<&StepSettings>) {
         let count = batch.count;
-        let bias = match self.stages[i] {
-            StageState::Conv { .. } | StageState::Linear { .. } => self.frame.tensors_of::<2>(i)[1].value,
-            _ => Region::default(),
-        };
+        let has_parameters = self.stages[i].has_parameters();
+        let bias = if has_parameters { self.frame.tensors_of::<2>(i)[1].value } else { Region::default() };
         let Frame { maps, arena, ctx, .. } = &mut self.frame;
-        let to = if maps[i + 1].is_empty() { self.logits } else { maps[i + 1] };
-        let ([x, bias], [y]) = arena.split([maps[i], bias], [to]);
+        let rows_at_end = maps[i + 1].is_empty();
+        let to = if rows_at_end { self.logits } else { maps[i + 1] };
+        let ([x, bias], [y, quantized_x]) = arena.split([maps[i], bias], [to, self.quantized]);
+        let output = |y| if rows_at_end { Output::Rows(y) } else { Output::Flat(y) };
         match &self.stages[i] {
             StageState::Conv { packed, relu, .. } => {
                 conv::forward(ctx, self.engine, count, x, packed, bias, *relu, y);
             }
             StageState::Linear { rounded, relu } => {
-                let y = if maps[i + 1].is_empty() { Output::Rows(y) } else { Output::Flat(y) };
-                linear::forward(ctx, count, x, rounded, bias, *relu, y);
+                linear::forward(ctx, count, x, rounded, bias, *relu, output(y));
+            }
+            StageState::Linear8 { quantized, relu } => {
+                linear::quantize(ctx, count, self.layouts[i].features(), x, quantized_x);
+                linear::forward(ctx, count, quantized_x, quantized, bias, *relu, output(y));
             }
             StageState::Lrn(op) => lrn::forward_rows(ctx, op, self.layouts[i].rows(), count, x, y),
             StageState::Pool(geometry) => pooling::max(ctx, geometry, count, x, y),

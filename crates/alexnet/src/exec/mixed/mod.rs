@@ -171,7 +171,6 @@ impl Mixed {
 }
 
 impl Stages for Mixed {
-    const PRECISION: &'static str = "bf16";
     const VALUE_BYTES: usize = size_of::<u16>();
 
     fn frame(&self) -> &Frame {
@@ -180,6 +179,10 @@ impl Stages for Mixed {
 
     fn frame_mut(&mut self) -> &mut Frame {
         &mut self.frame
+    }
+
+    fn arithmetic(&self) -> &'static str {
+        "bf16"
     }
 
     fn instructions(&self) -> &'static str {

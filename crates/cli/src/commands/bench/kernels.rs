@@ -61,8 +61,8 @@ pub fn run(args: &BenchKernels) -> Outcome {
         // The reference loops follow every step: each is asked for as often as every pass.
         let rates = (
             match executor.precision() {
-                "bf16" => limits::bf16_flop_s(&mut ctx, engine),
-                _ => limits::f32_flop_s(&mut ctx),
+                "f32" => limits::f32_flop_s(&mut ctx),
+                _ => limits::bf16_flop_s(&mut ctx, engine),
             },
             limits::stream_bytes_s(&mut ctx, &x, &mut y),
         );

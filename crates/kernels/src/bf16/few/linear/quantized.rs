@@ -1,0 +1,178 @@
+//! Weights in eight bits: each output has a scale of its own, by which its largest weight becomes 127. The inputs of a
+//! picture share a scale too and have more bits, up to 15, as many as exact sums in 32 bits leave room for: the error is
+//! that of the weights. Sums are exact, so every instruction set gives the same.
+
+use super::{AHEAD_BYTES, ROWS, Weights};
+use crate::arena::Buffer;
+use crate::bf16::few::convert::flat_len;
+use crate::bf16::{pairs, widen};
+use crate::parallel::{Context, Kernel, Ptr};
+use crate::simd::{Simd, prefetch};
+
+/// Weights of a row that lie together: a line of memory.
+const LINE: usize = 64;
+/// The largest weight.
+const MOST: f32 = 127.0;
+/// Lanes that share the sum of an output on the narrowest instruction set.
+const LEAST_LANES: usize = 4;
+/// Elements before a picture's quantized inputs, the first of which is their scale.
+const HEAD: usize = 16;
+
+/// w (O, I) in eight bits, as they are read: for each group of rows, 64 of the first, 64 of the second, and so on. Rows and
+/// columns that do not exist are zero.
+#[derive(Debug)]
+pub struct Quantized {
+    outputs: usize,
+    inputs: usize,
+    /// What one step of each output's weights is worth; NaN where a weight is not finite.
+    scales: Vec<f32>,
+    data: Buffer,
+}
+
+/// Columns of weights, those that do not exist included.
+fn columns(inputs: usize) -> usize {
+    inputs.next_multiple_of(LINE)
+}
+
+/// What the largest input becomes: no lane's sum of its share of the products can leave 32 bits.
+fn levels(inputs: usize) -> f32 {
+    let products = columns(inputs) / LEAST_LANES;
+    (i32::MAX as usize / (products * MOST as usize)).min(i16::MAX as usize) as f32
+}
+
+/// Elements of an arena that the quantized inputs of one picture take.
+pub fn quantized_len(inputs: usize) -> usize {
+    HEAD + columns(inputs) / 2
+}
+
+impl Quantized {
+    /// Room for `outputs` × `inputs`.
+    ///
+    /// # Panics
+    /// If there are so many inputs (half a million) that exact sums would leave theirs less than eight bits.
+    pub fn new(outputs: usize, inputs: usize) -> Quantized {
+        assert!(levels(inputs) >= MOST, "{inputs} inputs are too many for exact sums");
+        let rows = outputs.next_multiple_of(ROWS);
+        let data = Buffer::zeros((rows * columns(inputs)).div_ceil(size_of::<f32>()));
+        Quantized { outputs, inputs, scales: vec![0.0; rows], data }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.data) + size_of_val(&*self.scales)
+    }
+
+    /// Quantizes w (O, I).
+    pub fn set(&mut self, ctx: &mut Context, w: &[f32]) {
+        assert_eq!(w.len(), self.outputs * self.inputs, "weights");
+        let inputs = self.inputs;
+        // Not finite where the largest is not, NaN included: the bits of |w| are in its order.
+        let largest =
+            |w: &[f32]| f32::from_bits(w.iter().map(|w| w.to_bits() & !(1 << 31)).max().unwrap_or(0));
+        for (scale, w) in self.scales.iter_mut().zip(w.chunks_exact(inputs)) {
+            let largest = largest(w);
+            *scale = if largest.is_finite() { largest / MOST } else { f32::NAN };
+        }
+        let scales = &self.scales;
+        ctx.for_each_chunk(bytes_mut(&mut self.data), ROWS * columns(inputs), |group, to| {
+            for (row, w) in w.chunks_exact(inputs).enumerate().skip(group * ROWS).take(ROWS) {
+                for (step, w) in w.chunks(LINE).enumerate() {
+                    let to = &mut to[(step * ROWS + row % ROWS) * LINE..][..LINE];
+                    for (to, w) in to.iter_mut().zip(w) {
+                        // 0 / 0, where all weights are zero, becomes zero.
+                        *to = (w / scales[row]).round_ties_even() as i8;
+                    }
+                }
+            }
+        });
+    }
+}
+
+fn bytes_mut(data: &mut [f32]) -> &mut [i8] {
+    // SAFETY: i8 has a smaller alignment than f32, and every bit pattern is one of both.
+    unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), size_of_val(data)) }
+}
+
+/// Quantizes the inputs of `count` pictures, flat rows of pairs. Where one is not finite, the picture's scale is NaN, and
+/// so will be its outputs.
+pub fn quantize(ctx: &mut Context, count: usize, inputs: usize, x: &[f32], to: &mut [f32]) {
+    assert!(x.len() >= count * flat_len(inputs), "inputs");
+    assert!(to.len() >= count * quantized_len(inputs), "quantized inputs");
+    ctx.run(&Quantize { count, inputs, x: pairs(x), to: Ptr::from_mut(to) });
+}
+
+struct Quantize<'a> {
+    count: usize,
+    inputs: usize,
+    x: &'a [u32],
+    to: Ptr,
+}
+
+impl Kernel for Quantize<'_> {
+    fn units(&self) -> usize {
+        self.count
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, picture: usize, _scratch: *mut f32) {
+        let x = &self.x[picture * flat_len(self.inputs)..][..self.inputs.div_ceil(2)];
+        let largest = x.iter().map(|x| (x & 0x7fff).max(x >> 16 & 0x7fff)).max().unwrap_or(0);
+        let largest = widen(largest as u16);
+        let levels = levels(self.inputs);
+        // SAFETY: `quantize` checked the room; a unit owns its picture's.
+        let (head, to) = unsafe {
+            let to = self.to.at(picture * quantized_len(self.inputs));
+            (to, std::slice::from_raw_parts_mut(to.add(HEAD).cast::<[i16; 2]>(), columns(self.inputs) / 2))
+        };
+        let scale = if largest.is_finite() { largest / levels } else { f32::NAN };
+        // SAFETY: as above.
+        unsafe { *head = scale };
+        // A picture of zeros remains one.
+        let by = if largest > 0.0 { levels / largest } else { 0.0 };
+        to.fill([0; 2]);
+        for (to, x) in to.iter_mut().zip(x) {
+            *to = [*x as u16, (x >> 16) as u16].map(|x| (widen(x) * by).round_ties_even() as i16);
+        }
+    }
+}
+
+impl Weights for Quantized {
+    fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    fn row_len(&self) -> usize {
+        quantized_len(self.inputs)
+    }
+
+    #[inline(always)]
+    unsafe fn dots<S: Simd, const N: usize>(&self, group: usize, x: *const f32) -> [[f32; N]; ROWS] {
+        let columns = columns(self.inputs);
+        // SAFETY: the caller's promise; whole steps are within the weights and the rows of inputs. Asking for memory ahead
+        // reads nothing.
+        unsafe {
+            let pictures: [*const f32; N] = std::array::from_fn(|n| x.add(n * self.row_len()));
+            let values = pictures.map(|x| x.add(HEAD).cast::<i16>());
+            let mut w = self.data.as_ptr().cast::<i8>().add(group * ROWS * columns);
+            let mut sums = [[S::zero_ints(); N]; ROWS];
+            for start in (0..columns).step_by(LINE) {
+                for row in 0..ROWS {
+                    prefetch(w.add(row * LINE).wrapping_byte_add(AHEAD_BYTES).cast());
+                }
+                for lane in (0..LINE).step_by(2 * S::LANES) {
+                    for row in 0..ROWS {
+                        let w = S::load_bytes(w.add(row * LINE + lane));
+                        for n in 0..N {
+                            sums[row][n] = S::add_products(sums[row][n], w, values[n].add(start + lane));
+                        }
+                    }
+                }
+                w = w.add(ROWS * LINE);
+            }
+            std::array::from_fn(|row| {
+                let scale = self.scales[group * ROWS + row];
+                std::array::from_fn(|n| S::sum_ints(sums[row][n]) as f32 * (scale * *pictures[n]))
+            })
+        }
+    }
+}
