@@ -1,7 +1,7 @@
 //! What the machine can do at best, measured in the same run as what is compared with it: the rate of the inner loop on
 //! operands in L1, and the rate at which memory is read and written.
 
-use crate::bf16::engine::{C_LEN, Engine, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::engine::{C_LEN, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, pair};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
@@ -48,7 +48,14 @@ impl MatrixKernel for Tiles {
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, _unit: usize, scratch: *mut f32) {
         let tile = 2 * EDGE * EDGE;
-        let shape = Product { rows: 2, columns: 2, right: Right::Tiles, a_step: tile, b_step: tile };
+        let shape = Product {
+            rows: 2,
+            columns: 2,
+            left: Left::Tiles,
+            right: Right::Tiles,
+            a_step: tile,
+            b_step: tile,
+        };
         let runs = [Run { a: 0, b: 0, steps: STEPS }; RUNS];
         for i in 0..PRODUCTS {
             // SAFETY: both operands have this many steps, and scratch holds C.

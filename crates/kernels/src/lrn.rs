@@ -9,7 +9,7 @@ use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, vectors};
 
 /// Zeros on each side of a tower in scratch; also the widest half window.
-const MARGIN: usize = 16;
+pub(crate) const MARGIN: usize = 16;
 
 /// A normalization over towers of maps.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,7 +91,7 @@ pub(crate) unsafe fn power<S: Simd>(d: S::V, beta: f32) -> S::V {
 
 /// Σ of `size` elements from `first`, for as many windows as a vector has lanes.
 #[inline(always)]
-unsafe fn window_sum<S: Simd>(first: *const f32, size: usize) -> S::V {
+pub(crate) unsafe fn window_sum<S: Simd>(first: *const f32, size: usize) -> S::V {
     // SAFETY: the caller's promise.
     unsafe {
         let mut sum = S::load(first);

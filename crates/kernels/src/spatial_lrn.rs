@@ -56,7 +56,7 @@ impl SpatialLrn {
 
     /// Rows or columns of the window that starts `before` positions before `at`.
     #[inline(always)]
-    fn window(&self, at: usize, before: usize, extent: usize) -> std::ops::Range<usize> {
+    pub(crate) fn window(&self, at: usize, before: usize, extent: usize) -> std::ops::Range<usize> {
         at.saturating_sub(before)..(at + self.size - before).min(extent)
     }
 

@@ -97,13 +97,14 @@ struct Frame {
     b_step: usize,
     b_row: usize,
     b_second: usize,
+    a_second: usize,
 }
 
 /// The whole product in one block of assembly. tmm0-3 are C, tmm4-5 the left operand's tiles, tmm6-7 the right's; lists in
 /// brackets are left out where a product is one tile high or wide.
 macro_rules! product {
     (
-        $runs:ident, $frame:ident, $c:ident, $add:ident,
+        $runs:ident, $frame:ident, $a_row:ident, $c:ident, $add:ident,
         load [$($load:expr),*], zero [$($zero:expr),*], step [$($step:expr),*], store [$($store:expr),*]
     ) => {
         asm!(
@@ -116,13 +117,15 @@ macro_rules! product {
             $($zero,)*
             "3:",
             "mov {row}, [{frame} + 32]",
-            // A run: its left and right operands and its number of steps.
+            // A run: its left and right operands (both tiles of each) and its number of steps.
             "4:",
             "mov {ap}, [{run}]",
             "mov {bp}, [{run} + 8]",
             "mov {left}, [{run} + 16]",
             "shl {ap}, 2",
             "add {ap}, [{frame}]",
+            "mov {aq}, {ap}",
+            "add {aq}, [{frame} + 48]",
             "shl {bp}, 2",
             "add {bp}, [{frame} + 8]",
             "mov {bq}, {bp}",
@@ -131,6 +134,7 @@ macro_rules! product {
             "5:",
             $($step,)*
             "add {ap}, [{frame} + 16]",
+            "add {aq}, [{frame} + 16]",
             "add {bp}, [{frame} + 24]",
             "add {bq}, [{frame} + 24]",
             "dec {left}",
@@ -146,10 +150,11 @@ macro_rules! product {
             // Whether to add; then the distance of the right operand's rows.
             row = inout(reg) usize::from($add) => _,
             ap = out(reg) _,
+            aq = out(reg) _,
             bp = out(reg) _,
             bq = out(reg) _,
             left = out(reg) _,
-            a_row = in(reg) 64usize,
+            a_row = in(reg) $a_row,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -172,27 +177,27 @@ impl Matrix for Amx {
             }
             return;
         }
-        let (row, second) = shape.right.distances();
-        let [a_step, b_step, b_row, b_second] =
-            [shape.a_step, shape.b_step, row, second].map(|pairs| pairs * 4);
-        let frame = Frame { a, b, a_step, b_step, b_row, b_second };
+        let ((a_row, a_second), (b_row, b_second)) = (shape.left.distances(), shape.right.distances());
+        let [a_row, a_second, a_step, b_row, b_second, b_step] =
+            [a_row, a_second, shape.a_step, b_row, b_second, shape.b_step].map(|pairs| pairs * 4);
+        let frame = Frame { a, b, a_step, b_step, b_row, b_second, a_second };
         // SAFETY: the caller's promise: operands are in their memory, and `run` has configured the tiles.
         unsafe {
             match (shape.rows, shape.columns) {
                 (2, 2) => product!(
-                    runs, frame, c, add,
+                    runs, frame, a_row, c, add,
                     load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]",
                         "tileloadd tmm2, [{c} + {left}*1 + 2048]", "tileloadd tmm3, [{c} + {left}*1 + 2112]"],
                     zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
                     step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
                         "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{bq} + {row}*1]",
-                        "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm5, [{ap} + {a_row}*1 + 1024]",
+                        "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm5, [{aq} + {a_row}*1]",
                         "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
                     store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1",
                         "tilestored [{c} + {left}*1 + 2048], tmm2", "tilestored [{c} + {left}*1 + 2112], tmm3"]
                 ),
                 (1, 2) => product!(
-                    runs, frame, c, add,
+                    runs, frame, a_row, c, add,
                     load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]"],
                     zero ["tilezero tmm0", "tilezero tmm1"],
                     step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
@@ -201,16 +206,16 @@ impl Matrix for Amx {
                     store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1"]
                 ),
                 (2, _) => product!(
-                    runs, frame, c, add,
+                    runs, frame, a_row, c, add,
                     load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm2, [{c} + {left}*1 + 2048]"],
                     zero ["tilezero tmm0", "tilezero tmm2"],
                     step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
-                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm5, [{ap} + {a_row}*1 + 1024]",
+                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm5, [{aq} + {a_row}*1]",
                         "tdpbf16ps tmm2, tmm5, tmm6"],
                     store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 2048], tmm2"]
                 ),
                 _ => product!(
-                    runs, frame, c, add,
+                    runs, frame, a_row, c, add,
                     load ["tileloadd tmm0, [{c} + {left}*1]"],
                     zero ["tilezero tmm0"],
                     step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",

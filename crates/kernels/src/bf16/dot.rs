@@ -1,7 +1,7 @@
 //! Products without tiles: AVX-512's dot product of pairs, and f32 arithmetic on widened pairs.
 
 use super::EDGE;
-use super::engine::{C_STRIDE, Matrix, MatrixKernel, Product, Run};
+use super::engine::{C_STRIDE, Left, Matrix, MatrixKernel, Product, Run};
 use crate::simd::Simd;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
@@ -36,6 +36,13 @@ impl Matrix for Dot {
     unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
         // SAFETY: the caller's promise.
         unsafe {
+            if let Left::Apart { row, second, rows } = shape.left {
+                for tile in 0..shape.rows {
+                    let (a, c) = (a.wrapping_add(tile * second), c.add(tile * EDGE * C_STRIDE));
+                    super::apart::product(shape.columns, row, rows[tile], runs, a, b, c, add);
+                }
+                return;
+            }
             match (shape.columns, shape.rows) {
                 (1, _) => {
                     for tile in 0..shape.rows {
@@ -146,12 +153,14 @@ impl<S: Simd> Matrix for Widen<S> {
     unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
         /// Rows of C that are summed together.
         const TOGETHER: usize = 4;
+        let (left_row, left_second) = shape.left.distances();
         let (row, second) = shape.right.distances();
         // SAFETY: the caller's promise.
         unsafe {
             for first in (0..shape.rows * EDGE).step_by(TOGETHER) {
                 for column in (0..shape.columns * EDGE).step_by(S::LANES) {
                     let (tile, lane) = (column / EDGE, column % EDGE);
+                    let left_start = first / EDGE * left_second + first % EDGE * left_row;
                     let c = c.add(first * C_STRIDE + column);
                     let mut sums = [S::zero(); TOGETHER];
                     if add {
@@ -161,12 +170,12 @@ impl<S: Simd> Matrix for Widen<S> {
                     }
                     for run in runs {
                         for step in 0..run.steps {
-                            let left = a.add(run.a + step * shape.a_step + first * EDGE);
+                            let left = a.add(run.a + step * shape.a_step + left_start);
                             let right = b.add(run.b + step * shape.b_step + lane);
                             for depth in 0..EDGE {
                                 let (even, odd) = S::load_pairs(right.add(depth * row + tile * second));
                                 for r in 0..TOGETHER {
-                                    let bits = *left.add(r * EDGE + depth);
+                                    let bits = *left.add(r * left_row + depth);
                                     let low = S::splat(f32::from_bits(bits << 16));
                                     let high = S::splat(f32::from_bits(bits & 0xffff_0000));
                                     sums[r] = S::fma(high, odd, S::fma(low, even, sums[r]));

@@ -1,9 +1,9 @@
 //! The block product that every layer is made of, C (32 × 32) += Σ A·B over runs of steps, and the engines that compute
 //! it: AMX tiles, AVX-512's bf16 dot products, or f32 arithmetic on widened operands.
 //!
-//! A step multiplies 32 rows by 32 columns over a depth of 32. The left operand is two tiles of 16 rows × 16 pairs, 1 KiB
-//! each, one after the other. The right operand is 16 rows (one a pair of the depth) of 32 columns, in one of three
-//! forms (`Right`). That is the shape of an AMX tile; the other engines follow it.
+//! A step multiplies 32 rows by 32 columns over a depth of 32. The left operand is two tiles of 16 rows × 16 pairs
+//! (`Left`). The right operand is 16 rows (one a pair of the depth) of 32 columns (`Right`). That is the shape of an AMX
+//! tile; the other engines follow it.
 
 use super::EDGE;
 use super::dot::Widen;
@@ -106,6 +106,31 @@ impl Engine {
     }
 }
 
+/// How the left operand of a product lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Two tiles of 16 × 16, one after the other.
+    Tiles,
+    /// Rows this far apart, the second tile's this far from the first's, in pairs. Of each tile only so many rows are
+    /// asked for, at most [`MOST_ROWS`]; the others of its 16 are read, and their sums mean nothing. Both operands go on
+    /// from step to step without a gap, the right one in rows of as many columns as there are.
+    Apart { row: usize, second: usize, rows: [usize; 2] },
+}
+
+/// Rows of a tile of [`Left::Apart`]: as many sums of two vectors as fit beside the operands in 32 registers.
+pub(crate) const MOST_ROWS: usize = 14;
+
+impl Left {
+    /// From a row of 16 pairs to the next, and from the first tile to the second, in pairs.
+    #[inline(always)]
+    pub(super) fn distances(self) -> (usize, usize) {
+        match self {
+            Left::Tiles => (EDGE, EDGE * EDGE),
+            Left::Apart { row, second, .. } => (row, second),
+        }
+    }
+}
+
 /// How the right operand of a product lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Right {
@@ -113,8 +138,6 @@ pub(crate) enum Right {
     Rows,
     /// Two tiles of 16 × 16, one after the other.
     Tiles,
-    /// Rows of a map whose lanes are columns: this far apart, and the second tile's this far from the first's, in pairs.
-    Apart { row: usize, second: usize },
 }
 
 impl Right {
@@ -124,7 +147,6 @@ impl Right {
         match self {
             Right::Rows => (2 * EDGE, EDGE),
             Right::Tiles => (EDGE, EDGE * EDGE),
-            Right::Apart { row, second } => (row, second),
         }
     }
 }
@@ -145,6 +167,8 @@ pub(crate) struct Product {
     pub rows: usize,
     /// Tiles of columns, 1 or 2.
     pub columns: usize,
+    /// Form of the left operand.
+    pub left: Left,
     /// Form of the right operand.
     pub right: Right,
     /// From a step's left operand to the next, in pairs.

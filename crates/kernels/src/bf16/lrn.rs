@@ -1,9 +1,7 @@
 //! Local response normalization across maps, and its gradient (see [`crate::lrn`]), on bf16 maps with f32 arithmetic.
 //!
-//! A vector is one channel of some pictures (or of some columns of one, see [`few`](super::few)), so a window over
-//! channels is a sum of whole vectors: no lane ever moves.
+//! A vector is one channel of some pictures, so a window over channels is a sum of whole vectors: no lane ever moves.
 
-use super::few::RowLayout;
 use super::{MapLayout, PICTURES, pairs};
 use crate::lrn::Lrn;
 use crate::parallel::{Context, Kernel, Ptr};
@@ -11,12 +9,7 @@ use crate::simd::Simd;
 
 /// y = x·d^−β for `blocks` blocks.
 pub fn forward(ctx: &mut Context, lrn: &Lrn, map: &MapLayout, blocks: usize, x: &[f32], y: &mut [f32]) {
-    run(ctx, lrn, Strides::of_pictures(map), blocks, x, None, false, y);
-}
-
-/// y = x·d^−β for `count` pictures whose lanes are columns. y's border becomes that of x: zeros.
-pub fn forward_rows(ctx: &mut Context, lrn: &Lrn, map: &RowLayout, count: usize, x: &[f32], y: &mut [f32]) {
-    run(ctx, lrn, Strides::of_columns(map), count, x, None, false, y);
+    run(ctx, lrn, map, blocks, x, None, false, y);
 }
 
 /// dx from x and dy. With `relu`, dx is zero where x is not positive: x came out of a ReLU.
@@ -30,27 +23,26 @@ pub fn backward(
     relu: bool,
     dx: &mut [f32],
 ) {
-    run(ctx, lrn, Strides::of_pictures(map), blocks, x, Some(dy), relu, dx);
+    run(ctx, lrn, map, blocks, x, Some(dy), relu, dx);
 }
 
 fn run(
     ctx: &mut Context,
     lrn: &Lrn,
-    map: Strides,
+    map: &MapLayout,
     blocks: usize,
     x: &[f32],
     dy: Option<&[f32]>,
     relu: bool,
     out: &mut [f32],
 ) {
-    let len = blocks * map.block;
+    let len = blocks * map.block_len();
     assert!(x.len() >= len && out.len() >= len && dy.is_none_or(|dy| dy.len() >= len), "maps");
-    let channels = map.splits * map.split_channels;
-    assert!(lrn.channels == channels && channels.is_multiple_of(lrn.towers), "towers");
+    assert!(lrn.channels == map.channels && map.channels.is_multiple_of(lrn.towers), "towers");
     assert!(lrn.size >= 1, "window");
     ctx.run(&Normalize {
         lrn: *lrn,
-        map,
+        map: *map,
         blocks,
         x: pairs(x),
         dy: dy.map(pairs),
@@ -69,65 +61,9 @@ fn rows_len(lrn: &Lrn) -> usize {
     (lrn.channels + 1) * 16
 }
 
-/// What this kernel needs to know of a layout: numbers, and distances in pairs.
-#[derive(Clone, Copy)]
-struct Strides {
-    splits: usize,
-    split_channels: usize,
-    split_pairs: usize,
-    split: usize,
-    pair: usize,
-    block: usize,
-    /// Rows of a block, which are the kernel's units, and where the first begins.
-    rows: usize,
-    first_row: usize,
-    row: usize,
-    /// Positions of a row, each with this many lanes side by side.
-    positions: usize,
-    position: usize,
-    lanes: usize,
-}
-
-impl Strides {
-    fn of_pictures(map: &MapLayout) -> Strides {
-        Strides {
-            splits: map.splits,
-            split_channels: map.split_channels(),
-            split_pairs: map.split_pairs(),
-            split: map.split_len(),
-            pair: PICTURES,
-            block: map.block_len(),
-            rows: map.height,
-            first_row: 0,
-            row: map.width * map.position_len(),
-            positions: map.width,
-            position: map.position_len(),
-            lanes: PICTURES,
-        }
-    }
-
-    /// Columns are lanes, those of the border too: they are zero, and stay zero.
-    fn of_columns(map: &RowLayout) -> Strides {
-        Strides {
-            splits: map.splits,
-            split_channels: map.split_channels(),
-            split_pairs: map.split_pairs(),
-            split: map.split_len(),
-            pair: map.pitch(),
-            block: map.picture_len(),
-            rows: map.height,
-            first_row: map.rows.before * map.row_len(),
-            row: map.row_len(),
-            positions: 1,
-            position: 0,
-            lanes: map.pitch(),
-        }
-    }
-}
-
 struct Normalize<'a> {
     lrn: Lrn,
-    map: Strides,
+    map: MapLayout,
     blocks: usize,
     x: &'a [u32],
     /// Forward if absent.
@@ -138,7 +74,7 @@ struct Normalize<'a> {
 
 /// d^−β and 1/d. For β = 3/4 without a division or a root: with r = d^−½, d^−β = r·√r = r²·(r^−½).
 #[inline(always)]
-unsafe fn powers<S: Simd>(d: S::V, beta: f32) -> (S::V, S::V) {
+pub(super) unsafe fn powers<S: Simd>(d: S::V, beta: f32) -> (S::V, S::V) {
     // SAFETY: the caller's promise.
     unsafe {
         if beta == 0.75 {
@@ -154,7 +90,7 @@ unsafe fn powers<S: Simd>(d: S::V, beta: f32) -> (S::V, S::V) {
 impl Kernel for Normalize<'_> {
     /// Rows of a block.
     fn units(&self) -> usize {
-        self.blocks * self.map.rows
+        self.blocks * self.map.height
     }
 
     fn scratch_len(&self) -> usize {
@@ -164,24 +100,24 @@ impl Kernel for Normalize<'_> {
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
         let map = self.map;
-        let row = unit / map.rows * map.block + map.first_row + unit % map.rows * map.row;
-        let Strides { split_channels, split_pairs, .. } = map;
+        let row = unit / map.height * map.block_len() + map.at(0, unit % map.height, 0);
+        let (split_channels, split_pairs) = (map.split_channels(), map.split_pairs());
         let values = scratch;
         let [squares, terms, products] = [1, 2, 3].map(|i| scratch.wrapping_add(i * rows_len(&self.lrn)));
         // SAFETY: positions are within the maps; scratch has four times `rows_len`.
         unsafe {
             if self.in_pairs() {
-                for position in 0..map.positions {
-                    for lane in (0..map.lanes).step_by(S::LANES) {
-                        self.position_in_pairs::<S>(row + position * map.position + lane);
+                for position in 0..map.width {
+                    for lane in (0..PICTURES).step_by(S::LANES) {
+                        self.position_in_pairs::<S>(row + position * map.position_len() + lane);
                     }
                 }
                 return;
             }
-            for position in 0..map.positions {
-                for lane in (0..map.lanes).step_by(S::LANES) {
-                    let first = row + position * map.position + lane;
-                    let at = |split: usize, p: usize| first + split * map.split + p * map.pair;
+            for position in 0..map.width {
+                for lane in (0..PICTURES).step_by(S::LANES) {
+                    let first = row + position * map.position_len() + lane;
+                    let at = |split: usize, p: usize| first + split * map.split_len() + p * PICTURES;
                     for split in 0..map.splits {
                         for p in 0..split_pairs {
                             let (even, odd) = S::load_pairs(self.x.as_ptr().add(at(split, p)));
@@ -254,14 +190,14 @@ impl Normalize<'_> {
         let even = |channels: usize| channels.is_multiple_of(2);
         self.lrn.size == FIVE
             && even(self.lrn.channels / self.lrn.towers)
-            && (self.map.splits == 1 || even(self.map.split_channels))
+            && (self.map.splits == 1 || even(self.map.split_channels()))
     }
 
     /// The channels of as many lanes as a vector has, from this one on.
     #[inline(always)]
     unsafe fn position_in_pairs<S: Simd>(&self, first: usize) {
         let (map, Lrn { k, alpha, beta, channels, towers, .. }) = (self.map, self.lrn);
-        let split_pairs = map.split_pairs;
+        let split_pairs = map.split_pairs();
         let pairs = channels / towers / 2;
         // SAFETY: the caller's promise that the position is within the maps.
         unsafe {
@@ -271,7 +207,7 @@ impl Normalize<'_> {
             for tower in 0..towers {
                 let at = |pair: usize| {
                     let pair = tower * pairs + pair;
-                    first + pair / split_pairs * map.split + pair % split_pairs * map.pair
+                    first + pair / split_pairs * map.split_len() + pair % split_pairs * PICTURES
                 };
                 let load = |from: &[u32], pair: usize| {
                     let (even, odd) = S::load_pairs(from.as_ptr().add(at(pair)));

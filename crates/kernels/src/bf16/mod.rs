@@ -21,6 +21,7 @@ pub mod pooling;
 pub mod spatial_lrn;
 
 mod amx;
+mod apart;
 mod dot;
 
 pub use engine::Engine;

@@ -5,13 +5,13 @@ use crate::exec::plan::{Form, Kind, Plan};
 use crate::exec::splits;
 use crate::net::{Network, Op};
 use alexnet_kernels::bf16::few::convert::{Entry, flat_len};
-use alexnet_kernels::bf16::few::{Border, RowLayout};
+use alexnet_kernels::bf16::few::{Border, PictureLayout};
 
 /// How a map lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// Rows of columns.
-    Rows(RowLayout),
+    /// Positions of a map.
+    Map(PictureLayout),
     /// A flat row of so many features.
     Flat(usize),
 }
@@ -20,7 +20,7 @@ impl Layout {
     /// Pairs of one picture.
     pub fn picture_len(&self) -> usize {
         match self {
-            Layout::Rows(rows) => rows.picture_len(),
+            Layout::Map(map) => map.picture_len(),
             Layout::Flat(features) => flat_len(*features),
         }
     }
@@ -31,17 +31,17 @@ impl Layout {
     pub fn features(&self) -> usize {
         match self {
             Layout::Flat(features) => *features,
-            Layout::Rows(_) => unreachable!("the plan puts rows where a flat map is"),
+            Layout::Map(_) => unreachable!("the plan puts a map where a flat row is"),
         }
     }
 
-    /// The map's rows.
+    /// The map.
     ///
     /// Panics if it is flat.
-    pub fn rows(&self) -> &RowLayout {
+    pub fn map(&self) -> &PictureLayout {
         match self {
-            Layout::Rows(rows) => rows,
-            Layout::Flat(_) => unreachable!("the plan puts a flat map where rows are"),
+            Layout::Map(map) => map,
+            Layout::Flat(_) => unreachable!("the plan puts a flat row where a map is"),
         }
     }
 }
@@ -63,7 +63,7 @@ pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<Layout>)> {
             continue;
         }
         let none = Border::default();
-        let mut layout = RowLayout {
+        let mut layout = PictureLayout {
             channels: map.shape.c,
             splits: splits[i],
             height: map.shape.h,
@@ -75,7 +75,7 @@ pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<Layout>)> {
             match (stage.kind, op(i)) {
                 (Kind::Conv { .. }, Some(Op::Conv(conv))) => {
                     let output = plan.maps[i + 1].shape;
-                    if i == 0 && conv.stride > 1 {
+                    if i == 0 && conv.stride > 1 && conv.groups == 1 {
                         // The window moves by one position of the folded map, which holds all that it reads.
                         fold = conv.stride;
                         let read = |windows: usize| windows - 1 + conv.kernel.div_ceil(fold);
@@ -85,28 +85,28 @@ pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<Layout>)> {
                         let before = conv.pad.before;
                         let border = |windows: usize, size: usize| Border {
                             before,
-                            after: (windows - 1 + conv.kernel).saturating_sub(before + size),
+                            after: ((windows - 1) * conv.stride + conv.kernel).saturating_sub(before + size),
                         };
                         layout.rows = border(output.h, layout.height);
                         layout.columns = border(output.w, layout.width);
                     }
                 }
-                (Kind::Lrn | Kind::Activation | Kind::Dropout, _) => {
-                    if let Some(Layout::Rows(next)) = layouts.last() {
+                (Kind::Lrn | Kind::SpatialLrn | Kind::Activation | Kind::Dropout, _) => {
+                    if let Some(Layout::Map(next)) = layouts.last() {
                         (layout.rows, layout.columns) = (next.rows, next.columns);
                     }
                 }
                 _ => {}
             }
         }
-        layouts.push(Layout::Rows(layout));
+        layouts.push(Layout::Map(layout));
     }
     layouts.reverse();
     let pad = match (fold, plan.stages.first().and_then(|_| op(0))) {
         (2.., Some(Op::Conv(conv))) => conv.pad.before,
         _ => 0,
     };
-    let map = *layouts[0].rows();
+    let map = *layouts[0].map();
     let entry = Entry { channels: shape.c, height: shape.h, width: shape.w, fold, pad, map };
     Ok((entry, layouts))
 }

@@ -1,6 +1,6 @@
 //! The executor for a few pictures, in bf16 and forward only: what `predict` and a service want, where a batch of 32 would
 //! leave most lanes empty. It follows the same [`Plan`] as the others with the kernels of
-//! [`alexnet_kernels::bf16::few`], whose lanes are the columns of a row. Weights are rounded and packed once; a linear
+//! [`alexnet_kernels::bf16::few`], whose lanes are channels. Weights are rounded and packed once; a linear
 //! layer's are read once for all pictures, and their bytes are most of the time that one picture takes: [`LinearWeights`]
 //! says how many they are.
 
@@ -17,9 +17,10 @@ use alexnet_kernels::arena::Region;
 use alexnet_kernels::bf16::conv::Fold;
 use alexnet_kernels::bf16::few::convert::{self, Entry};
 use alexnet_kernels::bf16::few::linear::{self, Output, Quantized, Rounded};
-use alexnet_kernels::bf16::few::{RowLayout, conv, pooling};
-use alexnet_kernels::bf16::{Engine, lrn, pair, pairs, pairs_mut, widen};
+use alexnet_kernels::bf16::few::{PictureLayout, conv, lrn, pooling, spatial_lrn};
+use alexnet_kernels::bf16::{Engine, pair, pairs, pairs_mut, widen};
 use alexnet_kernels::lrn::Lrn;
+use alexnet_kernels::spatial_lrn::SpatialLrn;
 use layouts::Layout;
 
 /// A network planned for a few pictures at test time.
@@ -63,6 +64,7 @@ enum StageState {
         relu: bool,
     },
     Lrn(Lrn),
+    SpatialLrn(SpatialLrn),
     Pool(pooling::Geometry),
     Relu,
     /// Every value times this: dropout at test time.
@@ -78,14 +80,9 @@ impl StageState {
 
 /// Why `net` is not computed by this executor, if it is not.
 pub fn unsupported(net: &Network) -> Option<String> {
-    net.layers.iter().enumerate().find_map(|(i, layer)| {
+    net.layers.iter().find_map(|layer| {
         let what = match &layer.op {
-            Op::Conv(conv) if conv.stride > 1 && (i > 0 || conv.groups > 1) => {
-                "a convolution that moves by more than one position"
-            }
             Op::Activation(f) if *f != Activation::Relu => "this activation",
-            Op::Pool(pool) if pool.kind == PoolKind::Average => "average pooling",
-            Op::SpatialLrn(_) => "normalization within maps",
             Op::BatchNorm(_) => "batch normalization",
             _ => return None,
         };
@@ -114,18 +111,25 @@ impl Few {
         let last = layouts.len() - 1;
         let rows_at_end = plan.ends_with_linear_logits();
         let batch = plan.batch;
-        let mut draft =
-            Draft::new(net, &plan, |i| batch * layouts[i].picture_len(), |i| !(i == last && rows_at_end))?;
+        let op = |i: usize| plan.stages[i].layers.clone().next().map(|layer| &net.layers[layer].op);
+        let conv = |i: usize| match op(i) {
+            Some(Op::Conv(op)) => {
+                let fold = Fold { kernel: op.kernel, fold: if i == 0 { entry.fold } else { 1 } };
+                Some((geometry(op, fold, layouts[i].map(), layouts[i + 1].map()), fold))
+            }
+            _ => None,
+        };
+        let overhang = |i: usize| if i < last { conv(i).map_or(0, |(g, _)| g.overhang()) } else { 0 };
+        let room = |i: usize| batch * layouts[i].picture_len() + overhang(i);
+        let mut draft = Draft::new(net, &plan, room, |i| !(i == last && rows_at_end))?;
         let mut stages = vec![];
         let mut quantized_len = 0;
         for (i, stage) in plan.stages.iter().enumerate() {
-            let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);
-            stages.push(match (&stage.kind, op) {
-                (Kind::Conv { relu }, Some(Op::Conv(op))) => {
-                    let fold = Fold { kernel: op.kernel, fold: if i == 0 { entry.fold } else { 1 } };
-                    let geometry = geometry(op, fold, layouts[i].rows(), layouts[i + 1].rows());
-                    StageState::Conv { packed: conv::Packed::new(&geometry), fold, relu: *relu }
-                }
+            if let (Kind::Conv { relu }, Some((geometry, fold))) = (stage.kind, conv(i)) {
+                stages.push(StageState::Conv { packed: conv::Packed::new(&geometry), fold, relu });
+                continue;
+            }
+            stages.push(match (&stage.kind, op(i)) {
                 (Kind::Linear { relu }, Some(Op::Linear(op))) => {
                     let (outputs, inputs, relu) = (op.outputs, plan.maps[i].shape.len(), *relu);
                     match linear {
@@ -139,15 +143,18 @@ impl Few {
                     }
                 }
                 (Kind::Lrn, Some(Op::Lrn(op))) => {
-                    let lrn = constants::lrn(op, layouts[i].rows().channels);
+                    let lrn = constants::lrn(op, layouts[i].map().channels);
                     draft.scratch(lrn::scratch_len(&lrn));
                     StageState::Lrn(lrn)
                 }
+                (Kind::SpatialLrn, Some(Op::SpatialLrn(op))) => {
+                    let map = layouts[i].map();
+                    StageState::SpatialLrn(constants::spatial_lrn(op, map.height, map.width, map.channels))
+                }
                 (Kind::Pool, Some(Op::Pool(op))) => {
-                    let (input, output) = (*layouts[i].rows(), *layouts[i + 1].rows());
-                    let geometry = pooling::Geometry { input, output, size: op.size, stride: op.stride };
-                    draft.scratch(geometry.scratch_len());
-                    StageState::Pool(geometry)
+                    let (input, output) = (*layouts[i].map(), *layouts[i + 1].map());
+                    let (size, stride, average) = (op.size, op.stride, op.kind == PoolKind::Average);
+                    StageState::Pool(pooling::Geometry { input, output, size, stride, average })
                 }
                 (Kind::Dropout, Some(Op::Dropout(op))) => {
                     StageState::Scale(if op.inverted { 1.0 } else { 1.0 - op.rate as f32 })
@@ -167,19 +174,20 @@ impl Few {
     /// Copies map `i` of `count` pictures in canonical order.
     fn to_canonical(layout: &Layout, count: usize, map: &[f32], to: &mut [f32]) {
         match layout {
-            Layout::Rows(rows) => convert::to_canonical(rows, count, map, to),
+            Layout::Map(layout) => convert::to_canonical(layout, count, map, to),
             Layout::Flat(features) => convert::flat_to_rows(*features, count, map, to),
         }
     }
 }
 
 /// A convolution between two maps; one that is folded moves by one position of the folded map.
-fn geometry(op: &net::Conv, fold: Fold, input: &RowLayout, output: &RowLayout) -> conv::Geometry {
-    let (kernel, pad) = match fold.fold {
-        1 => (op.kernel, op.pad.before),
-        fold => (op.kernel.div_ceil(fold), 0),
+fn geometry(op: &net::Conv, fold: Fold, input: &PictureLayout, output: &PictureLayout) -> conv::Geometry {
+    let (kernel, stride, pad) = match fold.fold {
+        1 => (op.kernel, op.stride, op.pad.before),
+        fold => (op.kernel.div_ceil(fold), 1, 0),
     };
-    conv::Geometry { input: *input, output: *output, groups: op.groups, kernel: [kernel; 2], pad: [pad; 2] }
+    let (input, output, kernel, pad) = (*input, *output, [kernel; 2], [pad; 2]);
+    conv::Geometry { input, output, groups: op.groups, kernel, stride, pad }
 }
 
 impl Stages for Few {
@@ -260,9 +268,10 @@ impl Stages for Few {
                 linear::quantize(ctx, count, self.layouts[i].features(), x, quantized_x);
                 linear::forward(ctx, count, quantized_x, quantized, bias, *relu, output(y));
             }
-            StageState::Lrn(op) => lrn::forward_rows(ctx, op, self.layouts[i].rows(), count, x, y),
-            StageState::Pool(geometry) => pooling::max(ctx, geometry, count, x, y),
-            StageState::Flatten => convert::flatten(ctx, self.layouts[i].rows(), count, x, y),
+            StageState::Lrn(op) => lrn::forward(ctx, op, self.layouts[i].map(), count, x, y),
+            StageState::SpatialLrn(op) => spatial_lrn::forward(ctx, op, self.layouts[i].map(), count, x, y),
+            StageState::Pool(geometry) => pooling::forward(ctx, geometry, count, x, y),
+            StageState::Flatten => convert::flatten(ctx, self.layouts[i].map(), count, x, y),
             StageState::Relu => each_pair(count * self.layouts[i].picture_len(), x, y, |x| {
                 // A NaN passes through.
                 if x <= 0.0 { 0.0 } else { x }

@@ -10,7 +10,7 @@
 
 use super::pack::rows_of;
 use super::{Geometry, Packed, Panel};
-use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, TAIL, pairs};
 use crate::conv::{Axis, Epilogue};
 use crate::parallel::{Context, Ptr};
@@ -162,6 +162,7 @@ impl MatrixKernel for Correlate<'_> {
                 let shape = Product {
                     rows: panel.tiles,
                     columns,
+                    left: Left::Tiles,
                     right: Right::Rows,
                     a_step: panel.tiles * EDGE * EDGE,
                     b_step: EDGE * PICTURES,

@@ -12,7 +12,7 @@
 use super::{Fold, Geometry, Panel, panels};
 use crate::arena::Buffer;
 use crate::bf16::convert::{paired_len, paired_position_len, unzip_pairs};
-use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
@@ -230,6 +230,7 @@ impl MatrixKernel for WeightGradient<'_> {
                                         let shape = Product {
                                             rows: panel.tiles,
                                             columns: (channel_tiles - tile).min(2),
+                                            left: Left::Tiles,
                                             right: Right::Tiles,
                                             a_step: position_len,
                                             b_step: columns.stride * paired_position,

@@ -1,8 +1,9 @@
-//! Changes of layout: pixels to rows, maps to flat rows of pairs, and out of both.
+//! Changes of layout: pixels to a map, maps to flat rows of pairs, and out of both.
 
-use super::RowLayout;
-use crate::bf16::{EDGE, pair, pairs, pairs_mut, widen};
-use crate::parallel::Context;
+use super::{PictureLayout, round_values};
+use crate::bf16::{EDGE, pairs, pairs_mut, widen};
+use crate::parallel::{Context, Kernel, Ptr};
+use crate::simd::Simd;
 
 /// How pixels, (N, H, W, C) in f32, become map 0. A strided first convolution reads `fold` × `fold` pixels as the
 /// channels of one position, in the order (row, column, channel).
@@ -19,39 +20,66 @@ pub struct Entry {
     /// Zeros before the first row and column of pixels that are folded.
     pub pad: usize,
     /// One split.
-    pub map: RowLayout,
+    pub map: PictureLayout,
 }
 
 /// Rounds the pixels of `count` pictures to map 0.
 pub fn enter(ctx: &mut Context, entry: &Entry, count: usize, pixels: &[f32], to: &mut [f32]) {
-    let Entry { channels, height, width, fold, pad, map } = *entry;
+    let Entry { channels, height, width, fold, map, .. } = *entry;
     assert!(map.splits == 1 && map.channels == channels * fold * fold, "map 0 of the folded pixels");
     assert!(pixels.len() >= count * height * width * channels, "pixels");
-    let (picture_len, row_len) = (map.picture_len(), map.row_len());
-    // Cut at pictures first, so that the rows of a picture are chunks of one length.
-    for (n, picture) in pairs_mut(to).chunks_exact_mut(picture_len).take(count).enumerate() {
-        let pixels = &pixels[n * height * width * channels..][..height * width * channels];
-        let rows = &mut picture[map.rows.before * row_len..][..map.height * row_len];
-        ctx.for_each_chunk(rows, row_len, |h, row| {
-            for (p, row) in row.chunks_exact_mut(map.pitch()).enumerate() {
-                // Where both halves come from in the pixels of a position: the row, if it exists, column and channel.
-                let halves = [2 * p, 2 * p + 1].map(|c| {
-                    let (part, c) = (c / channels, c % channels);
-                    let y = (h * fold + part / fold)
-                        .checked_sub(pad)
-                        .filter(|&y| y < height && part < fold * fold);
-                    y.map(|y| (y * width * channels + c, part % fold))
-                });
-                for (w, to) in row[map.columns.before..][..map.width].iter_mut().enumerate() {
-                    let [even, odd] = halves.map(|half| {
-                        let (start, column) = half?;
-                        let x = (w * fold + column).checked_sub(pad).filter(|&x| x < width)?;
-                        Some(pixels[start + x * channels])
-                    });
-                    *to = pair(even.unwrap_or(0.0), odd.unwrap_or(0.0));
+    assert!(to.len() >= count * map.picture_len(), "map 0");
+    ctx.run(&Enter { entry: *entry, count, pixels, to: Ptr::from_mut(to) });
+}
+
+struct Enter<'a> {
+    entry: Entry,
+    count: usize,
+    pixels: &'a [f32],
+    to: Ptr,
+}
+
+impl Kernel for Enter<'_> {
+    /// Rows of map 0.
+    fn units(&self) -> usize {
+        self.count * self.entry.map.height
+    }
+
+    /// The pixels of a position.
+    fn scratch_len(&self) -> usize {
+        self.entry.map.channels
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
+        let Entry { channels, height, width, fold, pad, map } = self.entry;
+        let (n, h) = (unit / map.height, unit % map.height);
+        let picture = &self.pixels[n * height * width * channels..][..height * width * channels];
+        // SAFETY: scratch has room for a position, and the map for a unit's row, which is its own.
+        let position = unsafe { std::slice::from_raw_parts_mut(scratch, map.channels) };
+        for w in 0..map.width {
+            // The columns of this position that are pixels, counted with the padding before them.
+            let columns = (w * fold).max(pad)..((w + 1) * fold).min(pad + width);
+            if columns.len() < fold {
+                position.fill(0.0);
+            }
+            let parts = if columns.is_empty() { 0 } else { fold };
+            for (r, part) in position.chunks_exact_mut(fold * channels).enumerate().take(parts) {
+                match (h * fold + r).checked_sub(pad).filter(|&y| y < height) {
+                    Some(y) => {
+                        let row = &picture[(y * width + columns.start - pad) * channels..];
+                        let row = &row[..columns.len() * channels];
+                        part[(columns.start - w * fold) * channels..][..row.len()].copy_from_slice(row);
+                    }
+                    None => part.fill(0.0),
                 }
             }
-        });
+            // SAFETY: as above.
+            unsafe {
+                let to = self.to.at(n * map.picture_len() + map.at(0, h, w));
+                round_values::<S>(scratch, map.channels, to.cast());
+            }
+        }
     }
 }
 
@@ -60,41 +88,62 @@ pub fn flat_len(features: usize) -> usize {
     features.div_ceil(2 * EDGE) * EDGE
 }
 
+/// The values of a picture's map in canonical order (C, H, W) from the `first` on, as bits.
+fn canonical<'a>(map: &'a PictureLayout, x: &'a [u32], first: usize) -> impl Iterator<Item = u16> + 'a {
+    let (plane, width) = (map.height * map.width, map.width);
+    let (mut at, mut high) = (0, false);
+    // Where the next value is: its place is looked up at the beginning of a row, and steps through the rest.
+    let (mut c, mut h, mut w) = (first / plane, first % plane / width, first % width);
+    let mut known = false;
+    std::iter::from_fn(move || {
+        if !known {
+            if c == map.channels {
+                return None;
+            }
+            (at, high) = map.offset(c, h, w);
+            known = true;
+        }
+        let bits = if high { x[at] >> 16 } else { x[at] } as u16;
+        at += map.split_pairs();
+        w += 1;
+        if w == width {
+            (w, h, known) = (0, h + 1, false);
+            if h == map.height {
+                (h, c) = (0, c + 1);
+            }
+        }
+        Some(bits)
+    })
+}
+
 /// Maps to flat rows in canonical order (C, H, W), still as pairs: neighbours in a row become the halves of a pair.
-pub fn flatten(ctx: &mut Context, map: &RowLayout, count: usize, x: &[f32], to: &mut [f32]) {
-    let features = map.channels * map.height * map.width;
-    let x = pairs(x);
-    let plane = map.height * map.width;
+pub fn flatten(ctx: &mut Context, map: &PictureLayout, count: usize, x: &[f32], to: &mut [f32]) {
     /// Pairs that a thread takes at a time.
     const CHUNK: usize = 512;
-    let row = flat_len(features);
+    let row = flat_len(map.channels * map.height * map.width);
     for (n, to) in pairs_mut(to).chunks_exact_mut(row).take(count).enumerate() {
-        let x = &x[n * map.picture_len()..][..map.picture_len()];
-        let half = |e: usize| {
-            if e >= features {
-                return 0;
-            }
-            let (at, high) = map.offset(e / plane, e % plane / map.width, e % map.width);
-            if high { x[at] >> 16 } else { x[at] & 0xffff }
-        };
+        let x = &pairs(x)[n * map.picture_len()..][..map.picture_len()];
         ctx.for_each_chunk(to, CHUNK, |chunk, to| {
-            for (i, to) in to.iter_mut().enumerate() {
-                let e = 2 * (chunk * CHUNK + i);
-                *to = half(e) | half(e + 1) << 16;
+            let first = 2 * chunk * CHUNK;
+            if first >= map.channels * map.height * map.width {
+                return to.fill(0);
+            }
+            let mut values = canonical(map, x, first);
+            for to in to {
+                let mut half = || values.next().map_or(0, u32::from);
+                *to = half() | half() << 16;
             }
         });
     }
 }
 
 /// A map's values in canonical order, (count, C, H, W).
-pub fn to_canonical(map: &RowLayout, count: usize, x: &[f32], to: &mut [f32]) {
+pub fn to_canonical(map: &PictureLayout, count: usize, x: &[f32], to: &mut [f32]) {
     let features = map.channels * map.height * map.width;
-    let plane = map.height * map.width;
     for (n, to) in to.chunks_exact_mut(features).take(count).enumerate() {
-        let x = &pairs(x)[n * map.picture_len()..];
-        for (e, to) in to.iter_mut().enumerate() {
-            let (at, high) = map.offset(e / plane, e % plane / map.width, e % map.width);
-            *to = widen(if high { x[at] >> 16 } else { x[at] } as u16);
+        let values = canonical(map, &pairs(x)[n * map.picture_len()..], 0);
+        for (to, bits) in to.iter_mut().zip(values) {
+            *to = widen(bits);
         }
     }
 }

@@ -8,7 +8,7 @@
 //! ```
 
 use crate::bf16::convert::{flat, paired_len, unzip_pairs};
-use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, TAIL, TILE, pairs};
 use crate::linear::Backward;
 use crate::parallel::{Context, Kernel, Ptr};
@@ -187,6 +187,7 @@ impl MatrixKernel for BackwardKernel<'_> {
                             let shape = Product {
                                 rows: width.div_ceil(EDGE),
                                 columns: 2,
+                                left: Left::Tiles,
                                 right: Right::Rows,
                                 a_step: 2 * TILE,
                                 b_step: EDGE * PICTURES,
@@ -206,6 +207,7 @@ impl MatrixKernel for BackwardKernel<'_> {
                             let shape = Product {
                                 rows: rows.div_ceil(EDGE),
                                 columns: (x_tiles - tile).min(2),
+                                left: Left::Tiles,
                                 right: Right::Tiles,
                                 a_step: outputs.div_ceil(2 * EDGE) * 2 * TILE,
                                 b_step: x_tiles * TILE,

@@ -9,7 +9,7 @@
 
 use crate::arena::Buffer;
 use crate::bf16::convert::flat;
-use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, MapLayout, PICTURES, TAIL, TILE, pair, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
@@ -219,6 +219,7 @@ impl MatrixKernel for Forward<'_> {
                             let shape = Product {
                                 rows: rows.div_ceil(EDGE),
                                 columns: if narrow { 1 } else { 2 },
+                                left: Left::Tiles,
                                 right: Right::Rows,
                                 a_step: 2 * TILE,
                                 b_step: EDGE * PICTURES,
