@@ -8,9 +8,10 @@ mod common;
 use alexnet_kernels::bf16::conv::Fold;
 use alexnet_kernels::bf16::few::convert::{self, Entry, flat_len};
 use alexnet_kernels::bf16::few::linear::{self, Output, Quantized, Rounded, quantize, quantized_len};
-use alexnet_kernels::bf16::few::{Border, RowLayout, conv, pooling};
-use alexnet_kernels::bf16::{Engine, lrn, pairs, pairs_mut, round, widen};
+use alexnet_kernels::bf16::few::{Border, PictureLayout, conv, lrn, pooling, spatial_lrn};
+use alexnet_kernels::bf16::{Engine, pairs, pairs_mut, round, widen};
 use alexnet_kernels::lrn::Lrn;
+use alexnet_kernels::spatial_lrn::SpatialLrn;
 use alexnet_kernels::{Context, Isa};
 use common::Random;
 use common::maps::{assert_rounded, rounded};
@@ -23,9 +24,9 @@ fn engines() -> Vec<Engine> {
     engines
 }
 
-fn rows(c: usize, splits: usize, [height, width]: [usize; 2], border: [usize; 2]) -> RowLayout {
+fn rows(c: usize, splits: usize, [height, width]: [usize; 2], border: [usize; 2]) -> PictureLayout {
     let border = Border { before: border[0], after: border[1] };
-    RowLayout { channels: c, splits, height, width, rows: border, columns: border }
+    PictureLayout { channels: c, splits, height, width, rows: border, columns: border }
 }
 
 fn values(integers: bool, len: usize, random: &mut Random) -> Vec<f32> {
@@ -33,7 +34,7 @@ fn values(integers: bool, len: usize, random: &mut Random) -> Vec<f32> {
 }
 
 /// Canonical values (N, C, H, W) as the layout stores them; the border is zero.
-fn store(map: &RowLayout, values: &[f32]) -> Vec<f32> {
+fn store(map: &PictureLayout, values: &[f32]) -> Vec<f32> {
     let picture = map.channels * map.height * map.width;
     let mut data = vec![0.0; values.len() / picture * map.picture_len()];
     for (i, &value) in values.iter().enumerate() {
@@ -46,11 +47,17 @@ fn store(map: &RowLayout, values: &[f32]) -> Vec<f32> {
 }
 
 /// The map's values, and a check that nothing besides was written.
-fn load(map: &RowLayout, count: usize, data: &[f32]) -> Vec<f32> {
+fn load(map: &PictureLayout, count: usize, data: &[f32]) -> Vec<f32> {
     let mut values = vec![0.0; count * map.channels * map.height * map.width];
     convert::to_canonical(map, count, data, &mut values);
     assert!(pairs(&store(map, &values)) == pairs(data), "the border or an empty half was written");
     values
+}
+
+/// The map that a convolution reads, and noise where it reads what does not exist.
+fn with_overhang(g: &conv::Geometry, mut x: Vec<f32>) -> Vec<f32> {
+    x.extend(vec![f32::NAN; g.overhang()]);
+    x
 }
 
 fn check_conv(engine: Engine, threads: usize, g: &conv::Geometry, count: usize, integers: bool, seed: u64) {
@@ -69,9 +76,10 @@ fn check_conv(engine: Engine, threads: usize, g: &conv::Geometry, count: usize, 
                     let mut sum = f64::from(bias[k]);
                     for c in 0..cg {
                         for (i, j) in (0..r).flat_map(|i| (0..s).map(move |j| (i, j))) {
-                            let (Some(h), Some(v)) =
-                                ((p + i).checked_sub(g.pad[0]), (q + j).checked_sub(g.pad[1]))
-                            else {
+                            let (Some(h), Some(v)) = (
+                                (p * g.stride + i).checked_sub(g.pad[0]),
+                                (q * g.stride + j).checked_sub(g.pad[1]),
+                            ) else {
                                 continue;
                             };
                             if h < g.input.height && v < g.input.width {
@@ -88,9 +96,10 @@ fn check_conv(engine: Engine, threads: usize, g: &conv::Geometry, count: usize, 
     }
     let mut packed = conv::Packed::new(g);
     packed.set(&mut ctx, Fold { kernel: r, fold: 1 }, &w);
+    let input = with_overhang(g, store(&g.input, &x));
     for relu in [false, true] {
         let mut y = vec![0.0; count * g.output.picture_len()];
-        conv::forward(&mut ctx, engine, count, &store(&g.input, &x), &packed, &bias, relu, &mut y);
+        conv::forward(&mut ctx, engine, count, &input, &packed, &bias, relu, &mut y);
         let want: Vec<f64> = want.iter().map(|&v| if relu { v.max(0.0) } else { v }).collect();
         assert_rounded(&what, &load(&g.output, count, &y), &want, cg * r * s, integers);
     }
@@ -98,16 +107,18 @@ fn check_conv(engine: Engine, threads: usize, g: &conv::Geometry, count: usize, 
 
 #[test]
 fn convolution() {
-    let geometry = |input, output, groups, kernel, pad| conv::Geometry {
+    let strided = |input, output, groups, kernel, stride, pad| conv::Geometry {
         input,
         output,
         groups,
         kernel: [kernel; 2],
+        stride,
         pad: [pad; 2],
     };
+    let geometry = |input, output, groups, kernel, pad| strided(input, output, groups, kernel, 1, pad);
     for engine in engines() {
         for integers in [true, false] {
-            // conv2's groups, whose rows of pairs do not fill whole steps; a map whose width is two tiles less one.
+            // conv2's groups, whose rows of pairs do not fill whole steps; rows of three tiles.
             let (x, y) = (rows(96, 2, [5, 31], [2, 2]), rows(72, 2, [5, 31], [1, 1]));
             check_conv(engine, 2, &geometry(x, y, 2, 5, 2), 1, integers, 1);
             // Splits that no group asks for, an odd number of tiles, two pictures.
@@ -116,6 +127,11 @@ fn convolution() {
             // Odd channels, a wider border than the padding, a last panel of one channel.
             let (x, y) = (rows(3, 1, [7, 17], [3, 2]), rows(33, 1, [6, 16], [2, 0]));
             check_conv(engine, 1, &geometry(x, y, 1, 4, 1), 3, integers, 3);
+            // Strides: ZFNet's second convolution, and one whose windows leave the last columns out.
+            let (x, y) = (rows(34, 1, [13, 13], [0, 0]), rows(48, 2, [5, 5], [1, 1]));
+            check_conv(engine, 2, &strided(x, y, 1, 5, 2, 0), 2, integers, 5);
+            let (x, y) = (rows(6, 2, [12, 12], [1, 1]), rows(70, 2, [4, 4], [0, 0]));
+            check_conv(engine, 2, &strided(x, y, 2, 3, 3, 1), 1, integers, 6);
             // One position.
             let (x, y) = (rows(5, 1, [1, 1], [0, 0]), rows(2, 1, [1, 1], [0, 0]));
             check_conv(engine, 1, &geometry(x, y, 1, 1, 0), 1, integers, 4);
@@ -126,12 +142,12 @@ fn convolution() {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let (x, y) = (rows(20, 1, [9, 21], [1, 1]), rows(50, 1, [9, 21], [0, 0]));
-    let g = conv::Geometry { input: x, output: y, groups: 1, kernel: [3; 2], pad: [1; 2] };
+    let g = conv::Geometry { input: x, output: y, groups: 1, kernel: [3; 2], stride: 1, pad: [1; 2] };
     for engine in engines() {
         let runs = [1, 2, 3, 8].map(|threads| {
             let mut random = Random(5);
             let mut ctx = Context::new(engine.isa(), threads);
-            let x = store(&g.input, &values(false, 2 * 20 * 9 * 21, &mut random));
+            let x = with_overhang(&g, store(&g.input, &values(false, 2 * 20 * 9 * 21, &mut random)));
             let mut packed = conv::Packed::new(&g);
             packed.set(&mut ctx, Fold { kernel: 3, fold: 1 }, &values(false, 50 * 20 * 9, &mut random));
             let mut y = vec![0.0; 2 * g.output.picture_len()];
@@ -157,11 +173,12 @@ fn folded_pixels() {
             let entry = Entry { channels: 3, height: side, width: side, fold: stride, pad, map };
             let pixels = values(true, 2 * side * side * 3, &mut random);
             let w = values(true, filters * 3 * kernel * kernel, &mut random);
-            let mut x = vec![0.0; 2 * map.picture_len()];
+            let mut x = vec![0.0; 2 * map.picture_len() + 16 * map.split_pairs()];
             convert::enter(&mut ctx, &entry, 2, &pixels, &mut x);
             let output = rows(filters, 1, [out, out], [0, 0]);
             let steps = kernel.div_ceil(stride);
-            let g = conv::Geometry { input: map, output, groups: 1, kernel: [steps; 2], pad: [0; 2] };
+            let g =
+                conv::Geometry { input: map, output, groups: 1, kernel: [steps; 2], stride: 1, pad: [0; 2] };
             let mut packed = conv::Packed::new(&g);
             packed.set(&mut ctx, Fold { kernel, fold: stride }, &w);
             let mut y = vec![0.0; 2 * output.picture_len()];
@@ -187,11 +204,11 @@ fn folded_pixels() {
 }
 
 #[test]
-fn max_pooling() {
-    for engine in engines() {
+fn max_and_average_pooling() {
+    for (engine, average) in engines().into_iter().flat_map(|engine| [(engine, false), (engine, true)]) {
         // Windows that overlap, that overhang, that are one pixel; splits that change on the way.
         for (c, splits, side, size, stride) in [
-            (6, [1, 1], 13usize, 3usize, 2usize),
+            (70, [1, 1], 13usize, 3usize, 2usize),
             (8, [1, 2], 12, 3, 2),
             (3, [1, 1], 18, 2, 2),
             (4, [2, 1], 5, 1, 1),
@@ -202,17 +219,25 @@ fn max_pooling() {
             let mut random = Random(side as u64);
             let x = values(false, 2 * c * side * side, &mut random);
             let mut y = vec![0.0; 2 * output.picture_len()];
-            let g = pooling::Geometry { input, output, size, stride };
+            let g = pooling::Geometry { input, output, size, stride, average };
             let mut ctx = Context::new(engine.isa(), 2);
-            pooling::max(&mut ctx, &g, 2, &store(&input, &x), &mut y);
-            for (i, got) in load(&output, 2, &y).into_iter().enumerate() {
-                let (plane, p, q) = (i / (out * out), i / out % out, i % out);
-                let rows = p * stride..side.min(p * stride + size);
-                let columns = || q * stride..side.min(q * stride + size);
-                let window = rows.flat_map(|h| columns().map(move |w| (h, w)));
-                let want = window.map(|(h, w)| x[(plane * side + h) * side + w]).fold(f32::MIN, f32::max);
-                assert_eq!(got, want, "{c} {side} {size}/{stride}: {i}");
-            }
+            pooling::forward(&mut ctx, &g, 2, &store(&input, &x), &mut y);
+            let want: Vec<f64> = (0..2 * c * out * out)
+                .map(|i| {
+                    let (plane, p, q) = (i / (out * out), i / out % out, i % out);
+                    let rows = p * stride..side.min(p * stride + size);
+                    let columns = || q * stride..side.min(q * stride + size);
+                    let window = rows.flat_map(|h| columns().map(move |w| (h, w)));
+                    let window: Vec<f64> =
+                        window.map(|(h, w)| f64::from(x[(plane * side + h) * side + w])).collect();
+                    if average {
+                        window.iter().sum::<f64>() / window.len() as f64
+                    } else {
+                        window.into_iter().fold(f64::MIN, f64::max)
+                    }
+                })
+                .collect();
+            assert_rounded("pooling", &load(&output, 2, &y), &want, size * size, !average);
         }
     }
 }
@@ -227,7 +252,7 @@ fn normalization() {
             let x = values(false, 2 * channels * 3 * 19, &mut random);
             let mut y = vec![0.0; 2 * map.picture_len()];
             let mut ctx = Context::new(engine.isa(), 2);
-            lrn::forward_rows(&mut ctx, &op, &map, 2, &store(&map, &x), &mut y);
+            lrn::forward(&mut ctx, &op, &map, 2, &store(&map, &x), &mut y);
             let plane = 3 * 19;
             let want: Vec<f64> = (0..x.len())
                 .map(|i| {
@@ -253,6 +278,34 @@ fn flat_rows(x: &[f32], inputs: usize) -> Vec<f32> {
         pairs_mut(&mut flat)[at] |= u32::from(round(value)) << (i % inputs % 2 * 16);
     }
     flat
+}
+
+#[test]
+fn normalization_within_maps() {
+    for engine in engines() {
+        for (channels, splits, size) in [(12, 1, 5), (70, 2, 3), (7, 1, 4)] {
+            let (height, width) = (6usize, 9usize);
+            let map = rows(channels, splits, [height, width], [1, 2]);
+            let op = SpatialLrn { size, k: 2.0, alpha: 0.1, beta: 0.75, height, width, depth: channels };
+            let mut random = Random(channels as u64);
+            let x = values(false, 2 * channels * height * width, &mut random);
+            let mut y = vec![0.0; 2 * map.picture_len()];
+            let mut ctx = Context::new(engine.isa(), 2);
+            spatial_lrn::forward(&mut ctx, &op, &map, 2, &store(&map, &x), &mut y);
+            let want: Vec<f64> = (0..x.len())
+                .map(|i| {
+                    let (plane, h, w) = (i / (height * width), i / width % height, i % width);
+                    let window =
+                        |at: usize, end: usize| at.saturating_sub(size / 2)..(at + size - size / 2).min(end);
+                    let positions =
+                        window(h, height).flat_map(|h| window(w, width).map(move |w| h * width + w));
+                    let squares = positions.map(|at| f64::from(x[plane * height * width + at]).powi(2));
+                    f64::from(x[i]) * (2.0 + f64::from(op.alpha) * squares.sum::<f64>()).powf(-0.75)
+                })
+                .collect();
+            assert_rounded("spatial lrn", &load(&map, 2, &y), &want, size * size, false);
+        }
+    }
 }
 
 #[test]

@@ -45,41 +45,71 @@ impl Kernel for Enter<'_> {
         self.count * self.entry.map.height
     }
 
-    /// The pixels of a position.
+    /// The values of a row.
     fn scratch_len(&self) -> usize {
-        self.entry.map.channels
+        self.entry.map.width * self.entry.map.channels
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
-        let Entry { channels, height, width, fold, pad, map } = self.entry;
+        let Entry { height, width, channels, fold, pad, map } = self.entry;
         let (n, h) = (unit / map.height, unit % map.height);
         let picture = &self.pixels[n * height * width * channels..][..height * width * channels];
-        // SAFETY: scratch has room for a position, and the map for a unit's row, which is its own.
-        let position = unsafe { std::slice::from_raw_parts_mut(scratch, map.channels) };
-        for w in 0..map.width {
-            // The columns of this position that are pixels, counted with the padding before them.
-            let columns = (w * fold).max(pad)..((w + 1) * fold).min(pad + width);
-            if columns.len() < fold {
-                position.fill(0.0);
+        // SAFETY: this many elements of scratch were asked for.
+        let row = unsafe { std::slice::from_raw_parts_mut(scratch, self.scratch_len()) };
+        for r in 0..fold {
+            let y = (h * fold + r).checked_sub(pad).filter(|&y| y < height);
+            self.gather(y.map(|y| &picture[y * width * channels..][..width * channels]), r, row);
+        }
+        // SAFETY: the map has room for this row, which is the unit's own.
+        unsafe {
+            let to = self.to.at(n * map.picture_len() + map.at(0, h, 0)).cast::<u32>();
+            if map.channels.is_multiple_of(2) {
+                return round_values::<S>(row.as_ptr(), row.len(), to);
             }
-            let parts = if columns.is_empty() { 0 } else { fold };
-            for (r, part) in position.chunks_exact_mut(fold * channels).enumerate().take(parts) {
-                match (h * fold + r).checked_sub(pad).filter(|&y| y < height) {
-                    Some(y) => {
-                        let row = &picture[(y * width + columns.start - pad) * channels..];
-                        let row = &row[..columns.len() * channels];
-                        part[(columns.start - w * fold) * channels..][..row.len()].copy_from_slice(row);
-                    }
-                    None => part.fill(0.0),
-                }
-            }
-            // SAFETY: as above.
-            unsafe {
-                let to = self.to.at(n * map.picture_len() + map.at(0, h, w));
-                round_values::<S>(scratch, map.channels, to.cast());
+            for (w, position) in row.chunks_exact(map.channels).enumerate() {
+                round_values::<S>(position.as_ptr(), map.channels, to.add(w * map.split_pairs()));
             }
         }
+    }
+}
+
+impl Enter<'_> {
+    /// Row `r` of the pixels that are folded to a row of positions; `None` is one of the padding.
+    #[inline(always)]
+    fn gather(&self, pixels: Option<&[f32]>, r: usize, to: &mut [f32]) {
+        let Entry { width, channels, fold, pad, map, .. } = self.entry;
+        let len = fold * channels;
+        let parts = to.chunks_exact_mut(map.channels).map(|position| &mut position[r * len..][..len]);
+        let Some(pixels) = pixels else {
+            return parts.for_each(|part| part.fill(0.0));
+        };
+        // Positions that lie within the picture as a whole.
+        let (first, end) = (pad.div_ceil(fold), (pad + width) / fold);
+        for (w, part) in parts.enumerate() {
+            if w >= first && w < end {
+                copy(&pixels[(w * fold - pad) * channels..][..len], part);
+                continue;
+            }
+            let columns = (w * fold).max(pad)..((w + 1) * fold).min(pad + width);
+            part.fill(0.0);
+            if !columns.is_empty() {
+                let from = &pixels[(columns.start - pad) * channels..][..columns.len() * channels];
+                copy(from, &mut part[(columns.start - w * fold) * channels..][..from.len()]);
+            }
+        }
+    }
+}
+
+/// Copies a few values, without the call that copying many is worth.
+#[inline(always)]
+fn copy(from: &[f32], to: &mut [f32]) {
+    let ((from, from_rest), (to, to_rest)) = (from.as_chunks::<4>(), to.as_chunks_mut::<4>());
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
+    }
+    for (to, from) in to_rest.iter_mut().zip(from_rest) {
+        *to = *from;
     }
 }
 
