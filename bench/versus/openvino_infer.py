@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Inference beside OpenVINO, in one run on one machine: the two take turns, and the ratio is that of the medians.
 
-    python bench/versus/openvino_infer.py target/release/alexnet [--precision f32|bf16] [--batch 128] [--rounds 3] [--steps 10]
+    python bench/versus/openvino_infer.py target/release/alexnet [--precision f32|bf16|int8] [--batch 128] [--rounds 3] [--steps 10]
 
+int8 is ours alone (linear layers' weights in eight bits); the peer then computes in bf16.
 Needs openvino, torch and torchvision from PyPI. The network is torchvision's, on made-up pictures. Prints one JSON object.
 """
 
@@ -12,6 +13,10 @@ import statistics
 import subprocess
 import sys
 import time
+
+
+def peer_precision(args):
+    return "bf16" if args.precision == "int8" else args.precision
 
 
 def peer(args):
@@ -25,7 +30,7 @@ def peer(args):
     model = openvino.convert_model(torchvision.models.alexnet().eval(), example_input=torch.zeros(shape))
     model.reshape(shape)
     config = {
-        "INFERENCE_PRECISION_HINT": args.precision,
+        "INFERENCE_PRECISION_HINT": peer_precision(args),
         "INFERENCE_NUM_THREADS": args.threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
@@ -49,7 +54,7 @@ def last_line(command):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("alexnet", nargs="?")
-    parser.add_argument("--precision", default="bf16", choices=["f32", "bf16"])
+    parser.add_argument("--precision", default="bf16", choices=["f32", "bf16", "int8"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
@@ -68,7 +73,7 @@ def main():
         theirs += other["times_ms"]
     us, them = statistics.median(ours), statistics.median(theirs)
     print(json.dumps({
-        "net": "torchvision", "precision": args.precision, "batch": args.batch, "threads": args.threads,
+        "net": "torchvision", "precision": args.precision, "peer_precision": peer_precision(args), "batch": args.batch, "threads": args.threads,
         "kernel": result["kernel"], "openvino": other["openvino"],
         "alexnet_ms": us, "alexnet_ms_range": [min(ours), max(ours)], "alexnet_img_s": args.batch * 1e3 / us,
         "openvino_ms": them, "openvino_ms_range": [min(theirs), max(theirs)],

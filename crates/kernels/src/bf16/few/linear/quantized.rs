@@ -6,7 +6,7 @@ use super::{AHEAD_BYTES, ROWS, Weights};
 use crate::arena::Buffer;
 use crate::bf16::few::convert::flat_len;
 use crate::bf16::{pairs, widen};
-use crate::parallel::{Context, Kernel, Ptr};
+use crate::parallel::{ChunkWork, Context, Kernel, Ptr};
 use crate::simd::{Simd, prefetch};
 
 /// Weights of a row that lie together: a line of memory.
@@ -66,25 +66,50 @@ impl Quantized {
     pub fn set(&mut self, ctx: &mut Context, w: &[f32]) {
         assert_eq!(w.len(), self.outputs * self.inputs, "weights");
         let inputs = self.inputs;
-        // Not finite where the largest is not, NaN included: the bits of |w| are in its order.
-        let largest =
-            |w: &[f32]| f32::from_bits(w.iter().map(|w| w.to_bits() & !(1 << 31)).max().unwrap_or(0));
-        for (scale, w) in self.scales.iter_mut().zip(w.chunks_exact(inputs)) {
-            let largest = largest(w);
+        ctx.for_each_chunk_in_vectors(&mut self.scales, ROWS, &Scales { inputs, w });
+        let work = Quantizing { inputs, w, scales: &self.scales };
+        ctx.for_each_chunk_in_vectors(bytes_mut(&mut self.data), ROWS * columns(inputs), &work);
+    }
+}
+
+/// The scales of a group of rows of w.
+struct Scales<'a> {
+    inputs: usize,
+    w: &'a [f32],
+}
+
+impl ChunkWork<f32> for Scales<'_> {
+    #[inline(always)]
+    fn chunk(&self, group: usize, scales: &mut [f32]) {
+        let rows = self.w.chunks_exact(self.inputs).skip(group * ROWS);
+        for (scale, w) in scales.iter_mut().zip(rows) {
+            // Not finite where one is not, NaN included: the bits of |w| are in its order.
+            let largest = w.iter().map(|w| w.to_bits() & !(1 << 31)).max().map_or(0.0, f32::from_bits);
             *scale = if largest.is_finite() { largest / MOST } else { f32::NAN };
         }
-        let scales = &self.scales;
-        ctx.for_each_chunk(bytes_mut(&mut self.data), ROWS * columns(inputs), |group, to| {
-            for (row, w) in w.chunks_exact(inputs).enumerate().skip(group * ROWS).take(ROWS) {
-                for (step, w) in w.chunks(LINE).enumerate() {
-                    let to = &mut to[(step * ROWS + row % ROWS) * LINE..][..LINE];
-                    for (to, w) in to.iter_mut().zip(w) {
-                        // 0 / 0, where all weights are zero, becomes zero.
-                        *to = (w / scales[row]).round_ties_even() as i8;
-                    }
+    }
+}
+
+/// A group of rows of w in eight bits.
+struct Quantizing<'a> {
+    inputs: usize,
+    w: &'a [f32],
+    scales: &'a [f32],
+}
+
+impl ChunkWork<i8> for Quantizing<'_> {
+    #[inline(always)]
+    fn chunk(&self, group: usize, to: &mut [i8]) {
+        let rows = self.w.chunks_exact(self.inputs).zip(self.scales).skip(group * ROWS);
+        for (row, (w, scale)) in rows.take(ROWS).enumerate() {
+            for (step, w) in w.chunks(LINE).enumerate() {
+                let to = &mut to[(step * ROWS + row) * LINE..][..LINE];
+                for (to, w) in to.iter_mut().zip(w) {
+                    // 0 / 0, where all weights are zero, becomes zero.
+                    *to = (w / scale).round_ties_even() as i8;
                 }
             }
-        });
+        }
     }
 }
 
