@@ -6,7 +6,8 @@
 
 Needs PyTorch (and torchvision for that network) from PyPI, and a C++ compiler for torch.compile. All sides compute on
 made-up pictures; training is SGD with momentum and weight decay. In bf16 PyTorch trains with autocast (weights in
-float32) and infers with the model itself in bfloat16. "-last" is the channels-last memory format. The best variant is
+float32) and infers with the model itself in bfloat16; int8 (linear layers' weights in eight bits) is ours alone, and
+PyTorch then computes as in bf16. "-last" is the channels-last memory format. The best variant is
 the peer. ONEDNN_MAX_CPU_ISA and ALEXNET_ISA hold both sides to one instruction set. Prints one JSON object.
 """
 
