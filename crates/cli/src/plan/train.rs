@@ -7,6 +7,7 @@ use alexnet::data::generator::{self, drawn_pack};
 use alexnet::data::pack::MAX_UNREADABLE;
 use alexnet::data::source::Skipped;
 use alexnet::data::{Form, Format, Keep, Pack, Partition, check_unreadable, split};
+use alexnet::exec::Precision;
 use alexnet::interchange::imagenet;
 use alexnet::train::recipe::{self, Recipe};
 use alexnet::train::run_directory::{RunConfig, RunDirectory, SplitConfig};
@@ -319,11 +320,15 @@ pub fn split_words(split: SplitConfig, partition: &Partition) -> String {
 /// # Errors
 /// [`Error::Config`] naming the flag.
 pub fn compute(args: &args::Compute, precision: &str) -> Result<Compute> {
-    Compute::of(&args::Compute {
+    let compute = Compute::of(&args::Compute {
         precision: Some(precision.into()),
         device: args.device.clone(),
         threads: args.threads,
-    })
+    })?;
+    if compute.precision == Precision::Int8 {
+        return Err(Error::Config("--precision: int8 is for inference; train in f32 or bf16".into()));
+    }
+    Ok(compute)
 }
 
 #[cfg(test)]
@@ -374,6 +379,14 @@ mod tests {
                 .contains("--train-per-class")
         );
         assert!(asked("alexnet train x --batch 0").unwrap_err().to_string().contains("batch"));
+    }
+
+    #[test]
+    fn a_precision_that_does_not_train_is_refused() {
+        let flags = args::Compute { precision: None, device: "auto".into(), threads: Some(1) };
+        assert!(compute(&flags, "f32").is_ok() && compute(&flags, "bf16").is_ok());
+        let error = compute(&flags, "int8").unwrap_err().to_string();
+        assert!(error.contains("--precision: int8 is for inference"), "{error}");
     }
 
     #[test]
