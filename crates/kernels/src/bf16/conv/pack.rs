@@ -3,7 +3,7 @@
 
 use super::{Geometry, Panel, Walk, panels};
 use crate::arena::Buffer;
-use crate::bf16::{EDGE, MapLayout, TILE, pair, pairs_mut};
+use crate::bf16::{EDGE, MapLayout, TILE, pair, pairs_mut, round_values};
 use crate::conv::Axis;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
@@ -164,8 +164,13 @@ impl Kernel for Pack<'_> {
         self.packed.panels.len()
     }
 
+    /// Two rounded rows of w.
+    fn scratch_len(&self) -> usize {
+        2 * rounded_len(self.channels * self.g.rows.kernel * self.fold.kernel)
+    }
+
     #[inline(always)]
-    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+    unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
         let p = self.packed;
         let panel = p.panels[unit];
         let rows = self.g.rows.kernel;
@@ -206,37 +211,60 @@ impl Kernel for Pack<'_> {
             }
             return;
         }
-        // Both orders read w in the order of its rows: a filter's channels are its row.
+        // Both orders read w in the order of its rows, a filter's channels: a row, or two parts of rows, are rounded, and
+        // their halves put where they belong.
         let plane = rows * self.fold.kernel;
         let filter = self.channels * plane;
         let first_filter = group * (self.g.output.channels / self.g.groups);
+        // SAFETY: scratch has room for two rounded rows.
+        let [row, next] = [0, 1].map(|i| unsafe { scratch.add(i * rounded_len(filter)).cast::<u32>() });
+        let half = |row: *const u32, i: usize| {
+            let i = if cfg!(target_endian = "big") { i ^ 1 } else { i };
+            // SAFETY: the caller asks for values that were rounded.
+            unsafe { u32::from(*row.cast::<u16>().add(i)) }
+        };
         if self.forward {
             for m in 0..panel.valid {
                 let w = &self.w[(first_filter + group_target + m) * filter..][..filter];
+                // SAFETY: as above.
+                unsafe { round_values::<S>(w.as_ptr(), filter, row) };
                 for (run, depth, split, r, s) in taps.clone() {
-                    let w = &w[split * source_channels * plane + r * self.fold.kernel + s..];
+                    let first = split * source_channels * plane + r * self.fold.kernel + s;
                     for p in 0..pairs {
-                        let odd = if 2 * p + 1 < source_channels { w[(2 * p + 1) * plane] } else { 0.0 };
-                        to[place(run, depth + p) + m * EDGE] = pair(w[2 * p * plane], odd);
+                        let at = first + 2 * p * plane;
+                        let odd = if 2 * p + 1 < source_channels { half(row, at + plane) } else { 0 };
+                        to[place(run, depth + p) + m * EDGE] = half(row, at) | odd << 16;
                     }
                 }
             }
         } else {
+            let part = panel.valid * plane;
             for p in 0..pairs {
-                for (run, depth, split, r, s) in taps.clone() {
-                    let at = place(run, depth + p);
+                for split in 0..self.packed.group_splits {
                     let k = first_filter + split * source_channels + 2 * p;
-                    let first = k * filter + group_target * plane + r * self.fold.kernel + s;
                     let odd_exists = 2 * p + 1 < source_channels;
-                    for m in 0..panel.valid {
-                        let from = first + m * plane;
-                        let odd = if odd_exists { self.w[from + filter] } else { 0.0 };
-                        to[at + m * EDGE] = pair(self.w[from], odd);
+                    for (i, row) in [row, next].into_iter().enumerate().take(1 + usize::from(odd_exists)) {
+                        let w = &self.w[(k + i) * filter + group_target * plane..][..part];
+                        // SAFETY: as above.
+                        unsafe { round_values::<S>(w.as_ptr(), part, row) };
+                    }
+                    for (run, depth, _, r, s) in taps.clone().filter(|tap| tap.2 == split) {
+                        let to = &mut to[place(run, depth + p)..];
+                        for m in 0..panel.valid {
+                            let at = m * plane + r * self.fold.kernel + s;
+                            let odd = if odd_exists { half(next, at) } else { 0 };
+                            to[m * EDGE] = half(row, at) | odd << 16;
+                        }
                     }
                 }
             }
         }
     }
+}
+
+/// Elements of scratch that a rounded row takes.
+fn rounded_len(filter: usize) -> usize {
+    filter.div_ceil(2).next_multiple_of(EDGE)
 }
 
 /// The kernel's rows along an axis: forward and backward share the packing by rows of the window.

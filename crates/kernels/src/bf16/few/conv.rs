@@ -10,13 +10,13 @@
 //! A tile is up to 14 positions of an output row; rows are cut evenly, so that none is left with a few. A run is one row of
 //! the window and one split: all columns of pairs, which are consecutive in memory.
 
-use super::{PictureLayout, round_values};
+use super::PictureLayout;
 use crate::arena::Buffer;
 use crate::bf16::conv::Fold;
 use crate::bf16::engine::{
     C_LEN, C_STRIDE, Engine, Left, MOST_ROWS, Matrix, MatrixKernel, Product, Right, Run, run,
 };
-use crate::bf16::{EDGE, TILE, pair, pairs, pairs_mut};
+use crate::bf16::{EDGE, TILE, pair, pairs, pairs_mut, round_values};
 use crate::parallel::{Context, Ptr};
 use crate::simd::{Simd, prefetch_far};
 

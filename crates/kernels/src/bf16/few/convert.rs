@@ -1,7 +1,7 @@
 //! Changes of layout: pixels to a map, maps to flat rows of pairs, and out of both.
 
-use super::{PictureLayout, round_values};
-use crate::bf16::{EDGE, pairs, pairs_mut, widen};
+use super::PictureLayout;
+use crate::bf16::{EDGE, pairs, pairs_mut, round_values, widen};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 

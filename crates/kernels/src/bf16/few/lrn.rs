@@ -3,9 +3,9 @@
 //! The channels of a position are widened to a row of scratch, with zeros on both sides of each tower, so that a window is
 //! a few unaligned loads.
 
-use super::{PictureLayout, round_values, widen_values};
+use super::{PictureLayout, widen_values};
 use crate::bf16::lrn::powers;
-use crate::bf16::pairs;
+use crate::bf16::{pairs, round_values};
 use crate::lrn::{Lrn, MARGIN, window_sum};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, vectors};
