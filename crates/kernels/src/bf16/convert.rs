@@ -2,7 +2,7 @@
 
 use super::engine::{Engine, Matrix, MatrixKernel, run};
 use super::{EDGE, MapLayout, PICTURES, TILE, pair, pairs, pairs_mut, widen};
-use crate::parallel::{Context, Ptr};
+use crate::parallel::{ChunkWork, Context, Ptr};
 use crate::simd::Simd;
 
 /// x with pictures paired, as the right operand of sums over pictures: (blocks, splits, H, W, tiles of 16 channels,
@@ -159,33 +159,48 @@ pub fn unflatten(
     relu: Option<&[f32]>,
     dx: &mut [f32],
 ) {
-    let flat = flat(map.channels * map.height * map.width);
-    let (dy, dx, relu) = (pairs(dy), pairs_mut(dx), relu.map(pairs));
-    ctx.for_each_chunk(&mut dx[..blocks * map.block_len()], PICTURES, |unit, dx| {
-        let per_position = map.split_pairs();
-        let (p, position) = (unit % per_position, unit / per_position);
+    let (dy, dx) = (pairs(dy), pairs_mut(dx));
+    let work = Unflatten { map: *map, dy, relu: relu.map(pairs) };
+    ctx.for_each_chunk_in_vectors(&mut dx[..blocks * map.block_len()], PICTURES, &work);
+}
+
+struct Unflatten<'a> {
+    map: MapLayout,
+    dy: &'a [u32],
+    relu: Option<&'a [u32]>,
+}
+
+impl ChunkWork<u32> for Unflatten<'_> {
+    /// One pair of channels at one position.
+    #[inline(always)]
+    fn chunk(&self, unit: usize, dx: &mut [u32]) {
+        let map = &self.map;
+        let (p, position) = (unit % map.split_pairs(), unit / map.split_pairs());
         let (w, h) = (position % map.width, position / map.width % map.height);
         let (split, block) = (
             position / (map.width * map.height) % map.splits,
             position / (map.width * map.height * map.splits),
         );
-        for (n, to) in dx.iter_mut().enumerate() {
-            let of = |half: usize| {
-                let c = 2 * p + half;
-                if c >= map.split_channels() {
-                    return 0;
-                }
-                let e = ((split * map.split_channels() + c) * map.height + h) * map.width + w;
-                let bits = dy[block * flat.block_len() + e / 2 * PICTURES + n];
-                if e % 2 == 1 { bits >> 16 } else { bits & 0xffff }
-            };
-            let mut both = of(0) | of(1) << 16;
-            if let Some(x) = relu {
-                both &= positive(x[unit * PICTURES + n]);
-            }
-            *to = both;
+        let flat_block = flat(map.channels * map.height * map.width).block_len();
+        // Where a channel's value lies in its picture's flat row: the pairs of all pictures, and which half. One that does
+        // not exist is a half of the first pair, which the mask takes away.
+        let half = |c: usize| {
+            let exists = c < map.split_channels();
+            let c = if exists { split * map.split_channels() + c } else { 0 };
+            let e = (c * map.height + h) * map.width + w;
+            let from = &self.dy[block * flat_block + e / 2 * PICTURES..][..PICTURES];
+            (from, if e % 2 == 1 { 16 } else { 0 }, if exists { 0xffff } else { 0 })
+        };
+        let ((even, even_shift, _), (odd, odd_shift, odd_mask)) = (half(2 * p), half(2 * p + 1));
+        for ((to, even), odd) in dx.iter_mut().zip(even).zip(odd) {
+            *to = (even >> even_shift & 0xffff) | (odd >> odd_shift & odd_mask) << 16;
         }
-    });
+        if let Some(x) = self.relu {
+            for (to, x) in dx.iter_mut().zip(&x[unit * PICTURES..]) {
+                *to &= positive(*x);
+            }
+        }
+    }
 }
 
 /// All ones in each half that is positive.

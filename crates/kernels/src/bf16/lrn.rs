@@ -109,7 +109,11 @@ impl Kernel for Normalize<'_> {
             if self.in_pairs() {
                 for position in 0..map.width {
                     for lane in (0..PICTURES).step_by(S::LANES) {
-                        self.position_in_pairs::<S>(row + position * map.position_len() + lane);
+                        let first = row + position * map.position_len() + lane;
+                        match self.dy {
+                            None => self.normalize_pairs::<S>(first),
+                            Some(dy) => self.gradient_pairs::<S>(dy, first),
+                        }
                     }
                 }
                 return;
@@ -177,9 +181,56 @@ unsafe fn sums_of_five<S: Simd>(before: Two<S::V>, middle: Two<S::V>, after: Two
 }
 
 #[inline(always)]
+unsafe fn load<S: Simd>(from: &[u32], at: usize) -> Two<S::V> {
+    // SAFETY: the caller's promise that the pairs are there.
+    unsafe {
+        let (even, odd) = S::load_pairs(from.as_ptr().add(at));
+        [even, odd]
+    }
+}
+
+#[inline(always)]
 unsafe fn squares_of<S: Simd>(x: Two<S::V>) -> Two<S::V> {
     // SAFETY: the caller's promise.
     unsafe { [S::mul(x[0], x[0]), S::mul(x[1], x[1])] }
+}
+
+/// The pairs of a position, one after the other through the splits.
+struct Walk {
+    next: usize,
+    /// Pairs to come in this split.
+    left: usize,
+    split_pairs: usize,
+    /// From the last pair of a split to the first of the next.
+    jump: usize,
+}
+
+impl Walk {
+    /// Begins with pair number `pair` of the position whose first is at `first`.
+    #[inline(always)]
+    fn new(map: &MapLayout, first: usize, pair: usize) -> Walk {
+        let split_pairs = map.split_pairs();
+        let (split, p) = (pair / split_pairs, pair % split_pairs);
+        Walk {
+            next: first + split * map.split_len() + p * PICTURES,
+            left: split_pairs - p,
+            split_pairs,
+            jump: map.split_len() - (split_pairs - 1) * PICTURES,
+        }
+    }
+
+    /// Where the next pair lies; beyond the last, where one would.
+    #[inline(always)]
+    fn step(&mut self) -> usize {
+        let at = self.next;
+        self.left -= 1;
+        if self.left == 0 {
+            (self.next, self.left) = (at + self.jump, self.split_pairs);
+        } else {
+            self.next = at + PICTURES;
+        }
+        at
+    }
 }
 
 impl Normalize<'_> {
@@ -193,11 +244,40 @@ impl Normalize<'_> {
             && (self.map.splits == 1 || even(self.map.split_channels()))
     }
 
-    /// The channels of as many lanes as a vector has, from this one on.
+    /// y of one position, for as many lanes as a vector has, from `first` on.
     #[inline(always)]
-    unsafe fn position_in_pairs<S: Simd>(&self, first: usize) {
+    unsafe fn normalize_pairs<S: Simd>(&self, first: usize) {
         let (map, Lrn { k, alpha, beta, channels, towers, .. }) = (self.map, self.lrn);
-        let split_pairs = map.split_pairs();
+        let pairs = channels / towers / 2;
+        // SAFETY: the caller's promise that the position is within the maps.
+        unsafe {
+            let (k, scale) = (S::splat(k), S::splat(alpha));
+            let zero = [S::zero(); 2];
+            for tower in 0..towers {
+                let mut walk = Walk::new(&map, first, tower * pairs);
+                let mut here = walk.step();
+                // x at the pair whose window is summed; squares of the pair before, at and after it.
+                let mut x = load::<S>(self.x, here);
+                let mut squares = [zero, squares_of::<S>(x)];
+                for pair in 1..=pairs {
+                    let after = walk.step();
+                    let next = if pair < pairs { load::<S>(self.x, after) } else { zero };
+                    let next_squares = squares_of::<S>(next);
+                    let sums = sums_of_five::<S>(squares[0], squares[1], next_squares);
+                    let (even, _) = powers::<S>(S::fma(scale, sums[0], k), beta);
+                    let (odd, _) = powers::<S>(S::fma(scale, sums[1], k), beta);
+                    S::store_pairs(self.out.at(here).cast(), S::mul(x[0], even), S::mul(x[1], odd));
+                    (x, squares, here) = (next, [squares[1], next_squares], after);
+                }
+            }
+        }
+    }
+
+    /// dx of one position, for as many lanes as a vector has, from `first` on: in one walk, whose sums of terms are a pair
+    /// behind the sums of squares that the terms need.
+    #[inline(always)]
+    unsafe fn gradient_pairs<S: Simd>(&self, dy: &[u32], first: usize) {
+        let (map, Lrn { k, alpha, beta, channels, towers, .. }) = (self.map, self.lrn);
         let pairs = channels / towers / 2;
         // SAFETY: the caller's promise that the position is within the maps.
         unsafe {
@@ -205,44 +285,31 @@ impl Normalize<'_> {
             let factor = S::splat(-2.0 * alpha * beta);
             let zero = [S::zero(); 2];
             for tower in 0..towers {
-                let at = |pair: usize| {
-                    let pair = tower * pairs + pair;
-                    first + pair / split_pairs * map.split_len() + pair % split_pairs * PICTURES
-                };
-                let load = |from: &[u32], pair: usize| {
-                    let (even, odd) = S::load_pairs(from.as_ptr().add(at(pair)));
-                    [even, odd]
-                };
-                // x and squares of the pairs before, at and after the one whose window is summed.
-                let mut x = [zero, load(self.x, 0)];
+                // Where the pairs before, at and after the one whose squares are summed lie.
+                let mut walk = Walk::new(&map, first, tower * pairs);
+                let (mut before, mut here) = (0, walk.step());
+                // x and squares of the pairs before and at it.
+                let mut x = [zero, load::<S>(self.x, here)];
                 let mut squares = [zero, squares_of::<S>(x[1])];
-                // The same of the terms g·x·d^(−β−1), one pair behind; and g·d^−β of the pair before.
+                // The terms g·x·d^(−β−1) of the two pairs before it; g·d^−β of the last.
                 let (mut terms, mut product) = ([zero; 2], zero);
                 for pair in 0..=pairs {
-                    let next = if pair + 1 < pairs { load(self.x, pair + 1) } else { zero };
+                    let after = walk.step();
+                    let next = if pair + 1 < pairs { load::<S>(self.x, after) } else { zero };
                     let next_squares = squares_of::<S>(next);
-                    let mut term = zero;
-                    let mut this_product = zero;
+                    let (mut term, mut next_product) = (zero, zero);
                     if pair < pairs {
                         let sums = sums_of_five::<S>(squares[0], squares[1], next_squares);
-                        let [(p0, i0), (p1, i1)] = [
-                            powers::<S>(S::fma(scale, sums[0], k), beta),
-                            powers::<S>(S::fma(scale, sums[1], k), beta),
-                        ];
-                        let Some(dy) = self.dy else {
-                            let [even, odd] = [S::mul(x[1][0], p0), S::mul(x[1][1], p1)];
-                            S::store_pairs(self.out.at(at(pair)).cast(), even, odd);
-                            (x, squares) = ([x[1], next], [squares[1], next_squares]);
-                            continue;
-                        };
-                        let g = load(dy, pair);
-                        this_product = [S::mul(g[0], p0), S::mul(g[1], p1)];
+                        let (p0, i0) = powers::<S>(S::fma(scale, sums[0], k), beta);
+                        let (p1, i1) = powers::<S>(S::fma(scale, sums[1], k), beta);
+                        let g = load::<S>(dy, here);
+                        next_product = [S::mul(g[0], p0), S::mul(g[1], p1)];
                         term = [
-                            S::mul(S::mul(this_product[0], x[1][0]), i0),
-                            S::mul(S::mul(this_product[1], x[1][1]), i1),
+                            S::mul(S::mul(next_product[0], x[1][0]), i0),
+                            S::mul(S::mul(next_product[1], x[1][1]), i1),
                         ];
                     }
-                    if pair > 0 && self.dy.is_some() {
+                    if pair > 0 {
                         let sums = sums_of_five::<S>(terms[0], terms[1], term);
                         let mut even = S::fma(S::mul(factor, x[0][0]), sums[0], product[0]);
                         let mut odd = S::fma(S::mul(factor, x[0][1]), sums[1], product[1]);
@@ -250,10 +317,11 @@ impl Normalize<'_> {
                             even = S::where_positive(x[0][0], even);
                             odd = S::where_positive(x[0][1], odd);
                         }
-                        S::store_pairs(self.out.at(at(pair - 1)).cast(), even, odd);
+                        S::store_pairs(self.out.at(before).cast(), even, odd);
                     }
                     (x, squares) = ([x[1], next], [squares[1], next_squares]);
-                    (terms, product) = ([terms[1], term], this_product);
+                    (terms, product) = ([terms[1], term], next_product);
+                    (before, here) = (here, after);
                 }
             }
         }
