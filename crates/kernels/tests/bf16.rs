@@ -271,9 +271,10 @@ fn linear_layers() {
                         y[n * outputs + o] = sum + f64::from(bias[o]);
                     }
                 }
+                let (strided_w, strided_v) = (strided(&w, inputs), strided(&v, inputs));
                 let mut copy = Rounded::new(outputs, inputs);
-                copy.set(&mut ctx, &w);
-                for weights in [Weights::Master(&w), Weights::Rounded(&copy)] {
+                copy.set(&mut ctx, &strided_w);
+                for weights in [Weights::Master(&strided_w), Weights::Rounded(&copy)] {
                     let mut got = vec![0.0; room(&y_map, count)];
                     let output = Output::Map(&mut got);
                     linear::forward(&mut ctx, engine, inputs, count, &x.data, weights, &bias, true, output);
@@ -300,7 +301,7 @@ fn linear_layers() {
                     [(true, false, 0.5), (true, true, 0.25), (false, false, 1.0), (true, true, 0.0)]
                 {
                     let update = Update { lr, decay: 0.5, momentum: 0.5 };
-                    let (mut got_w, mut got_v) = (w.clone(), v.clone());
+                    let (mut got_w, mut got_v) = (strided_w.clone(), strided_v.clone());
                     let mut dx = vec![0.0; room(&x_map, count)];
                     let pass = Backward {
                         dx: wanted.then_some(&mut dx),
@@ -324,8 +325,8 @@ fn linear_layers() {
                         }
                     }
                     let bound = if integers { 0.0 } else { 1e-5 * (count as f64 + 4.0).sqrt() };
-                    common::assert_close(&format!("w {what}"), &got_w, &want_w, bound);
-                    common::assert_close(&format!("v {what}"), &got_v, &want_v, bound);
+                    common::assert_close(&format!("w {what}"), &rows_of(&got_w, inputs), &want_w, bound);
+                    common::assert_close(&format!("v {what}"), &rows_of(&got_v, inputs), &want_v, bound);
                     if wanted {
                         let mut want = vec![0.0; count * inputs];
                         for n in 0..count {
@@ -343,6 +344,24 @@ fn linear_layers() {
             }
         }
     }
+}
+
+/// Rows as far apart as linear layers have them, a mark between them.
+fn strided(w: &[f32], inputs: usize) -> Vec<f32> {
+    let gap = linear::row_stride(inputs) - inputs;
+    w.chunks_exact(inputs).flat_map(|row| row.iter().copied().chain(vec![MARK; gap])).collect()
+}
+
+const MARK: f32 = 1234.5;
+
+/// The rows, and a check that nothing was written between them.
+fn rows_of(w: &[f32], inputs: usize) -> Vec<f32> {
+    let rows = w.chunks_exact(linear::row_stride(inputs));
+    rows.flat_map(|row| {
+        assert!(row[inputs..].iter().all(|&gap| gap == MARK), "what lies between rows was written");
+        row[..inputs].to_vec()
+    })
+    .collect()
 }
 
 #[test]

@@ -24,19 +24,20 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Room for the parameters, for the maps that are `held` (others lie elsewhere) and for the gradients of maps;
-    /// `room` says how many elements a map takes.
+    /// Room for the parameters (`row_stride` as for [`Parameters::reserve`]), for the maps that are `held` (others lie
+    /// elsewhere) and for the gradients of maps; `room` says how many elements a map takes.
     ///
     /// # Errors
     /// As [`Network::trace`].
     pub fn new(
         net: &Network,
         plan: &Plan,
+        row_stride: impl Fn(usize) -> usize,
         room: impl Fn(usize) -> usize,
         held: impl Fn(usize) -> bool,
     ) -> Result<Draft> {
         let mut layouter = Layouter::default();
-        let parameters = Parameters::reserve(net, plan, &mut layouter)?;
+        let parameters = Parameters::reserve(net, plan, row_stride, &mut layouter)?;
         let count = plan.maps.len();
         let maps = (0..count).map(|i| layouter.reserve(if held(i) { room(i) } else { 0 })).collect();
         // The gradient of map i is needed if stage i computes it (or the loss, for the last map).

@@ -1,5 +1,5 @@
-//! Where the parameters lie in an executor's arena: plain f32 in canonical shape and order, whatever the arithmetic of the
-//! products. What an executor makes of them for its kernels (packed, rounded) is its own.
+//! Where the parameters lie in an executor's arena: plain f32 in canonical order, whatever the arithmetic of the products;
+//! the rows of a linear layer's weights may lie further apart than they are long. What an executor makes of them for its kernels (packed, rounded) is its own.
 
 use crate::error::Result;
 use crate::exec::contract::{Param, Params};
@@ -20,6 +20,8 @@ pub(super) struct Tensor {
     pub gradient: Region,
     /// Elements of one filter of a convolution; 0 for other tensors.
     pub filter_len: usize,
+    /// Length of its rows, and how far apart they lie; a tensor that is not a linear layer's weights is one row.
+    pub row: (usize, usize),
 }
 
 /// All parameters of a network, in the order of [`Params`].
@@ -31,11 +33,17 @@ pub(super) struct Parameters {
 
 impl Parameters {
     /// Reserves room for all parameters of `net`, also of layers that the plan does not reach, so that they can be given
-    /// back; and, in training, for their momentum and for the largest gradients that are stored whole.
+    /// back; and, in training, for their momentum and for the largest gradients that are stored whole. `row_stride` says
+    /// how far apart the rows of a linear layer's weights lie, of so many elements.
     ///
     /// # Errors
     /// As [`Network::trace`].
-    pub fn reserve(net: &Network, plan: &Plan, layouter: &mut Layouter) -> Result<Parameters> {
+    pub fn reserve(
+        net: &Network,
+        plan: &Plan,
+        row_stride: impl Fn(usize) -> usize,
+        layouter: &mut Layouter,
+    ) -> Result<Parameters> {
         let shapes = Params::shapes(net)?;
         let trains = plan.trains();
         // A separate update consumes its gradient as soon as that is there, so one region serves all weights and one all
@@ -45,21 +53,27 @@ impl Parameters {
             trains && (!fused || plan.rule.needs_whole_gradients())
         };
         let is_vector = |p: &&Param| p.shape.len() == 1;
+        let row = |p: &Param| match p.shape[..] {
+            [_, inputs] => (inputs, row_stride(inputs)),
+            _ => (len(p), len(p)),
+        };
+        let room_of = |p: &Param| len(p) / row(p).0 * row(p).1;
         let mut room = |vectors: bool| {
             let tensors = shapes.0.iter().filter(whole).filter(|p| is_vector(p) == vectors);
-            layouter.reserve(tensors.map(len).max().unwrap_or(0))
+            layouter.reserve(tensors.map(room_of).max().unwrap_or(0))
         };
         let (weight_gradient, vector_gradient) = (room(false), room(true));
         let tensors = shapes.0.iter().enumerate().map(|(index, p)| Tensor {
             index,
-            value: layouter.reserve(len(p)),
-            momentum: layouter.reserve(if trains { len(p) } else { 0 }),
+            value: layouter.reserve(room_of(p)),
+            momentum: layouter.reserve(if trains { room_of(p) } else { 0 }),
             gradient: match (whole(&p), is_vector(&p)) {
                 (false, _) => Region::default(),
-                (true, true) => vector_gradient.first(len(p)),
-                (true, false) => weight_gradient.first(len(p)),
+                (true, true) => vector_gradient.first(room_of(p)),
+                (true, false) => weight_gradient.first(room_of(p)),
             },
             filter_len: if p.shape.len() == 4 { p.shape[1..].iter().product() } else { 0 },
+            row: row(p),
         });
         Ok(Parameters { tensors: tensors.collect(), shapes })
     }
@@ -103,7 +117,11 @@ impl Parameters {
         assert!(keys(params).eq(keys(&self.shapes)), "these are the parameters of another network");
         for (param, tensor) in params.0.iter().zip(&self.tensors) {
             if !place(tensor).is_empty() {
-                arena.get_mut(place(tensor)).copy_from_slice(&param.data);
+                let (len, stride) = tensor.row;
+                let rows = arena.get_mut(place(tensor)).chunks_exact_mut(stride);
+                for (to, from) in rows.zip(param.data.chunks_exact(len)) {
+                    to[..len].copy_from_slice(from);
+                }
             }
         }
     }
@@ -113,7 +131,10 @@ impl Parameters {
         for (param, tensor) in params.0.iter_mut().zip(&self.tensors) {
             param.data = match arena.get(place(tensor)) {
                 [] => vec![0.0; len(param)],
-                data => data.to_vec(),
+                data => {
+                    let (len, stride) = tensor.row;
+                    data.chunks_exact(stride).flat_map(|row| &row[..len]).copied().collect()
+                }
             };
         }
         params

@@ -43,7 +43,8 @@ impl Cpu {
     /// As [`Plan::new`]; if the memory that the plan needs is not there.
     pub fn new(net: &Network, plan: Plan, isa: Isa, threads: usize) -> Result<Cpu> {
         // The input is the caller's.
-        let mut draft = Draft::new(net, &plan, |i| plan.map_len(i), |i| plan.maps[i].form != Form::Input)?;
+        let mut draft =
+            Draft::new(net, &plan, |row| row, |i| plan.map_len(i), |i| plan.maps[i].form != Form::Input)?;
         let mut stages = vec![];
         for (i, stage) in plan.stages.iter().enumerate() {
             let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);

@@ -121,7 +121,7 @@ impl Few {
         };
         let overhang = |i: usize| if i < last { conv(i).map_or(0, |(g, _)| g.overhang()) } else { 0 };
         let room = |i: usize| batch * layouts[i].picture_len() + overhang(i);
-        let mut draft = Draft::new(net, &plan, room, |i| !(i == last && rows_at_end))?;
+        let mut draft = Draft::new(net, &plan, |row| row, room, |i| !(i == last && rows_at_end))?;
         let mut stages = vec![];
         let mut quantized_len = 0;
         for (i, stage) in plan.stages.iter().enumerate() {

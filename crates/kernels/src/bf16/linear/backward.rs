@@ -7,6 +7,7 @@
 //!     for 32 outputs, inputs  dw: 32 outputs × 32 inputs over all pictures; w and v move
 //! ```
 
+use super::row_stride;
 use crate::bf16::convert::{flat, paired_len, unzip_pairs};
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, TAIL, TILE, pairs};
@@ -97,7 +98,7 @@ pub fn backward(
     assert!(dy.len() >= blocks * y_map.block_len() + TAIL, "output gradient");
     assert!(dy_rows.len() >= unzipped_len(outputs, blocks), "output gradient");
     assert!(paired.len() >= paired_len(&x_map, blocks), "inputs");
-    assert!(pass.w.len() == outputs * inputs && pass.v.len() == pass.w.len(), "weights");
+    assert!(pass.w.len() == outputs * row_stride(inputs) && pass.v.len() == pass.w.len(), "weights");
     assert!(pass.dx.as_ref().is_none_or(|dx| dx.len() >= blocks * x_map.block_len()), "input gradient");
     assert!(pass.relu.is_none_or(|x| x.len() >= blocks * x_map.block_len()), "activation");
     let units = inputs.div_ceil(STRIP);
@@ -155,6 +156,7 @@ impl MatrixKernel for BackwardKernel<'_> {
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
         let (inputs, outputs, blocks) = (self.inputs, self.outputs, self.blocks);
+        let stride = row_stride(inputs);
         let column = unit * STRIP;
         let columns = STRIP.min(inputs - column);
         let parts = columns.div_ceil(2 * EDGE);
@@ -177,11 +179,11 @@ impl MatrixKernel for BackwardKernel<'_> {
                         let to = transposed.add(part * (STRIP_ROWS / (2 * EDGE)) * 2 * TILE);
                         let first = column + part * 2 * EDGE;
                         let width = (inputs - first).min(2 * EDGE);
-                        let w = self.w.at(row * inputs + first);
+                        let w = self.w.at(row * stride + first);
                         for step in 0..steps {
                             let rows = (rows - step * 2 * EDGE).min(2 * EDGE);
-                            let w = w.add(step * 2 * EDGE * inputs);
-                            transpose_rows::<M::S>(w, inputs, rows, width, to.add(step * 2 * TILE));
+                            let w = w.add(step * 2 * EDGE * stride);
+                            transpose_rows::<M::S>(w, stride, rows, width, to.add(step * 2 * TILE));
                         }
                         for block in 0..blocks {
                             let shape = Product {
@@ -223,10 +225,10 @@ impl MatrixKernel for BackwardKernel<'_> {
                             );
                             let c = column + part * 2 * EDGE;
                             for m in 0..rows {
-                                let at = (first + m) * inputs + c;
+                                let at = (first + m) * stride + c;
                                 // The rows of the next turn are too short for the processor to foresee.
                                 for line in [0, EDGE] {
-                                    let next = at + STRIP_ROWS * inputs + line;
+                                    let next = at + STRIP_ROWS * stride + line;
                                     prefetch_far(self.w.at(next));
                                     prefetch_far(self.v.at(next));
                                 }

@@ -7,6 +7,7 @@
 //!       for block             32 outputs × 32 pictures
 //! ```
 
+use super::row_stride;
 use crate::arena::Buffer;
 use crate::bf16::convert::flat;
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
@@ -41,9 +42,9 @@ impl Rounded {
         self.data.len() * size_of::<u32>()
     }
 
-    /// Rounds w (O, I).
+    /// Rounds w (O, I), whose rows lie [`row_stride`] apart.
     pub fn set(&mut self, ctx: &mut Context, w: &[f32]) {
-        assert_eq!(w.len(), self.outputs * self.inputs, "weights");
+        assert_eq!(w.len(), self.outputs * row_stride(self.inputs), "weights");
         let mut data = std::mem::replace(&mut self.data, Buffer::zeros(0));
         ctx.run(&Round { to: self, w, data: Ptr::from_mut(&mut data) });
         self.data = data;
@@ -70,7 +71,7 @@ impl Kernel for Round<'_> {
         let rows = (outputs - first).min(2 * EDGE);
         // SAFETY: 32 outputs own their tiles; rows and columns are within w.
         unsafe {
-            let w = self.w.as_ptr().add(first * inputs);
+            let w = self.w.as_ptr().add(first * row_stride(inputs));
             let to = self.data.at(unit * steps * 2 * TILE).cast::<u32>();
             round_rows(w, inputs, rows, 0, steps, to);
         }
@@ -86,7 +87,7 @@ unsafe fn round_rows(w: *const f32, inputs: usize, rows: usize, first: usize, st
             let column = (first + step) * 2 * EDGE;
             for row in 0..2 * EDGE {
                 let to = to.add((step * 2 + row / EDGE) * TILE + row % EDGE * EDGE);
-                let w = w.wrapping_add(row * inputs + column);
+                let w = w.wrapping_add(row * row_stride(inputs) + column);
                 if row < rows && column + 2 * EDGE <= inputs {
                     let w = w.cast::<[f32; 32]>().read_unaligned();
                     let mut out = [0u32; EDGE];
@@ -109,7 +110,7 @@ unsafe fn round_rows(w: *const f32, inputs: usize, rows: usize, first: usize, st
 /// Where the weights of a forward pass come from.
 #[derive(Clone, Copy, Debug)]
 pub enum Weights<'a> {
-    /// (O, I) in f32: rounded on the way.
+    /// (O, I) in f32, rows [`row_stride`] apart: rounded on the way.
     Master(&'a [f32]),
     /// Rounded beforehand.
     Rounded(&'a Rounded),
@@ -143,7 +144,7 @@ pub fn forward(
     let map = flat(inputs);
     assert!(x.len() >= blocks * map.block_len() + TAIL, "inputs");
     match weights {
-        Weights::Master(w) => assert_eq!(w.len(), outputs * inputs, "weights"),
+        Weights::Master(w) => assert_eq!(w.len(), outputs * row_stride(inputs), "weights"),
         Weights::Rounded(r) => assert_eq!((r.outputs, r.inputs), (outputs, inputs), "weights"),
     }
     let (y, rows) = match y {
@@ -208,7 +209,14 @@ impl MatrixKernel for Forward<'_> {
                     unsafe {
                         let a = match self.weights {
                             Weights::Master(w) => {
-                                round_rows(w.as_ptr().add(first * inputs), inputs, rows, step, count, chunk);
+                                round_rows(
+                                    w.as_ptr().add(first * row_stride(inputs)),
+                                    inputs,
+                                    rows,
+                                    step,
+                                    count,
+                                    chunk,
+                                );
                                 chunk.cast_const()
                             }
                             Weights::Rounded(r) => {
