@@ -13,7 +13,7 @@ use crate::bf16::convert::flat;
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, MapLayout, PICTURES, TAIL, TILE, pair, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch_far};
 
 /// Most blocks that a pass holds sums of at once.
 const TOGETHER: usize = 8;
@@ -88,6 +88,10 @@ unsafe fn round_rows(w: *const f32, inputs: usize, rows: usize, first: usize, st
             for row in 0..2 * EDGE {
                 let to = to.add((step * 2 + row / EDGE) * TILE + row % EDGE * EDGE);
                 let w = w.wrapping_add(row * row_stride(inputs) + column);
+                // The next chunk of this row: too short a run for the processor to foresee.
+                for line in [0, EDGE] {
+                    prefetch_far(w.wrapping_add(CHUNK_STEPS * 2 * EDGE + line));
+                }
                 if row < rows && column + 2 * EDGE <= inputs {
                     let w = w.cast::<[f32; 32]>().read_unaligned();
                     let mut out = [0u32; EDGE];
