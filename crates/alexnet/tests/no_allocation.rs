@@ -43,11 +43,13 @@ fn a_step_and_a_forward_pass_allocate_nothing() {
             (Mode::Infer { last: None }, 34),
             (Mode::Infer { last: None }, 3),
         ];
-        for ((mode, count), precision) in
-            modes.into_iter().flat_map(|m| [(m, Precision::F32), (m, Precision::Bf16)])
-        {
-            if name == "alexnet-bn" && precision == Precision::Bf16 {
+        let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+        for ((mode, count), precision) in modes.into_iter().flat_map(|m| precisions.map(|p| (m, p))) {
+            if name == "alexnet-bn" && precision != Precision::F32 {
                 continue; // Batch normalization is computed in f32 only.
+            }
+            if precision == Precision::Int8 && matches!(mode, Mode::Train { .. }) {
+                continue; // Weights of eight bits do not train.
             }
             let lars = (name == "alexnet-bn").then_some(Lars { trust: 0.001, policy: Policy::Clip });
             let rule = Rule { lars, filter_rms: Some(0.1) };

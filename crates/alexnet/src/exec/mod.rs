@@ -109,7 +109,7 @@ impl Default for Options {
     }
 }
 
-/// Up to this many pictures, lanes that are columns beat lanes that are pictures (bench/records).
+/// Up to this many pictures, lanes that are channels beat lanes that are pictures (bench/records).
 const FEW: usize = 24;
 
 /// The best executor for these options. `ALEXNET_ISA` forces a tier of instructions.

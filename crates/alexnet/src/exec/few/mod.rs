@@ -16,7 +16,7 @@ use crate::net::{self, Activation, Network, Op, PoolKind};
 use alexnet_kernels::arena::Region;
 use alexnet_kernels::bf16::conv::Fold;
 use alexnet_kernels::bf16::few::convert::{self, Entry};
-use alexnet_kernels::bf16::few::linear::{self, Output, Quantized, Rounded};
+use alexnet_kernels::bf16::few::linear::{self, Output, Quantized, Rounded, Weights};
 use alexnet_kernels::bf16::few::{PictureLayout, conv, lrn, pooling, spatial_lrn};
 use alexnet_kernels::bf16::{Engine, pair, pairs, pairs_mut, widen};
 use alexnet_kernels::lrn::Lrn;
@@ -59,7 +59,7 @@ enum StageState {
         rounded: Rounded,
         relu: bool,
     },
-    Linear8 {
+    QuantizedLinear {
         quantized: Quantized,
         relu: bool,
     },
@@ -73,8 +73,81 @@ enum StageState {
 }
 
 impl StageState {
+    /// The state of stage `i` of `plan`, whose maps lie as `layouts` say.
+    fn new(
+        net: &Network,
+        plan: &Plan,
+        i: usize,
+        layouts: &[Layout],
+        entry: &Entry,
+        linear: LinearWeights,
+    ) -> StageState {
+        let stage = &plan.stages[i];
+        let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);
+        match (stage.kind, op) {
+            (Kind::Conv { relu }, Some(Op::Conv(op))) => {
+                let fold = Fold { kernel: op.kernel, fold: if i == 0 { entry.fold } else { 1 } };
+                let geometry = geometry(op, fold, layouts[i].map(), layouts[i + 1].map());
+                StageState::Conv { packed: conv::Packed::new(&geometry), fold, relu }
+            }
+            (Kind::Linear { relu }, Some(Op::Linear(op))) => {
+                let (outputs, inputs) = (op.outputs, layouts[i].features());
+                match linear {
+                    LinearWeights::Bf16 => {
+                        StageState::Linear { rounded: Rounded::new(outputs, inputs), relu }
+                    }
+                    LinearWeights::Int8 => {
+                        StageState::QuantizedLinear { quantized: Quantized::new(outputs, inputs), relu }
+                    }
+                }
+            }
+            (Kind::Lrn, Some(Op::Lrn(op))) => StageState::Lrn(constants::lrn(op, layouts[i].map().channels)),
+            (Kind::SpatialLrn, Some(Op::SpatialLrn(op))) => {
+                let map = layouts[i].map();
+                StageState::SpatialLrn(constants::spatial_lrn(op, map.height, map.width, map.channels))
+            }
+            (Kind::Pool, Some(Op::Pool(op))) => {
+                let (input, output) = (*layouts[i].map(), *layouts[i + 1].map());
+                let (size, stride, average) = (op.size, op.stride, op.kind == PoolKind::Average);
+                StageState::Pool(pooling::Geometry { input, output, size, stride, average })
+            }
+            (Kind::Dropout, Some(Op::Dropout(op))) => {
+                StageState::Scale(if op.inverted { 1.0 } else { 1.0 - op.rate as f32 })
+            }
+            (Kind::Activation, _) => StageState::Relu,
+            (Kind::Flatten, _) => StageState::Flatten,
+            (kind, op) => unreachable!("{kind:?} of {op:?} was refused"),
+        }
+    }
+
     fn has_parameters(&self) -> bool {
-        matches!(self, StageState::Conv { .. } | StageState::Linear { .. } | StageState::Linear8 { .. })
+        use StageState::{Conv, Linear, QuantizedLinear};
+        matches!(self, Conv { .. } | Linear { .. } | QuantizedLinear { .. })
+    }
+
+    /// Elements of scratch that each thread needs.
+    fn scratch_len(&self) -> usize {
+        match self {
+            StageState::Conv { .. } => conv::SCRATCH_LEN,
+            StageState::Lrn(lrn) => lrn::scratch_len(lrn),
+            _ => 0,
+        }
+    }
+
+    /// Elements that the map it reads needs behind its last picture.
+    fn overhang(&self) -> usize {
+        match self {
+            StageState::Conv { packed, .. } => packed.geometry().overhang(),
+            _ => 0,
+        }
+    }
+
+    /// Elements that the quantized inputs of a picture take.
+    fn quantized_len(&self) -> usize {
+        match self {
+            StageState::QuantizedLinear { quantized, .. } => quantized.row_len(),
+            _ => 0,
+        }
     }
 }
 
@@ -111,60 +184,15 @@ impl Few {
         let last = layouts.len() - 1;
         let rows_at_end = plan.ends_with_linear_logits();
         let batch = plan.batch;
-        let op = |i: usize| plan.stages[i].layers.clone().next().map(|layer| &net.layers[layer].op);
-        let conv = |i: usize| match op(i) {
-            Some(Op::Conv(op)) => {
-                let fold = Fold { kernel: op.kernel, fold: if i == 0 { entry.fold } else { 1 } };
-                Some((geometry(op, fold, layouts[i].map(), layouts[i + 1].map()), fold))
-            }
-            _ => None,
-        };
-        let overhang = |i: usize| if i < last { conv(i).map_or(0, |(g, _)| g.overhang()) } else { 0 };
+        let stages: Vec<StageState> = (0..plan.stages.len())
+            .map(|i| StageState::new(net, &plan, i, &layouts, &entry, linear))
+            .collect();
+        let overhang = |i: usize| stages.get(i).map_or(0, StageState::overhang);
         let room = |i: usize| batch * layouts[i].picture_len() + overhang(i);
         let mut draft = Draft::new(net, &plan, |row| row, room, |i| !(i == last && rows_at_end))?;
-        let mut stages = vec![];
-        let mut quantized_len = 0;
-        for (i, stage) in plan.stages.iter().enumerate() {
-            if let (Kind::Conv { relu }, Some((geometry, fold))) = (stage.kind, conv(i)) {
-                stages.push(StageState::Conv { packed: conv::Packed::new(&geometry), fold, relu });
-                continue;
-            }
-            stages.push(match (&stage.kind, op(i)) {
-                (Kind::Linear { relu }, Some(Op::Linear(op))) => {
-                    let (outputs, inputs, relu) = (op.outputs, plan.maps[i].shape.len(), *relu);
-                    match linear {
-                        LinearWeights::Bf16 => {
-                            StageState::Linear { rounded: Rounded::new(outputs, inputs), relu }
-                        }
-                        LinearWeights::Int8 => {
-                            quantized_len = quantized_len.max(linear::quantized_len(inputs));
-                            StageState::Linear8 { quantized: Quantized::new(outputs, inputs), relu }
-                        }
-                    }
-                }
-                (Kind::Lrn, Some(Op::Lrn(op))) => {
-                    let lrn = constants::lrn(op, layouts[i].map().channels);
-                    draft.scratch(lrn::scratch_len(&lrn));
-                    StageState::Lrn(lrn)
-                }
-                (Kind::SpatialLrn, Some(Op::SpatialLrn(op))) => {
-                    let map = layouts[i].map();
-                    StageState::SpatialLrn(constants::spatial_lrn(op, map.height, map.width, map.channels))
-                }
-                (Kind::Pool, Some(Op::Pool(op))) => {
-                    let (input, output) = (*layouts[i].map(), *layouts[i + 1].map());
-                    let (size, stride, average) = (op.size, op.stride, op.kind == PoolKind::Average);
-                    StageState::Pool(pooling::Geometry { input, output, size, stride, average })
-                }
-                (Kind::Dropout, Some(Op::Dropout(op))) => {
-                    StageState::Scale(if op.inverted { 1.0 } else { 1.0 - op.rate as f32 })
-                }
-                (Kind::Activation, _) => StageState::Relu,
-                (Kind::Flatten, _) => StageState::Flatten,
-                (kind, op) => unreachable!("{kind:?} of {op:?} was refused"),
-            });
-        }
-        draft.scratch(conv::SCRATCH_LEN);
+        draft.scratch(entry.scratch_len());
+        stages.iter().for_each(|stage| draft.scratch(stage.scratch_len()));
+        let quantized_len = stages.iter().map(StageState::quantized_len).max().unwrap_or(0);
         let logits = draft.layouter.reserve(if plan.ends_with_loss() { batch * net.classes() } else { 0 });
         let quantized = draft.layouter.reserve(batch * quantized_len);
         let frame = draft.build(net, plan, engine.isa(), threads)?;
@@ -195,7 +223,7 @@ impl Stages for Few {
 
     fn weight_bytes(&self, i: usize) -> usize {
         match self.stages[i] {
-            StageState::Linear8 { .. } => size_of::<i8>(),
+            StageState::QuantizedLinear { .. } => size_of::<i8>(),
             _ => Self::VALUE_BYTES,
         }
     }
@@ -223,7 +251,7 @@ impl Stages for Few {
         let bytes = self.stages.iter().map(|s| match s {
             StageState::Conv { packed, .. } => packed.bytes(),
             StageState::Linear { rounded, .. } => rounded.bytes(),
-            StageState::Linear8 { quantized, .. } => quantized.bytes(),
+            StageState::QuantizedLinear { quantized, .. } => quantized.bytes(),
             _ => 0,
         });
         bytes.sum()
@@ -236,7 +264,7 @@ impl Stages for Few {
             match &mut self.stages[i] {
                 StageState::Conv { packed, fold, .. } => packed.set(ctx, *fold, arena.get(w.value)),
                 StageState::Linear { rounded, .. } => rounded.set(ctx, arena.get(w.value)),
-                StageState::Linear8 { quantized, .. } => quantized.set(ctx, arena.get(w.value)),
+                StageState::QuantizedLinear { quantized, .. } => quantized.set(ctx, arena.get(w.value)),
                 _ => {}
             }
         }
@@ -264,7 +292,7 @@ impl Stages for Few {
             StageState::Linear { rounded, relu } => {
                 linear::forward(ctx, count, x, rounded, bias, *relu, output(y));
             }
-            StageState::Linear8 { quantized, relu } => {
+            StageState::QuantizedLinear { quantized, relu } => {
                 linear::quantize(ctx, count, self.layouts[i].features(), x, quantized_x);
                 linear::forward(ctx, count, quantized_x, quantized, bias, *relu, output(y));
             }

@@ -141,6 +141,11 @@ impl Packed {
         Packed { geometry: *geometry, panels, runs, tiles: tiles.collect(), data: Buffer::zeros(start) }
     }
 
+    /// The convolution.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.data.len() * size_of::<u32>()

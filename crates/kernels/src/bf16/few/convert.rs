@@ -23,6 +23,13 @@ pub struct Entry {
     pub map: PictureLayout,
 }
 
+impl Entry {
+    /// Elements of scratch that each thread needs: the values of a row of map 0.
+    pub fn scratch_len(&self) -> usize {
+        self.map.width * self.map.channels
+    }
+}
+
 /// Rounds the pixels of `count` pictures to map 0.
 pub fn enter(ctx: &mut Context, entry: &Entry, count: usize, pixels: &[f32], to: &mut [f32]) {
     let Entry { channels, height, width, fold, map, .. } = *entry;
@@ -45,9 +52,8 @@ impl Kernel for Enter<'_> {
         self.count * self.entry.map.height
     }
 
-    /// The values of a row.
     fn scratch_len(&self) -> usize {
-        self.entry.map.width * self.entry.map.channels
+        self.entry.scratch_len()
     }
 
     #[inline(always)]
