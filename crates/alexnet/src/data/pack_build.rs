@@ -2,7 +2,7 @@
 //! listing.
 //!
 //! **Memory** does not grow with the set but for its index (about a hundred bytes a picture). In flight are at most four
-//! pictures a thread, and files of at most [`IN_FLIGHT_BYTES`] together (or a single larger one); decoded pictures of
+//! pictures a thread, and files of at most 256 MiB together (or a single larger one); decoded pictures of
 //! more than 16 million pixels are let through one at a time ([`Gate`]). Buffers are used again, at most 16 MiB of them a
 //! thread ([`super::spare`]).
 //!
@@ -10,33 +10,28 @@
 //! whichever thread makes them, all statistics are integers, and a build that was killed goes on after the last piece
 //! that is on the disk ([`super::pack_file`]).
 
-use super::decode::{Exif, Gate, Picture, decode_with, size_px};
+mod assembly;
+mod maker;
+
+use super::decode::{Exif, Gate, size_px};
 use super::disk::{free_bytes, human_bytes};
-use super::in_order::InOrder;
-use super::pack::{Form, Keep, Pack, PackOptions, Shard, Unreadable, picture_len};
-use super::pack_file::{Journal, Piece, Stored, Writer, cannot_write};
+use super::pack::{Form, Keep, Pack, PackOptions, Shard, picture_len};
+use super::pack_file::{Writer, cannot_write};
 use super::pack_format::{Index, json};
-use super::resize::{Frame, Squarer};
 use super::source::{Contents, Entry, Listing, Place, Reader, list_folder, printable};
-use super::stats::{Stats, Sums};
+use super::stats::Stats;
 use crate::error::{Error, Result};
-use image::ImageEncoder;
+use assembly::Assembly;
+use maker::Maker;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, sync_channel};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
-/// Files that are read and not yet written, together.
-const IN_FLIGHT_BYTES: u64 = 256 << 20;
-/// Pictures in flight for each thread.
-const IN_FLIGHT_A_THREAD: usize = 4;
 /// A pack of more bytes than this is made only when that was asked for.
 pub const LARGE_BYTES: u64 = 100_000_000_000;
 /// Pictures whose size is looked up to estimate what whole pictures take.
 const SAMPLED: usize = 64;
-/// Quality of stored JPEGs, as OpenCV's default and the tool of 2014.
-const JPEG_QUALITY: u8 = 95;
-/// Raw bytes over those of a JPEG of that quality with halved chroma: about 28 KB for 256² of a photograph.
+/// Raw bytes over those of a JPEG of quality 95 with halved chroma: about 28 KB for 256² of a photograph.
 const RAW_OVER_JPEG: u64 = 7;
 
 /// How a pack is made; nothing here changes what is in it, but for the shard.
@@ -307,274 +302,4 @@ fn source_key(listing: &Listing, options: &PackOptions) -> String {
     part(&json(options));
     listing.key_parts(&mut part);
     format!("{:032x}", hash.digest128())
-}
-
-/// A picture as it will be stored, and its square for the statistics where that is not what is stored.
-struct Made {
-    stored: Vec<u8>,
-    width: usize,
-    height: usize,
-    square: Option<Vec<u8>>,
-}
-
-/// What makes pictures, shared by the threads.
-struct Maker<'a> {
-    reader: Reader<'a>,
-    entries: &'a [Entry],
-    options: &'a PackOptions,
-    gate: Gate,
-    /// Memory of pictures that have been written.
-    written: Mutex<Vec<Vec<u8>>>,
-}
-
-impl Maker<'_> {
-    /// Reads, decodes, resizes and encodes picture `i`.
-    fn make(&self, i: usize, squarer: &mut Squarer) -> std::result::Result<Made, String> {
-        let (framing, options) = (self.options.framing(), self.options);
-        // All of it, so that it cannot pile up.
-        let written = std::mem::take(&mut *self.written.lock().unwrap_or_else(|e| e.into_inner()));
-        written.into_iter().for_each(|memory| squarer.give(memory));
-        let contents = self.reader.read_with(&self.entries[i], &mut |bytes| squarer.take(bytes))?;
-        let (file, picture, _turn) = match contents {
-            Contents::Encoded(bytes) => {
-                let memory = &mut |bytes| squarer.take(bytes);
-                let (picture, turn) = decode_with(&bytes, options.exif, &self.gate, memory)?;
-                (Some(bytes), picture, turn)
-            }
-            Contents::Pixels(picture) => (None, picture, None),
-        };
-        let made = match options.keep {
-            Keep::Square => {
-                let pixels = squarer.square(&picture, framing);
-                self.encode(pixels, options.side, options.side, squarer)?
-            }
-            Keep::Whole => {
-                let (pixels, width, height) = squarer.whole(&picture, framing);
-                self.encode(pixels, width, height, squarer)?
-            }
-            Keep::Original => {
-                let square = Some(squarer.square(&picture, framing));
-                let (width, height) = (picture.width, picture.height);
-                let stored = match file {
-                    Some(file) => file,
-                    None => png(&picture)?,
-                };
-                squarer.give(picture.pixels);
-                return Ok(Made { stored, width, height, square });
-            }
-        };
-        squarer.give(picture.pixels);
-        file.into_iter().for_each(|bytes| squarer.give(bytes));
-        Ok(made)
-    }
-
-    /// Pixels, (height, width, 3), in the form that they are stored in.
-    fn encode(
-        &self,
-        pixels: Vec<u8>,
-        width: usize,
-        height: usize,
-        squarer: &mut Squarer,
-    ) -> std::result::Result<Made, String> {
-        let options = self.options;
-        let square = |pixels: &[u8]| {
-            let whole = Frame::whole(pixels, width, height);
-            (width != height).then(|| whole.central_square(options.side, options.resize).to_pixels())
-        };
-        if options.form == Form::Raw {
-            return Ok(Made { square: square(&pixels), stored: pixels, width, height });
-        }
-        let stored = jpeg(&pixels, width, height)?;
-        // The statistics are those of the pictures as they will be seen.
-        squarer.give(pixels);
-        let memory = &mut |bytes| squarer.take(bytes);
-        let seen = decode_with(&stored, Exif::Ignore, &Gate::default(), memory)?.0.pixels;
-        Ok(Made { square: Some(square(&seen).unwrap_or(seen)), stored, width, height })
-    }
-}
-
-fn jpeg(pixels: &[u8], width: usize, height: usize) -> std::result::Result<Vec<u8>, String> {
-    let side =
-        |v: usize| u16::try_from(v).map_err(|_| format!("a side of {v} pixels is too long for a JPEG"));
-    let mut bytes = Vec::with_capacity(pixels.len() / RAW_OVER_JPEG as usize);
-    let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, JPEG_QUALITY);
-    encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::F_2_2);
-    let encoded = encoder.encode(pixels, side(width)?, side(height)?, jpeg_encoder::ColorType::Rgb);
-    encoded.map_err(|e| e.to_string())?;
-    Ok(bytes)
-}
-
-fn png(picture: &Picture) -> std::result::Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    let (w, h) = (picture.width as u32, picture.height as u32);
-    let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
-    let encoded = encoder.write_image(&picture.pixels, w, h, image::ExtendedColorType::Rgb8);
-    encoded.map_err(|e| e.to_string())?;
-    Ok(bytes)
-}
-
-/// The index as it grows, and the piece under construction.
-struct Assembly {
-    index: Index,
-    options: PackOptions,
-    /// Pictures so far.
-    done: usize,
-    /// Pieces that were recorded.
-    recorded: usize,
-    piece: Piece,
-    total: Sums,
-}
-
-impl Assembly {
-    /// Begins with the pieces that are there already.
-    fn new(mut index: Index, options: &PackOptions, pieces: &[Piece]) -> Self {
-        if !options.is_raw_squares() {
-            index.offsets.push(0);
-        }
-        let mut assembly = Assembly {
-            index,
-            options: options.clone(),
-            done: 0,
-            recorded: pieces.len(),
-            piece: Piece::new(options.side),
-            total: Sums::new(options.side),
-        };
-        for piece in pieces {
-            piece.pictures.iter().for_each(|p| assembly.note(*p));
-            assembly.index.unreadable.extend(piece.unreadable.iter().cloned());
-            assembly.total.merge(&piece.sums);
-        }
-        assembly
-    }
-
-    /// Takes a picture into the index.
-    fn note(&mut self, p: Stored) {
-        self.index.hashes[self.done] = p.hash;
-        if let Some(&end) = self.index.offsets.last() {
-            self.index.offsets.push(end + u64::from(p.bytes));
-            self.index.sizes.push([p.width, p.height]);
-        }
-        self.done += 1;
-    }
-
-    /// Makes the pictures that are not there yet.
-    fn make(
-        &mut self,
-        maker: &Maker,
-        build: &BuildOptions,
-        mut writer: Writer,
-        journal: Journal,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> (Result<()>, Writer, Journal) {
-        let total = maker.entries.len();
-        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = if build.threads == 0 { cores() } else { build.threads }.clamp(1, total.max(1));
-        let line = InOrder::new(self.done..total, threads * IN_FLIGHT_A_THREAD, IN_FLIGHT_BYTES);
-        let handle = match writer.handle() {
-            Ok(handle) => handle,
-            Err(e) => return (Err(e), writer, journal),
-        };
-        progress(self.done, total);
-        let (result, journal) = std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| work(maker, &line));
-            }
-            // Syncing takes its time: another thread does it while this one writes on.
-            let (records, to_record) = sync_channel(1);
-            let recorder = scope.spawn(move || record(journal, &handle, &to_record));
-            let mut result = Ok(());
-            while let Some(made) = line.next() {
-                result = self.take(made, maker, &mut writer);
-                let full = self.piece.pictures.len() >= build.piece.max(1) && self.done < total;
-                if result.is_ok() && full {
-                    self.piece.sums.settle();
-                    let piece = std::mem::replace(&mut self.piece, Piece::new(self.options.side));
-                    self.total.merge(&piece.sums);
-                    self.recorded += 1;
-                    // Fails if the recorder met an error, which it will tell.
-                    result =
-                        records.send(piece).map_err(|_| Error::Data("the journal was not written".into()));
-                }
-                if result.is_err() {
-                    line.stop();
-                    break;
-                }
-                progress(self.done, total);
-            }
-            drop(records);
-            let (recorded, journal) = recorder.join().expect("recording does not panic");
-            let recorded = recorded.map_err(|e| writer.cannot_write(&e));
-            (recorded.and(result), journal)
-        });
-        self.piece.sums.settle();
-        self.total.merge(&self.piece.sums);
-        self.index.sums = Some(self.total.clone());
-        (result, writer, journal)
-    }
-
-    /// Appends a picture.
-    fn take(
-        &mut self,
-        made: std::result::Result<Made, String>,
-        maker: &Maker,
-        writer: &mut Writer,
-    ) -> Result<()> {
-        let i = self.done;
-        let stored = match made {
-            Ok(Made { stored, width, height, square }) => {
-                writer.append(&stored)?;
-                if self.index.counts(i) {
-                    let side = self.options.side;
-                    let square = square.as_deref().unwrap_or(&stored);
-                    self.piece.sums.add(&Frame::whole(square, side, side));
-                }
-                let (hash, bytes) = (xxh3_64(&stored), stored.len() as u32);
-                let mut written = maker.written.lock().unwrap_or_else(|e| e.into_inner());
-                written.push(stored);
-                written.extend(square);
-                // Files and pictures are below 2³².
-                Stored { hash, bytes, width: width as u32, height: height as u32 }
-            }
-            Err(reason) => {
-                let path = maker.entries[i].name();
-                let unreadable = Unreadable { index: i as u32, path, reason };
-                self.piece.unreadable.push(unreadable.clone());
-                self.index.unreadable.push(unreadable);
-                if self.options.is_raw_squares() {
-                    let zeros = vec![0; picture_len(self.options.side)];
-                    writer.append(&zeros)?;
-                    Stored { bytes: zeros.len() as u32, ..Default::default() }
-                } else {
-                    Stored::default()
-                }
-            }
-        };
-        self.piece.pictures.push(stored);
-        self.note(stored);
-        Ok(())
-    }
-}
-
-/// One thread's part: pictures from the line until there are no more.
-fn work(maker: &Maker, line: &InOrder<std::result::Result<Made, String>>) {
-    let _watch = line.watch();
-    let mut squarer = Squarer::default();
-    let weight = |i: usize| file_bytes(&maker.entries[i]);
-    while let Some(i) = line.take(weight) {
-        line.put(i, maker.make(i, &mut squarer), weight(i));
-    }
-}
-
-/// Makes pieces durable, until there are no more.
-fn record(
-    mut journal: Journal,
-    pictures: &std::fs::File,
-    pieces: &Receiver<Piece>,
-) -> (std::io::Result<()>, Journal) {
-    for piece in pieces {
-        if let Err(e) = journal.record(pictures, &piece) {
-            return (Err(e), journal);
-        }
-    }
-    (Ok(()), journal)
 }

@@ -7,6 +7,7 @@ use crate::train::start::weights;
 use crate::train::testing::{Faulty, noise_pack, small_net};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 /// 42 training pictures of three classes in batches of 8: six steps an epoch, the last of two pictures. Dropout,
 /// random crops, mirrors, colour noise, a measured mean picture and a plateau: everything that a resumed run must
