@@ -125,6 +125,25 @@ pub fn pair(even: f32, odd: f32) -> u32 {
     u32::from(round(even)) | u32::from(round(odd)) << 16
 }
 
+/// Rounds `count` consecutive values to pairs; the half behind an odd number of them is zero.
+#[inline(always)]
+pub(crate) unsafe fn round_values<S: Simd>(from: *const f32, count: usize, to: *mut u32) {
+    const STEP: usize = 2 * EDGE;
+    let whole = count / STEP * STEP;
+    // SAFETY: the caller's promise of `count` values and as many halves of pairs.
+    unsafe {
+        for i in (0..whole).step_by(STEP) {
+            S::round_values(from.add(i), to.add(i / 2));
+        }
+        if whole < count {
+            let (mut values, mut pairs) = ([0.0; STEP], [0; EDGE]);
+            std::ptr::copy_nonoverlapping(from.add(whole), values.as_mut_ptr(), count - whole);
+            S::round_values(values.as_ptr(), pairs.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(pairs.as_ptr(), to.add(whole / 2), (count - whole).div_ceil(2));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,25 +175,6 @@ mod tests {
                     }
                 }
             }
-        }
-    }
-}
-
-/// Rounds `count` consecutive values to pairs; the half behind an odd number of them is zero.
-#[inline(always)]
-pub(crate) unsafe fn round_values<S: Simd>(from: *const f32, count: usize, to: *mut u32) {
-    const STEP: usize = 2 * EDGE;
-    let whole = count / STEP * STEP;
-    // SAFETY: the caller's promise of `count` values and as many halves of pairs.
-    unsafe {
-        for i in (0..whole).step_by(STEP) {
-            S::round_values(from.add(i), to.add(i / 2));
-        }
-        if whole < count {
-            let (mut values, mut pairs) = ([0.0; STEP], [0; EDGE]);
-            std::ptr::copy_nonoverlapping(from.add(whole), values.as_mut_ptr(), count - whole);
-            S::round_values(values.as_ptr(), pairs.as_mut_ptr());
-            std::ptr::copy_nonoverlapping(pairs.as_ptr(), to.add(whole / 2), (count - whole).div_ceil(2));
         }
     }
 }
