@@ -139,6 +139,18 @@ fn convolution() {
     }
 }
 
+/// Each number of rows of a product has code of its own, for one vector of output channels and for two.
+#[test]
+fn convolutions_of_every_width() {
+    for engine in engines() {
+        for width in 1..=15 {
+            let (x, y) = (rows(5, 1, [3, width], [1, 1]), rows(40, 1, [3, width], [0, 1]));
+            let g = conv::Geometry { input: x, output: y, groups: 1, kernel: [3; 2], stride: 1, pad: [1; 2] };
+            check_conv(engine, 2, &g, 2, true, width as u64);
+        }
+    }
+}
+
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let (x, y) = (rows(20, 1, [9, 21], [1, 1]), rows(50, 1, [9, 21], [0, 0]));
