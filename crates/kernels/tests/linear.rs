@@ -2,6 +2,7 @@
 
 mod common;
 
+use alexnet_kernels::bf16::few::linear::{self as few_linear, Output, Plain};
 use alexnet_kernels::linear::{self, Backward, PackedPictures, Strips};
 use alexnet_kernels::sgd::{self, Update};
 use alexnet_kernels::{Context, Isa};
@@ -47,10 +48,14 @@ fn forward_backward_and_update() {
                 let mut ctx = Context::new(isa, 2);
                 // Room for more pictures than there are.
                 let mut packed = PackedPictures::new(isa, count + 5, inputs);
+                let plain = Plain::new(outputs, &w);
                 for relu in [false, true] {
+                    let want: Vec<f64> = y.iter().map(|y| if relu { y.max(0.0) } else { *y }).collect();
                     let mut got = vec![f32::NAN; y.len()];
                     linear::forward(&mut ctx, count, &x, &mut packed, &w, &bias, relu, &mut got);
-                    let want: Vec<f64> = y.iter().map(|y| if relu { y.max(0.0) } else { *y }).collect();
+                    assert_close(&what, &got, &want, tolerance(inputs + 1));
+                    got.fill(f32::NAN);
+                    few_linear::forward(&mut ctx, count, &x, &plain, &bias, relu, Output::Rows(&mut got));
                     assert_close(&what, &got, &want, tolerance(inputs + 1));
                 }
                 let mut dy_t = vec![f32::NAN; dy.len()];

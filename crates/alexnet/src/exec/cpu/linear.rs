@@ -6,14 +6,19 @@ use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Plan;
 use alexnet_kernels::Isa;
 use alexnet_kernels::arena::{Layouter, Region};
+use alexnet_kernels::bf16::few::{self, linear::Plain};
 use alexnet_kernels::linear::{self, Backward, PackedPictures, Strips};
+
+/// Up to this many pictures, lanes that are inputs beat lanes that are pictures (bench/records).
+const FEW: usize = 4;
 
 /// Sizes of a stage and its packed operands.
 pub(super) struct State {
     inputs: usize,
     outputs: usize,
     relu: bool,
-    packed: PackedPictures,
+    /// Absent where the plan is for a few pictures at test time: their rows are read where they lie.
+    packed: Option<PackedPictures>,
     strips: Strips,
     /// dyᵀ, (outputs, N)
     transposed: Region,
@@ -33,18 +38,19 @@ impl State {
             inputs,
             outputs,
             relu,
-            packed: PackedPictures::new(isa, plan.batch, inputs),
+            packed: (plan.trains() || plan.batch > FEW).then(|| PackedPictures::new(isa, plan.batch, inputs)),
             strips: Strips::new(isa, inputs),
             transposed: layouter.reserve(if plan.trains() { outputs * plan.batch } else { 0 }),
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.packed.bytes()
+        self.packed.as_ref().map_or(0, PackedPictures::bytes)
     }
 
     pub(super) fn scratch_len(&self, batch: usize) -> usize {
-        self.packed.scratch_len().max(self.strips.scratch_len(batch))
+        let packed = self.packed.as_ref().map_or(0, PackedPictures::scratch_len);
+        packed.max(self.strips.scratch_len(batch))
     }
 }
 
@@ -54,7 +60,14 @@ impl Cpu {
         let [w, b] = self.frame.tensors_of(i).map(|t| t.value);
         let StageState::Linear(state) = &mut self.stages[i] else { unreachable!("stage {i} is linear") };
         let ([x, w, b], [y]) = self.frame.arena.split([self.frame.maps[i], w, b], [self.frame.maps[i + 1]]);
-        linear::forward(&mut self.frame.ctx, batch.count, x, &mut state.packed, w, b, state.relu, y);
+        let ctx = &mut self.frame.ctx;
+        match &mut state.packed {
+            Some(packed) => linear::forward(ctx, batch.count, x, packed, w, b, state.relu, y),
+            None => {
+                let w = Plain::new(state.outputs, w);
+                few::linear::forward(ctx, batch.count, x, &w, b, state.relu, few::linear::Output::Rows(y));
+            }
+        }
     }
 
     /// dx, dw, db and the update. Returns whether the new weights are finite.

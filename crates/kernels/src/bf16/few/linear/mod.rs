@@ -1,11 +1,13 @@
 //! Linear layers on a few rows: y = x wᵀ + b.
 //!
 //! What takes time is reading the weights, so they are read once for all pictures, and in few bytes: in bf16 ([`Rounded`])
-//! or in eight bits with a scale for each output ([`Quantized`]).
+//! or in eight bits with a scale for each output ([`Quantized`]). [`Plain`] is the same for the f32 executor.
 
+mod plain;
 mod quantized;
 mod rounded;
 
+pub use plain::Plain;
 pub use quantized::{Quantized, quantize, quantized_len};
 pub use rounded::Rounded;
 
@@ -49,7 +51,8 @@ pub enum Output<'a> {
 
 /// y = x wᵀ + b, then max(·, 0) if `relu`, for `count` pictures.
 ///
-/// Shapes: x flat rows of pairs for [`Rounded`], what [`quantize`] made of them for [`Quantized`]; bias (O).
+/// Shapes: x flat rows of pairs for [`Rounded`], what [`quantize`] made of them for [`Quantized`], (N, I) for [`Plain`];
+/// bias (O).
 pub fn forward<W: Weights>(
     ctx: &mut Context,
     count: usize,
