@@ -141,6 +141,17 @@ fn every_kind_of_geometry_exactly_on_integers() {
     let shapes = [
         // 3×3 on 13×13-like maps, groups, as conv3 to conv5.
         Geometry { block: 32, c: 12, k: 20, groups: 1, rows: same(5, 3), columns: same(4, 3) },
+        // Blocks of one picture, whose tiles have positions as rows: with padding, strides, windows that all overhang.
+        Geometry { block: 1, c: 16, k: 70, groups: 2, rows: same(4, 3), columns: same(13, 3) },
+        Geometry {
+            block: 1,
+            c: 5,
+            k: 40,
+            groups: 1,
+            rows: axis(9, 5, 2, 1, 4),
+            columns: axis(35, 11, 4, 2, 8),
+        },
+        Geometry { block: 1, c: 3, k: 9, groups: 1, rows: axis(2, 5, 1, 2, 2), columns: axis(3, 5, 1, 2, 3) },
         Geometry { block: 32, c: 16, k: 32, groups: 2, rows: same(4, 3), columns: same(5, 3) },
         // 5×5 with two groups, channels that are no multiple of a vector.
         Geometry { block: 16, c: 6, k: 34, groups: 2, rows: same(6, 5), columns: same(7, 5) },

@@ -8,6 +8,8 @@
 //!         tile of pictures (6-8): dot() over the chunk's taps and channels
 //! ```
 //!
+//! (forward, a block of one picture: tile of positions whose windows lie within the map, as far apart as their strides)
+//!
 //! so that a chunk of weights is read from L2 once a row and from L1 for every position of it.
 
 use super::{CHUNK_TAPS, Geometry, Packed};
@@ -138,6 +140,7 @@ impl Kernel for Correlate<'_> {
         let (block, out_row) = (unit / out_h, unit % out_h);
         let pictures = (self.count - block * g.block).min(g.block);
         let x = self.x as *const f32;
+        let inside = if g.block == 1 && !self.backward { columns.inside() } else { 0..0 };
         for group in 0..g.groups {
             for (i, panel) in self.w.panels.iter().enumerate() {
                 let width = panel.vectors * S::LANES;
@@ -157,7 +160,17 @@ impl Kernel for Correlate<'_> {
                     for (ci, chunk) in self.w.chunks.iter().enumerate() {
                         let start = if ci == 0 { first_start } else { Start::Output };
                         let last = ci + 1 == self.w.chunks.len();
-                        for out_column in 0..out_w {
+                        let mut next_column = 0;
+                        while next_column < out_w {
+                            let out_column = next_column;
+                            // The rows of its tiles: how many, and how far apart they are read.
+                            let (rows_here, step) = if inside.contains(&out_column) {
+                                next_column = inside.end;
+                                (inside.end - out_column, columns.stride * in_c)
+                            } else {
+                                next_column += 1;
+                                (pictures, in_c)
+                            };
                             let mut runs = [Run::default(); CHUNK_TAPS];
                             let mut taps = 0;
                             for piece in &chunk.pieces {
@@ -179,7 +192,7 @@ impl Kernel for Correlate<'_> {
                             }
                             let at =
                                 ((block * out_h + out_row) * out_w + out_column) * g.block * out_c + channel;
-                            for (first, n) in tiles(pictures, S::ROWS[panel.vectors - 1]) {
+                            for (first, n) in tiles(rows_here, S::ROWS[panel.vectors - 1]) {
                                 let y = at + first * out_c;
                                 let finish = match self.finish.0 {
                                     _ if !last => Finish::Store,
@@ -191,8 +204,8 @@ impl Kernel for Correlate<'_> {
                                 tile::dot::<S>(
                                     panel.vectors,
                                     &runs[..taps],
-                                    x.add(first * in_c),
-                                    in_c,
+                                    x.add(first * step),
+                                    step,
                                     w,
                                     start,
                                     out,

@@ -39,6 +39,13 @@ impl Axis {
         (o * self.stride + t).checked_sub(self.pad).filter(|&i| i < self.input)
     }
 
+    /// The output positions whose windows lie within the map.
+    pub(crate) fn inside(&self) -> std::ops::Range<usize> {
+        let first = self.pad.div_ceil(self.stride);
+        let end = (self.input + self.pad).checked_sub(self.kernel).map_or(0, |last| last / self.stride + 1);
+        first..end.min(self.output)
+    }
+
     /// The output position that reads input `i` through tap `t`, if there is one.
     #[inline(always)]
     pub(crate) fn backward(&self, i: usize, t: usize) -> Option<usize> {
