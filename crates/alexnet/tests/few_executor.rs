@@ -7,6 +7,7 @@ use alexnet::exec::contract::{Batch, Executor};
 use alexnet::exec::few::{self, Few, LinearWeights};
 use alexnet::exec::plan::Plan;
 use alexnet::exec::reference::Reference;
+use alexnet::exec::{self, Mode, Options, Precision};
 use alexnet_kernels::bf16::Engine;
 use executors::{distance, input, narrow, params};
 
@@ -78,4 +79,19 @@ fn what_has_no_kernel_for_a_few_pictures_is_said() {
             Some(why) => assert!(said.as_ref().is_some_and(|said| said.contains(why)), "{name}: {said:?}"),
         }
     }
+}
+
+#[test]
+fn eight_bits_are_for_inference_at_any_batch() {
+    let net = narrow("torchvision", 100);
+    let options = |batch, mode| Options { batch, mode, precision: Precision::Int8, ..Options::default() };
+    for batch in [1, 40] {
+        let executor = exec::compile(&net, &options(batch, Mode::Infer { last: None })).unwrap();
+        assert_eq!(executor.precision(), "int8");
+    }
+    let refused = exec::compile(&net, &options(8, Mode::Train { frozen_below: 0 })).err().unwrap();
+    assert!(refused.to_string().contains("int8 is for inference"), "{refused}");
+    let refused =
+        exec::compile(&narrow("alexnet-bn", 100), &options(1, Mode::Infer { last: None })).err().unwrap();
+    assert!(refused.to_string().contains("--precision f32 computes it"), "{refused}");
 }

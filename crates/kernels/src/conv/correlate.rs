@@ -8,9 +8,8 @@
 //!         tile of pictures (6-8): dot() over the chunk's taps and channels
 //! ```
 //!
-//! (forward, a block of one picture: tile of positions whose windows lie within the map, as far apart as their strides)
-//!
-//! so that a chunk of weights is read from L2 once a row and from L1 for every position of it.
+//! so that a chunk of weights is read from L2 once a row and from L1 for every position of it. Forward, where a block is one
+//! picture, the rows of a tile are neighbouring positions instead, of those whose windows lie within the map.
 
 use super::{CHUNK_TAPS, Geometry, Packed};
 use crate::panel::tiles;

@@ -178,7 +178,7 @@ impl Few {
     ) -> Result<Few> {
         assert!(!plan.trains(), "this executor does not train");
         if let Some(why) = unsupported(net) {
-            return Err(Error::Config(format!("network {}: {why}", net.name)));
+            return Err(Error::Config(format!("network {}: {why}; --precision f32 computes it", net.name)));
         }
         let (entry, layouts) = layouts::of(net, &plan)?;
         let last = layouts.len() - 1;

@@ -15,8 +15,9 @@ pub use backward::{backward, unzip, unzipped_len};
 pub use forward::{Output, Rounded, Weights, forward};
 
 /// Elements from a row of the master weights (and their momentum) to the next: an odd number of lines. A strip of columns is
-/// a few lines of every row, and rows a power of two apart would all fall on the same few sets of a cache, which then
-/// loses them before they are used: of fc7, at 16 KiB, after 4 rows in an L2 of 1 MiB and 16 ways.
+/// a few lines of every row, and rows a power of two apart fall on few sets of a cache, which loses them before they are
+/// used: of fc7's, 16 KiB long, an L2 of 1 MiB and 16 ways holds 64, and a turn of 128 outputs wants 512 (weights and
+/// momentum, its own and those asked for ahead).
 pub fn row_stride(inputs: usize) -> usize {
     (inputs.div_ceil(EDGE) | 1) * EDGE
 }
