@@ -3,10 +3,18 @@
 mod common;
 
 use common::run;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A step of the full-size network takes the memory that the plan says, and a tenth more at most.
+/// These tests measure: two at once would take each other's cores.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn peak_memory_is_that_of_the_plan() {
+    let _alone = alone();
     for precision in ["f32", "bf16"] {
         let words = [
             "bench",
@@ -34,6 +42,7 @@ fn peak_memory_is_that_of_the_plan() {
 
 #[test]
 fn every_pass_is_timed_beside_the_reference_loops() {
+    let _alone = alone();
     let words = ["bench", "kernels", "--net", "alexnet-mini", "--batch", "32", "--steps", "9", "--json"];
     for more in [&[][..], &["--infer"], &["--precision", "f32"], &["--precision", "bf16", "--threads", "1"]] {
         let run = run(&[&words[..], more].concat());
@@ -54,6 +63,7 @@ fn every_pass_is_timed_beside_the_reference_loops() {
 
 #[test]
 fn pictures_from_a_pack_go_through_the_loader() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let (folder, pack) = (dir.path().join("pictures"), dir.path().join("pictures.pack"));
     common::pictures(&folder, 8);
