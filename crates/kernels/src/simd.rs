@@ -37,6 +37,25 @@ pub trait Simd: Copy {
     /// `b` where `a` > 0, else 0.
     unsafe fn where_positive(a: Self::V, b: Self::V) -> Self::V;
 
+    unsafe fn load_shorts(p: *const i16) -> Self::Shorts;
+    unsafe fn store_shorts(p: *mut i16, v: Self::Shorts);
+    unsafe fn splat_short(x: i16) -> Self::Shorts;
+    unsafe fn max_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts;
+    unsafe fn or_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts;
+    /// Each shifted left by so many bits, fewer than 16.
+    unsafe fn shift_shorts(a: Self::Shorts, bits: usize) -> Self::Shorts;
+    /// `x` where `a` > `b`, else `y`.
+    unsafe fn where_greater(
+        a: Self::Shorts,
+        b: Self::Shorts,
+        x: Self::Shorts,
+        y: Self::Shorts,
+    ) -> Self::Shorts;
+    /// For each bf16 an integer (see [`crate::bf16::key`]).
+    unsafe fn keys(bits: Self::Shorts) -> Self::Shorts;
+    /// The bf16 of each key.
+    unsafe fn values_of(keys: Self::Shorts) -> Self::Shorts;
+
     unsafe fn zero_ints() -> Self::Ints;
     /// 2·`LANES` signed bytes, widened.
     unsafe fn load_bytes(p: *const i8) -> Self::Shorts;
@@ -68,6 +87,18 @@ pub trait Simd: Copy {
             odd[i] = f32::from_bits(pair & 0xffff_0000);
         }
         (Self::load(even.as_ptr()), Self::load(odd.as_ptr()))
+    }
+
+    /// As `load_pairs`, with zero for the elements whose mask at `masks` lacks `bit`.
+    #[inline(always)]
+    unsafe fn load_pairs_where(p: *const u32, masks: *const u16, bit: u16) -> (Self::V, Self::V) {
+        let mut pairs = [0u32; 16];
+        for i in 0..Self::LANES {
+            let low = if *masks.add(2 * i) & bit != 0 { 0xffff } else { 0 };
+            let high = if *masks.add(2 * i + 1) & bit != 0 { 0xffff_0000 } else { 0 };
+            pairs[i] = *p.add(i) & (low | high);
+        }
+        Self::load_pairs(pairs.as_ptr())
     }
 
     /// Rounds to `LANES` pairs of bf16 (see [`crate::bf16::round`]).
@@ -235,6 +266,14 @@ impl Simd for Avx512 {
         _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, _mm512_setzero_ps()), b)
     }
     #[inline(always)]
+    unsafe fn load_pairs_where(p: *const u32, masks: *const u16, bit: u16) -> (Self::V, Self::V) {
+        use std::arch::x86_64::*;
+        let wanted = _mm512_test_epi16_mask(_mm512_loadu_si512(masks.cast()), _mm512_set1_epi16(bit as i16));
+        let pairs = _mm512_maskz_loadu_epi16(wanted, p.cast());
+        let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000u32 as i32));
+        (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(odd))
+    }
+    #[inline(always)]
     unsafe fn load_pairs(p: *const u32) -> (Self::V, Self::V) {
         use std::arch::x86_64::*;
         let pairs = _mm512_loadu_si512(p.cast());
@@ -319,6 +358,55 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {
         std::arch::x86_64::_mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as u16, v)
+    }
+    #[inline(always)]
+    unsafe fn load_shorts(p: *const i16) -> Self::Shorts {
+        std::arch::x86_64::_mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store_shorts(p: *mut i16, v: Self::Shorts) {
+        std::arch::x86_64::_mm512_storeu_si512(p.cast(), v)
+    }
+    #[inline(always)]
+    unsafe fn splat_short(x: i16) -> Self::Shorts {
+        std::arch::x86_64::_mm512_set1_epi16(x)
+    }
+    #[inline(always)]
+    unsafe fn max_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts {
+        std::arch::x86_64::_mm512_max_epi16(a, b)
+    }
+    #[inline(always)]
+    unsafe fn or_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts {
+        std::arch::x86_64::_mm512_or_si512(a, b)
+    }
+    #[inline(always)]
+    unsafe fn shift_shorts(a: Self::Shorts, bits: usize) -> Self::Shorts {
+        use std::arch::x86_64::{_mm_cvtsi64_si128, _mm512_sll_epi16};
+        _mm512_sll_epi16(a, _mm_cvtsi64_si128(bits as i64))
+    }
+    #[inline(always)]
+    unsafe fn where_greater(
+        a: Self::Shorts,
+        b: Self::Shorts,
+        x: Self::Shorts,
+        y: Self::Shorts,
+    ) -> Self::Shorts {
+        use std::arch::x86_64::{_mm512_cmpgt_epi16_mask, _mm512_mask_blend_epi16};
+        _mm512_mask_blend_epi16(_mm512_cmpgt_epi16_mask(a, b), y, x)
+    }
+    #[inline(always)]
+    unsafe fn keys(bits: Self::Shorts) -> Self::Shorts {
+        use std::arch::x86_64::*;
+        let magnitude = _mm512_and_si512(bits, _mm512_set1_epi16(0x7fff));
+        let negative = _mm512_movepi16_mask(bits);
+        let negative = _mm512_mask_cmple_epi16_mask(negative, magnitude, _mm512_set1_epi16(0x7f80));
+        _mm512_mask_sub_epi16(magnitude, negative, _mm512_setzero_si512(), magnitude)
+    }
+    #[inline(always)]
+    unsafe fn values_of(keys: Self::Shorts) -> Self::Shorts {
+        use std::arch::x86_64::*;
+        let sign = _mm512_and_si512(keys, _mm512_set1_epi16(i16::MIN));
+        _mm512_or_si512(_mm512_abs_epi16(keys), sign)
     }
     #[inline(always)]
     unsafe fn zero_ints() -> Self::Ints {
@@ -412,6 +500,65 @@ impl Simd for Avx2 {
         _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, _mm256_setzero_ps()), b)
     }
     #[inline(always)]
+    unsafe fn load_pairs_where(p: *const u32, masks: *const u16, bit: u16) -> (Self::V, Self::V) {
+        use std::arch::x86_64::*;
+        let bits = _mm256_set1_epi16(bit as i16);
+        let wanted = _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_loadu_si256(masks.cast()), bits), bits);
+        let pairs = _mm256_and_si256(_mm256_loadu_si256(p.cast()), wanted);
+        let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000u32 as i32));
+        (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(odd))
+    }
+    #[inline(always)]
+    unsafe fn load_shorts(p: *const i16) -> Self::Shorts {
+        std::arch::x86_64::_mm256_loadu_si256(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store_shorts(p: *mut i16, v: Self::Shorts) {
+        std::arch::x86_64::_mm256_storeu_si256(p.cast(), v)
+    }
+    #[inline(always)]
+    unsafe fn splat_short(x: i16) -> Self::Shorts {
+        std::arch::x86_64::_mm256_set1_epi16(x)
+    }
+    #[inline(always)]
+    unsafe fn max_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts {
+        std::arch::x86_64::_mm256_max_epi16(a, b)
+    }
+    #[inline(always)]
+    unsafe fn or_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts {
+        std::arch::x86_64::_mm256_or_si256(a, b)
+    }
+    #[inline(always)]
+    unsafe fn shift_shorts(a: Self::Shorts, bits: usize) -> Self::Shorts {
+        use std::arch::x86_64::{_mm_cvtsi64_si128, _mm256_sll_epi16};
+        _mm256_sll_epi16(a, _mm_cvtsi64_si128(bits as i64))
+    }
+    #[inline(always)]
+    unsafe fn where_greater(
+        a: Self::Shorts,
+        b: Self::Shorts,
+        x: Self::Shorts,
+        y: Self::Shorts,
+    ) -> Self::Shorts {
+        use std::arch::x86_64::{_mm256_blendv_epi8, _mm256_cmpgt_epi16};
+        _mm256_blendv_epi8(y, x, _mm256_cmpgt_epi16(a, b))
+    }
+    #[inline(always)]
+    unsafe fn keys(bits: Self::Shorts) -> Self::Shorts {
+        use std::arch::x86_64::*;
+        let magnitude = _mm256_and_si256(bits, _mm256_set1_epi16(0x7fff));
+        let nan = _mm256_cmpgt_epi16(magnitude, _mm256_set1_epi16(0x7f80));
+        // The sign of what stays positive is taken away.
+        let sign = _mm256_or_si256(_mm256_andnot_si256(nan, bits), _mm256_set1_epi16(1));
+        _mm256_sign_epi16(magnitude, sign)
+    }
+    #[inline(always)]
+    unsafe fn values_of(keys: Self::Shorts) -> Self::Shorts {
+        use std::arch::x86_64::*;
+        let sign = _mm256_and_si256(keys, _mm256_set1_epi16(i16::MIN));
+        _mm256_or_si256(_mm256_abs_epi16(keys), sign)
+    }
+    #[inline(always)]
     unsafe fn zero_ints() -> Self::Ints {
         std::arch::x86_64::_mm256_setzero_si256()
     }
@@ -501,6 +648,47 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn where_positive(a: Self::V, b: Self::V) -> Self::V {
         lanes(|i| if a[i] > 0.0 { b[i] } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn load_shorts(p: *const i16) -> Self::Shorts {
+        p.cast::<[i16; 8]>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn store_shorts(p: *mut i16, v: Self::Shorts) {
+        p.cast::<[i16; 8]>().write_unaligned(v)
+    }
+    #[inline(always)]
+    unsafe fn splat_short(x: i16) -> Self::Shorts {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn max_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts {
+        std::array::from_fn(|i| a[i].max(b[i]))
+    }
+    #[inline(always)]
+    unsafe fn or_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    unsafe fn shift_shorts(a: Self::Shorts, bits: usize) -> Self::Shorts {
+        a.map(|x| x << bits)
+    }
+    #[inline(always)]
+    unsafe fn where_greater(
+        a: Self::Shorts,
+        b: Self::Shorts,
+        x: Self::Shorts,
+        y: Self::Shorts,
+    ) -> Self::Shorts {
+        std::array::from_fn(|i| if a[i] > b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    unsafe fn keys(bits: Self::Shorts) -> Self::Shorts {
+        bits.map(crate::bf16::key)
+    }
+    #[inline(always)]
+    unsafe fn values_of(keys: Self::Shorts) -> Self::Shorts {
+        keys.map(crate::bf16::value_of)
     }
     #[inline(always)]
     unsafe fn zero_ints() -> Self::Ints {

@@ -2,6 +2,8 @@
 
 mod common;
 
+use alexnet_kernels::bf16::lrn_pool::{self, LrnPool};
+use alexnet_kernels::bf16::pooling::{Record, Winners};
 use alexnet_kernels::bf16::{MapLayout, PICTURES, lrn, pooling, spatial_lrn};
 use alexnet_kernels::conv::Axis;
 use alexnet_kernels::lrn::Lrn;
@@ -171,19 +173,107 @@ fn max_pooling_between_splits() {
                     }
                 }
             }
-            let mut got = vec![0.0; room(&g.output, count)];
-            let mut winner = vec![0; 4 * g.output.block_len()];
-            pooling::max_forward(&mut ctx, &g, 2, &x.data, &mut got, &mut winner);
-            assert_rounded(&format!("y {isa:?} {g:?}"), &load(&g.output, count, &got), &y, 1, true);
-            let every = pooling::Share::EveryMaximum { x: &x.data, y: &got };
-            let shares = [(pooling::Share::Winner(&winner), &dx[0]), (every, &dx[1])];
-            for ((share, dx), relu) in shares.into_iter().flat_map(|s| [(s, false), (s, true)]) {
+            for (winners, relu, dx) in [
+                (Winners::First, false, &dx[0]),
+                (Winners::First, true, &dx[0]),
+                (Winners::All, false, &dx[1]),
+                (Winners::All, true, &dx[1]),
+            ] {
+                let mut got = vec![0.0; room(&g.output, count)];
+                let mut places = vec![0; 4 * g.output.block_len()];
+                let record = Record { places: &mut places, winners, relu };
+                pooling::max_forward(&mut ctx, &g, 2, &x.data, &mut got, Some(record));
+                assert_rounded(&format!("y {isa:?} {g:?}"), &load(&g.output, count, &got), &y, 1, true);
+                let mut alone = vec![0.0; room(&g.output, count)];
+                pooling::max_forward(&mut ctx, &g, 2, &x.data, &mut alone, None);
+                assert_eq!(alone, got, "without winners");
                 let mut got = vec![0.0; room(&g.input, count)];
-                let mask = relu.then_some(&x.data[..]);
-                pooling::max_backward(&mut ctx, &g, 2, &dy.data, share, mask, &mut got);
-                let want: Vec<f64> =
-                    dx.iter().zip(&x.values).map(|(d, x)| if relu && *x <= 0.0 { 0.0 } else { *d }).collect();
-                assert_rounded(&format!("dx {isa:?} {g:?}"), &load(&g.input, count, &got), &want, 4, true);
+                pooling::max_backward(&mut ctx, &g, 2, &dy.data, &places, &mut got);
+                let masked = |(d, x): (&f64, &f64)| if relu && *x <= 0.0 { 0.0 } else { *d };
+                let want: Vec<f64> = dx.iter().zip(&x.values).map(masked).collect();
+                let what = format!("dx {isa:?} {winners:?} {relu} {g:?}");
+                assert_rounded(&what, &load(&g.input, count, &got), &want, 4, true);
+            }
+        }
+    }
+}
+
+/// Normalization and pooling in one pass do what the two do one after the other: the same values and winners to the bit,
+/// and a gradient that lacks only the rounding between them.
+#[test]
+fn normalization_and_pooling_in_one_pass() {
+    for isa in Isa::all() {
+        let shapes = [
+            (2, (96, [1, 2], 1), (11, 9), (3, 2)),
+            (1, (20, [1, 1], 2), (8, 7), (3, 2)),
+            (3, (8, [2, 1], 1), (6, 11), (2, 2)),
+            (2, (12, [2, 2], 2), (5, 5), (4, 1)),
+            (2, (4, [1, 1], 1), (7, 7), (2, 3)),
+            (8, (6, [1, 1], 1), (4, 3), (3, 3)),
+        ];
+        for ((threads, (channels, splits, towers), (height, width), (size, stride)), winners) in
+            shapes.into_iter().flat_map(|shape| [(shape, Winners::First), (shape, Winners::All)])
+        {
+            let what = format!("{isa:?} {winners:?} {channels} {splits:?} {height}x{width} {size}/{stride}");
+            let mut ctx = Context::new(isa, threads);
+            let axis = |input: usize| Axis {
+                input,
+                output: usize::div_ceil(input - size, stride) + 1,
+                kernel: size,
+                stride,
+                pad: 0,
+            };
+            // A last window that begins beyond the map is not one.
+            let axis = |input: usize| {
+                let axis = axis(input);
+                Axis { output: axis.output - usize::from((axis.output - 1) * stride >= input), ..axis }
+            };
+            let (rows, columns) = (axis(height), axis(width));
+            let layout = |splits, height, width| MapLayout { channels, splits, height, width };
+            let pool = pooling::Geometry {
+                input: layout(splits[0], height, width),
+                output: layout(splits[1], rows.output, columns.output),
+                rows,
+                columns,
+            };
+            let lrn = Lrn { size: 5, k: 1.0, alpha: 0.3, beta: 0.75, channels, towers };
+            let op = LrnPool { lrn, pool };
+            let (count, blocks) = (40, 2);
+            let mut random = Random(11);
+            // Few different values, so that there are ties.
+            let x = Map::random(pool.input, count, true, &mut random);
+            let dy = Map::random(pool.output, count, false, &mut random);
+            let new = |map: &MapLayout| vec![0.0; room(map, count)];
+            let places = || vec![0; 2 * blocks * pool.output.block_len()];
+            let record = |places| Some(Record { places, winners, relu: false });
+
+            let (mut middle, mut y, mut won) = (new(&pool.input), new(&pool.output), places());
+            lrn::forward(&mut ctx, &lrn, &pool.input, blocks, &x.data, &mut middle);
+            pooling::max_forward(&mut ctx, &pool, blocks, &middle, &mut y, record(&mut won));
+            let (mut fused, mut fused_won) = (new(&pool.output), places());
+            lrn_pool::forward(&mut ctx, &op, blocks, &x.data, &mut fused, record(&mut fused_won));
+            assert_eq!(load(&pool.output, count, &fused), load(&pool.output, count, &y), "y {what}");
+            assert!(fused_won == won, "winners {what}");
+            fused.fill(0.0);
+            lrn_pool::forward(&mut ctx, &op, blocks, &x.data, &mut fused, None);
+            assert_eq!(load(&pool.output, count, &fused), load(&pool.output, count, &y), "alone {what}");
+
+            for relu in [false, true] {
+                let (mut dmiddle, mut dx) = (new(&pool.input), new(&pool.input));
+                pooling::max_backward(&mut ctx, &pool, blocks, &dy.data, &won, &mut dmiddle);
+                lrn::backward(&mut ctx, &lrn, &pool.input, blocks, &x.data, &dmiddle, relu, &mut dx);
+                let mut fused = new(&pool.input);
+                lrn_pool::backward(&mut ctx, &op, blocks, &x.data, &dy.data, &won, relu, &mut fused);
+                let dx = load(&pool.input, count, &dx);
+                let largest = dx.iter().fold(0f32, |a, b| a.max(b.abs()));
+                for (i, (a, b)) in load(&pool.input, count, &fused).iter().zip(&dx).enumerate() {
+                    let bound = (b.abs() + largest) / 256.0;
+                    assert!((a - b).abs() <= bound, "dx {what}: element {i} is {a}, in two passes {b}");
+                }
+                // Where no window gives two gradients to one element, nothing was rounded in between.
+                if stride >= size {
+                    assert_eq!(load(&pool.input, count, &fused), dx, "dx {what}");
+                }
             }
         }
     }

@@ -3,7 +3,8 @@
 
 use crate::error::{Error, Result};
 use crate::exec::contract::InputLayout;
-use crate::net::{Activation, Network, Op, Shape, Traced};
+use crate::exec::splits;
+use crate::net::{Activation, Lrn, Network, Op, Pool, PoolKind, Shape, Traced};
 use crate::ops::update::Rule;
 use std::ops::Range;
 
@@ -83,6 +84,8 @@ pub enum Kind {
     SpatialLrn,
     /// Pooling.
     Pool,
+    /// Normalization across maps and the max pooling behind it.
+    LrnPool,
     /// Dropout.
     Dropout,
     /// Batch normalization.
@@ -117,17 +120,23 @@ impl Plan {
     /// As [`Network::trace`]; if the batch is empty or the mode names a layer that the network does not have.
     pub fn new(net: &Network, batch: usize, mode: Mode) -> Result<Plan> {
         let block = BLOCK.min(batch);
-        Plan::in_blocks(net, batch, block, mode, input_layout(net, batch, block))
+        Plan::in_blocks(net, batch, block, mode, input_layout(net, batch, block), never)
     }
 
     /// Plans `net` for the executor in mixed precision: blocks are whole, and the pixels come as they are, to be folded
-    /// and rounded as they enter.
+    /// and rounded as they enter. A normalization across maps and the max pooling behind it are one stage.
     ///
     /// # Errors
     /// As [`Plan::new`].
     pub fn mixed(net: &Network, batch: usize, mode: Mode) -> Result<Plan> {
         let block = alexnet_kernels::bf16::PICTURES;
-        Plan::in_blocks(net, batch, block, mode, InputLayout::nhwc(batch, net.input))
+        // The kernel takes windows of five over whole pairs of channels, however the map is cut for groups around it.
+        let cuts = splits::all(net);
+        let fuses = |channels: usize, lrn: &Lrn, pool: &Pool| {
+            let whole = |parts: usize| channels.is_multiple_of(2 * parts);
+            lrn.size == 5 && whole(lrn.towers) && whole(cuts) && pool.kind == PoolKind::Max
+        };
+        Plan::in_blocks(net, batch, block, mode, InputLayout::nhwc(batch, net.input), fuses)
     }
 
     /// Plans `net` for the executor of a few pictures at test time; `last` as in [`Mode::Infer`]. Pixels come as they are.
@@ -135,10 +144,18 @@ impl Plan {
     /// # Errors
     /// As [`Plan::new`].
     pub fn few(net: &Network, batch: usize, last: Option<usize>) -> Result<Plan> {
-        Plan::in_blocks(net, batch, 1, Mode::Infer { last }, InputLayout::nhwc(batch, net.input))
+        Plan::in_blocks(net, batch, 1, Mode::Infer { last }, InputLayout::nhwc(batch, net.input), never)
     }
 
-    fn in_blocks(net: &Network, batch: usize, block: usize, mode: Mode, input: InputLayout) -> Result<Plan> {
+    /// `fuses` says whether a normalization of so many channels and the pooling behind it become one stage.
+    fn in_blocks(
+        net: &Network,
+        batch: usize,
+        block: usize,
+        mode: Mode,
+        input: InputLayout,
+        fuses: impl Fn(usize, &Lrn, &Pool) -> bool,
+    ) -> Result<Plan> {
         let traced = net.trace()?;
         if batch == 0 {
             return Err(Error::Config("a batch of 0 pictures cannot be planned; the smallest is 1".into()));
@@ -164,7 +181,8 @@ impl Plan {
         while i < end {
             let t = &traced[i];
             let form = if i == 0 { Form::Blocked } else { maps[maps.len() - 1].form };
-            let relu_follows = i + 1 < end && traced[i + 1].layer.op == Op::Activation(Activation::Relu);
+            let next = traced[..end].get(i + 1).map(|t| &t.layer.op);
+            let relu_follows = next == Some(&Op::Activation(Activation::Relu));
             let mut covers = i..i + 1;
             let (kind, form) = match &t.layer.op {
                 Op::Conv(_) => {
@@ -176,7 +194,13 @@ impl Plan {
                     (Kind::Linear { relu: relu_follows }, Form::Flat)
                 }
                 Op::Activation(_) => (Kind::Activation, form),
-                Op::Lrn(_) => (Kind::Lrn, form),
+                Op::Lrn(lrn) => match next {
+                    Some(Op::Pool(pool)) if fuses(t.input.c, lrn, pool) => {
+                        covers.end += 1;
+                        (Kind::LrnPool, form)
+                    }
+                    _ => (Kind::Lrn, form),
+                },
                 Op::SpatialLrn(_) => (Kind::SpatialLrn, form),
                 Op::Pool(_) => (Kind::Pool, form),
                 Op::Dropout(_) => (Kind::Dropout, form),
@@ -187,7 +211,10 @@ impl Plan {
                 (Kind::Linear { .. }, Form::Flat) => false,
                 (Kind::Linear { .. }, _) => true,
                 // Rows (N, C) of a 1×1 map are blocks of one picture; only a linear layer yields them.
-                (Kind::Conv { .. } | Kind::Lrn | Kind::SpatialLrn | Kind::Pool, Form::Flat) => {
+                (
+                    Kind::Conv { .. } | Kind::Lrn | Kind::SpatialLrn | Kind::Pool | Kind::LrnPool,
+                    Form::Flat,
+                ) => {
                     return Err(Error::Config(format!(
                         "layer {}: {} after a linear layer is not supported by this executor",
                         t.layer.name,
@@ -294,6 +321,11 @@ impl Plan {
         }
         text
     }
+}
+
+/// No normalization is computed together with a pooling.
+fn never(_channels: usize, _lrn: &Lrn, _pool: &Pool) -> bool {
+    false
 }
 
 /// Layers that compute on maps and not on rows.

@@ -27,6 +27,8 @@ pub(super) fn of(net: &Network, plan: &Plan) -> Result<Vec<usize>> {
             let odd = !(plan.maps[i].shape.c / both).is_multiple_of(2);
             let keeps = match stage.kind {
                 Kind::Conv { .. } | Kind::Linear { .. } | Kind::Flatten => false,
+                // Planned only where no map is cut within a pair.
+                Kind::LrnPool => false,
                 // Max pooling takes pairs from one layout to another, if a pair of one is a pair of the other.
                 Kind::Pool => both > 1 && (odd || pools_average(net, plan, i)),
                 Kind::Activation | Kind::Lrn | Kind::SpatialLrn | Kind::Dropout | Kind::BatchNorm => true,
@@ -45,6 +47,12 @@ pub(super) fn of(net: &Network, plan: &Plan) -> Result<Vec<usize>> {
         }
     }
     Ok(splits)
+}
+
+/// A number that the splits of every map divide.
+pub(super) fn all(net: &Network) -> usize {
+    let groups = net.layers.iter().map(|layer| if let Op::Conv(conv) = &layer.op { conv.groups } else { 1 });
+    groups.fold(1, lcm)
 }
 
 fn pools_average(net: &Network, plan: &Plan, stage: usize) -> bool {

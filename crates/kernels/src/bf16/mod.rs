@@ -17,6 +17,7 @@ pub mod entry;
 pub mod few;
 pub mod linear;
 pub mod lrn;
+pub mod lrn_pool;
 pub mod pooling;
 pub mod spatial_lrn;
 
@@ -125,6 +126,20 @@ pub fn pair(even: f32, odd: f32) -> u32 {
     u32::from(round(even)) | u32::from(round(odd)) << 16
 }
 
+/// An integer that orders as the bf16 with these bits does; both zeros are 0. A NaN is larger than any number, so that it
+/// is not passed over.
+#[inline(always)]
+pub(crate) fn key(bits: i16) -> i16 {
+    let magnitude = bits & 0x7fff;
+    if bits < 0 && magnitude <= 0x7f80 { -magnitude } else { magnitude }
+}
+
+/// The bits of a key.
+#[inline(always)]
+pub(crate) fn value_of(key: i16) -> i16 {
+    if key < 0 { -key | i16::MIN } else { key }
+}
+
 /// Rounds `count` consecutive values to pairs; the half behind an odd number of them is zero.
 #[inline(always)]
 pub(crate) unsafe fn round_values<S: Simd>(from: *const f32, count: usize, to: *mut u32) {
@@ -175,6 +190,18 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn keys_order_as_the_numbers_do() {
+        let values = [f32::NEG_INFINITY, -2.0, -1.0, -0.0, 0.0, 1e-30, 1.0, 2.0, f32::INFINITY, f32::NAN];
+        let bits = |v: f32| round(v) as i16;
+        let keys: Vec<i16> = values.iter().map(|v| key(bits(*v))).collect();
+        assert!(keys.is_sorted() && keys[0] > i16::MIN);
+        assert!(key(bits(-f32::NAN)) > key(bits(f32::INFINITY)));
+        for v in values {
+            assert_eq!(value_of(key(bits(v))), bits(if v == 0.0 { 0.0 } else { v }), "{v}");
         }
     }
 }

@@ -1,11 +1,12 @@
-//! Max pooling on bf16 maps (see [`crate::pooling`]): the first maximum of a window wins, its place is recorded as a byte,
-//! and the gradient is gathered.
+//! Max pooling on bf16 maps (see [`crate::pooling`]): which places of a window receive the gradient of its maximum is
+//! recorded as 16 bits, and the gradient is gathered.
 
+use super::lrn::{Two, Walk};
 use super::{MapLayout, PICTURES, pairs};
 use crate::conv::Axis;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::pooling::windows_of;
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch};
 
 /// The geometry of a pooling; `Axis::pad` is zero, and windows are clipped to the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +22,11 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    fn check(&self, blocks: usize, x: usize, y: usize, winner: usize) {
+    pub(super) fn check(&self, blocks: usize, x: usize, y: usize, places: usize) {
         assert!(x >= blocks * self.input.block_len() && y >= blocks * self.output.block_len(), "maps");
-        assert!(winner >= 2 * blocks * self.output.block_len(), "winners");
+        assert!(places >= 2 * blocks * self.output.block_len(), "winners");
+        assert!(self.rows.kernel * self.columns.kernel <= MOST_PLACES, "places of a window");
         assert_eq!(self.input.channels, self.output.channels, "channels");
-        assert!(self.rows.kernel * self.columns.kernel <= 256, "a window is at most 16×16");
         assert!(self.rows.pad == 0 && self.columns.pad == 0, "pooling does not pad");
         // A pair of one map is a pair of the other.
         let even = |map: &MapLayout| map.splits == 1 || map.split_channels().is_multiple_of(2);
@@ -33,40 +34,149 @@ impl Geometry {
         assert!(x.splits == y.splits || even(x) && even(y), "splits of an odd number of channels");
     }
 
-    /// Where channel pair `p`, counted over all splits, lies within a block at the origin; any position is
-    /// `MapLayout::at(0, h, w)` further on.
-    #[inline(always)]
-    fn at(map: &MapLayout, p: usize) -> usize {
-        map.at(p / map.split_pairs(), 0, 0) + p % map.split_pairs() * PICTURES
-    }
-
     /// Channel pairs over all splits.
-    fn pairs(&self) -> usize {
+    pub(super) fn pairs(&self) -> usize {
         self.input.splits * self.input.split_pairs()
     }
 }
 
-/// y = max over each window of x; `winner` receives the place of the (first) maximum, a byte for each half of each pair.
+/// Most places of a window: a bit each.
+pub const MOST_PLACES: usize = 16;
+
+/// Who receives the gradient of a maximum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Winners {
+    /// The first of a window (Caffe, PyTorch).
+    First,
+    /// Every one that is as large, in full (cuda-convnet).
+    All,
+}
+
+/// Where winners are recorded, for each half of each pair of y a bit for each place of its window, and who wins.
+#[derive(Debug)]
+pub struct Record<'a> {
+    /// Twice as many as y has pairs.
+    pub places: &'a mut [u16],
+    /// Who wins.
+    pub winners: Winners,
+    /// Whether x came out of a ReLU, which passes no gradient to what is not positive: such a maximum has no winner.
+    pub relu: bool,
+}
+
+/// y = max over each window of x, and who won, if that is wanted.
 pub fn max_forward(
     ctx: &mut Context,
     g: &Geometry,
     blocks: usize,
     x: &[f32],
     y: &mut [f32],
-    winner: &mut [u8],
+    record: Option<Record>,
 ) {
-    g.check(blocks, x.len(), y.len(), winner.len());
-    let winner = winner.as_mut_ptr() as usize;
-    ctx.run(&MaxForward { g: *g, blocks, x: pairs(x), y: Ptr::from_mut(y), winner });
+    g.check(blocks, x.len(), y.len(), record.as_ref().map_or(usize::MAX, |r| r.places.len()));
+    let finish = Finish::new(y, record);
+    ctx.run(&MaxForward { g: *g, blocks, x: pairs(x), finish });
+}
+
+/// The largest values so far of as many pairs as a vector has lanes, as keys, and where they were: a bit for each place.
+pub(super) struct Largest<S: Simd> {
+    pub keys: S::Shorts,
+    pub places: S::Shorts,
+}
+
+impl<S: Simd> Largest<S> {
+    /// The pairs of a window's first place.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`; the pairs are there.
+    #[inline(always)]
+    pub unsafe fn first(pairs: *const u32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Largest { keys: S::keys(S::load_shorts(pairs.cast())), places: S::splat_short(1) } }
+    }
+
+    /// Takes in the pairs of a later place.
+    ///
+    /// # Safety
+    /// As [`Largest::first`].
+    #[inline(always)]
+    pub unsafe fn see(&mut self, pairs: *const u32, place: usize, winners: Winners) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let seen =
+                Largest { places: S::splat_short((1u16 << place) as i16), ..Largest::<S>::first(pairs) };
+            self.join(&seen, winners);
+        }
+    }
+
+    /// Takes in the largest of later places.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`.
+    #[inline(always)]
+    pub unsafe fn join(&mut self, later: &Self, winners: Winners) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let not_larger = match winners {
+                Winners::First => self.places,
+                Winners::All => {
+                    let both = S::or_shorts(self.places, later.places);
+                    S::where_greater(self.keys, later.keys, self.places, both)
+                }
+            };
+            self.places = S::where_greater(later.keys, self.keys, later.places, not_larger);
+            self.keys = S::max_shorts(self.keys, later.keys);
+        }
+    }
+}
+
+/// Where the largest values of windows go: to y, and their places to the record.
+#[derive(Clone, Copy)]
+pub(super) struct Finish {
+    y: Ptr,
+    /// Address of the record's places; 0 if winners are not wanted.
+    places: usize,
+    pub winners: Winners,
+    relu: bool,
+}
+
+impl Finish {
+    pub fn new(y: &mut [f32], record: Option<Record>) -> Finish {
+        let y = Ptr::from_mut(y);
+        match record {
+            None => Finish { y, places: 0, winners: Winners::First, relu: false },
+            Some(Record { places, winners, relu }) => {
+                Finish { y, places: places.as_mut_ptr() as usize, winners, relu }
+            }
+        }
+    }
+
+    /// Stores the pairs that begin at `at`.
+    ///
+    /// # Safety
+    /// They are within y and the record, and nothing else touches them; the processor has the instructions of `S`.
+    #[inline(always)]
+    pub unsafe fn store<S: Simd>(&self, at: usize, largest: &Largest<S>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            S::store_shorts(self.y.at(at).cast(), S::values_of(largest.keys));
+            if self.places == 0 {
+                return;
+            }
+            let mut places = largest.places;
+            if self.relu {
+                let none = S::splat_short(0);
+                places = S::where_greater(largest.keys, none, places, none);
+            }
+            S::store_shorts((self.places as *mut i16).add(2 * at), places);
+        }
+    }
 }
 
 struct MaxForward<'a> {
     g: Geometry,
     blocks: usize,
     x: &'a [u32],
-    y: Ptr,
-    /// Address of the winners.
-    winner: usize,
+    finish: Finish,
 }
 
 impl Kernel for MaxForward<'_> {
@@ -84,211 +194,152 @@ impl Kernel for MaxForward<'_> {
         for q in 0..columns.output {
             let w0 = q * columns.stride;
             let w1 = (w0 + columns.kernel).min(columns.input);
-            for pair in 0..self.g.pairs() {
-                let from = block * input.block_len() + Geometry::at(&input, pair);
-                let mut best = [i16::MIN; HALVES];
-                let mut winner = [0i16; HALVES];
-                for h in h0..h1 {
-                    for w in w0..w1 {
-                        let at = from + input.at(0, h, w);
-                        let place = ((h - h0) * columns.kernel + (w - w0)) as i16;
-                        for (n, &x) in halves(&self.x[at..at + PICTURES]).iter().enumerate() {
-                            let key = key(x);
-                            winner[n] = if key > best[n] { place } else { winner[n] };
-                            best[n] = best[n].max(key);
-                        }
-                    }
+            // Where the window's places lie, and their numbers.
+            let mut places = [(0, 0); MOST_PLACES];
+            let mut used = 0;
+            for h in h0..h1 {
+                for w in w0..w1 {
+                    places[used] = (input.at(0, h, w), (h - h0) * columns.kernel + (w - w0));
+                    used += 1;
                 }
-                let out = block * output.block_len() + Geometry::at(&output, pair) + output.at(0, p, q);
-                // SAFETY: this unit owns row p of the block in y and in the winners, whose lengths were checked.
-                unsafe {
-                    self.y.at(out).cast::<[i16; HALVES]>().write_unaligned(best.map(value_of));
-                    let to = (self.winner as *mut u8).add(2 * out).cast::<[u8; HALVES]>();
-                    to.write_unaligned(winner.map(|place| place as u8));
+            }
+            // The next window, which the processor does not foresee.
+            let ahead = columns.stride * input.position_len();
+            let mut from = Walk::new(&input, block * input.block_len(), 0);
+            let mut to = Walk::new(&output, block * output.block_len() + output.at(0, p, q), 0);
+            for _ in 0..self.g.pairs() {
+                let (from, to) = (from.step(), to.step());
+                for lane in (0..PICTURES).step_by(S::LANES) {
+                    // SAFETY: the window is within x; this unit owns row p of the block in y and in the record, whose
+                    // lengths were checked.
+                    unsafe {
+                        let x = self.x.as_ptr().add(from + lane);
+                        let mut largest = Largest::<S>::first(x.add(places[0].0));
+                        for &(at, place) in &places[1..used] {
+                            prefetch(x.wrapping_add(at + ahead).cast());
+                            largest.see(x.add(at), place, self.finish.winners);
+                        }
+                        self.finish.store(to + lane, &largest);
+                    }
                 }
             }
         }
     }
 }
 
-/// Windows that hold one position: all of 16×16 at most.
-const MOST_WINDOWS: usize = 256;
+/// Windows that hold one position: at most as many as a window has places.
+const MOST_WINDOWS: usize = MOST_PLACES;
 
-/// Values of 32 pairs.
-const HALVES: usize = 2 * PICTURES;
-
-/// The bits of the values of 32 pairs: even channel and odd channel of a picture, then of the next.
-#[inline(always)]
-fn halves(pairs: &[u32]) -> &[i16; HALVES] {
-    const { assert!(cfg!(target_endian = "little"), "the even channel comes first in memory") };
-    assert_eq!(pairs.len(), PICTURES);
-    // SAFETY: 64 halves are the bytes of 32 pairs, with a smaller alignment, and have no invalid bits.
-    unsafe { &*pairs.as_ptr().cast() }
-}
-
-/// An integer that orders as the bf16 with these bits does. Negative numbers have their magnitude's bits turned round. A
-/// NaN is larger than any number, so that it is not passed over.
-#[inline(always)]
-fn key(bits: i16) -> i16 {
-    let bits = if bits & 0x7fff > 0x7f80 { bits & 0x7fff } else { bits };
-    value_of(bits)
-}
-
-/// The bits of a key; and the key of the bits of a number.
-#[inline(always)]
-fn value_of(key: i16) -> i16 {
-    key ^ ((key >> 15) & 0x7fff)
-}
-
-/// Which elements of a window receive the gradient of its maximum.
-#[derive(Clone, Copy, Debug)]
-pub enum Share<'a> {
-    /// The recorded winner (Caffe, PyTorch).
-    Winner(&'a [u8]),
-    /// Every element that equals the output y, in full (cuda-convnet).
-    EveryMaximum {
-        /// The input of the forward pass.
-        x: &'a [f32],
-        /// Its output.
-        y: &'a [f32],
-    },
-}
-
-/// dx gathered from dy: each input receives the gradients of the windows whose maximum it is. With `relu`, dx is zero where
-/// that (the input, as it came out of a ReLU) is not positive.
+/// dx gathered from dy and the record of the forward pass: each input receives the gradients of the windows that it won.
 pub fn max_backward(
     ctx: &mut Context,
     g: &Geometry,
     blocks: usize,
     dy: &[f32],
-    share: Share,
-    relu: Option<&[f32]>,
+    places: &[u16],
     dx: &mut [f32],
 ) {
-    g.check(blocks, dx.len(), dy.len(), usize::MAX);
-    match share {
-        Share::Winner(winner) => assert!(winner.len() >= 2 * blocks * g.output.block_len(), "winners"),
-        Share::EveryMaximum { x, y } => g.check(blocks, x.len(), y.len(), usize::MAX),
+    g.check(blocks, dx.len(), dy.len(), places.len());
+    let won = Won { dy: pairs(dy), places };
+    ctx.run(&MaxBackward { g: *g, blocks, won, dx: Ptr::from_mut(dx) });
+}
+
+/// The windows that hold one position.
+pub(super) struct Windows {
+    /// Where each writes within a split of a block of y, and the bit of the position's place in it.
+    all: [(usize, u16); MOST_WINDOWS],
+    count: usize,
+    /// From a column of windows to the next, which is asked for while one is gathered from.
+    ahead: usize,
+}
+
+impl Windows {
+    pub fn new() -> Windows {
+        Windows { all: [(0, 0); MOST_WINDOWS], count: 0, ahead: 0 }
     }
-    assert!(relu.is_none_or(|x| x.len() >= blocks * g.input.block_len()), "activation");
-    ctx.run(&MaxBackward {
-        g: *g,
-        blocks,
-        dy: pairs(dy),
-        share,
-        relu: relu.map(pairs),
-        dx: Ptr::from_mut(dx),
-    });
+
+    /// Those of position (h, w).
+    #[inline(always)]
+    pub fn find(&mut self, g: &Geometry, h: usize, w: usize) {
+        self.count = 0;
+        self.ahead = g.output.position_len();
+        for (p, r) in windows_of(g.rows, h) {
+            for (q, s) in windows_of(g.columns, w) {
+                self.all[self.count] = (g.output.at(0, p, q), 1 << (r * g.columns.kernel + s));
+                self.count += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn iter(&self) -> std::slice::Iter<'_, (usize, u16)> {
+        self.all[..self.count].iter()
+    }
+}
+
+/// What positions receive from the windows that they won.
+#[derive(Clone, Copy)]
+pub(super) struct Won<'a> {
+    pub dy: &'a [u32],
+    pub places: &'a [u16],
+}
+
+impl Won<'_> {
+    /// The gradient of a pair of channels of a position that these windows hold, for as many lanes as a vector has; `out` is
+    /// where they lie in y for a window at the origin.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`; the windows are within y.
+    #[inline(always)]
+    pub unsafe fn gather<S: Simd>(&self, windows: &Windows, out: usize) -> Two<S::V> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sums = [S::zero(); 2];
+            for &(position, bit) in windows.iter() {
+                let at = out + position;
+                prefetch(self.dy.as_ptr().wrapping_add(at + windows.ahead).cast());
+                prefetch(self.places.as_ptr().wrapping_add(2 * (at + windows.ahead)).cast());
+                let (even, odd) =
+                    S::load_pairs_where(self.dy.as_ptr().add(at), self.places.as_ptr().add(2 * at), bit);
+                sums = [S::add(sums[0], even), S::add(sums[1], odd)];
+            }
+            sums
+        }
+    }
 }
 
 struct MaxBackward<'a> {
     g: Geometry,
     blocks: usize,
-    dy: &'a [u32],
-    share: Share<'a>,
-    relu: Option<&'a [u32]>,
+    won: Won<'a>,
     dx: Ptr,
 }
 
 impl Kernel for MaxBackward<'_> {
-    /// Rows of one split of one block of x.
+    /// Rows of x.
     fn units(&self) -> usize {
-        self.blocks * self.g.input.splits * self.g.input.height
+        self.blocks * self.g.input.height
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
-        let Geometry { input, output, rows, columns } = self.g;
-        let (h, split, block) =
-            (unit % input.height, unit / input.height % input.splits, unit / input.height / input.splits);
-        // The windows that hold a position: where each writes, and the position's place in it.
-        let mut windows = [(0usize, 0u8); MOST_WINDOWS];
+        let Geometry { input, output, .. } = self.g;
+        let (block, h) = (unit / input.height, unit % input.height);
+        let mut windows = Windows::new();
         for w in 0..input.width {
-            let mut count = 0;
-            for (p, r) in windows_of(rows, h) {
-                for (q, s) in windows_of(columns, w) {
-                    windows[count] = (output.at(0, p, q), (r * columns.kernel + s) as u8);
-                    count += 1;
-                }
-            }
-            for p in 0..input.split_pairs() {
-                let to = block * output.block_len() + Geometry::at(&output, split * input.split_pairs() + p);
-                let at = block * input.block_len() + input.at(split, h, w) + p * PICTURES;
-                let mut sums = [[0.0f32; PICTURES]; 2];
-                for &(position, this) in &windows[..count] {
-                    let out = to + position;
-                    let dy: &[u32; PICTURES] = self.dy[out..out + PICTURES].try_into().expect("32 pairs");
-                    match self.share {
-                        Share::Winner(winner) => {
-                            let winner = &winner[2 * out..2 * out + HALVES];
-                            let mut won = *halves(dy);
-                            for (dy, &place) in won.iter_mut().zip(winner) {
-                                *dy = if place == this { *dy } else { 0 };
-                            }
-                            // SAFETY: 32 pairs are the bytes of 64 halves.
-                            let won = unsafe { std::mem::transmute::<[i16; HALVES], [u32; PICTURES]>(won) };
-                            add_where(&mut sums, &won, |_| true, |_| true);
-                        }
-                        Share::EveryMaximum { x, y } => {
-                            let (x, y) = (&pairs(x)[at..at + PICTURES], &pairs(y)[out..out + PICTURES]);
-                            let equal = |a: u32, b: u32| f32::from_bits(a) == f32::from_bits(b);
-                            add_where(
-                                &mut sums,
-                                dy,
-                                |n| equal(x[n] << 16, y[n] << 16),
-                                |n| equal(x[n] & 0xffff_0000, y[n] & 0xffff_0000),
-                            );
-                        }
-                    }
-                }
-                // SAFETY: this unit owns row h of the split of the block in dx, whose length was checked; sums hold 32
-                // pictures, whole vectors.
-                unsafe {
-                    for n in (0..PICTURES).step_by(S::LANES) {
-                        let [mut even, mut odd] = [0, 1].map(|half| S::load(sums[half].as_ptr().add(n)));
-                        if let Some(x) = self.relu {
-                            let (x_even, x_odd) = S::load_pairs(x.as_ptr().add(at + n));
-                            even = S::where_positive(x_even, even);
-                            odd = S::where_positive(x_odd, odd);
-                        }
-                        S::store_pairs(self.dx.at(at + n).cast(), even, odd);
+            windows.find(&self.g, h, w);
+            for lane in (0..PICTURES).step_by(S::LANES) {
+                let mut from = Walk::new(&input, block * input.block_len() + input.at(0, h, w) + lane, 0);
+                let mut to = Walk::new(&output, block * output.block_len() + lane, 0);
+                for _ in 0..self.g.pairs() {
+                    let at = from.step();
+                    // SAFETY: this unit owns row h of the block in dx, whose length was checked as were the others'.
+                    unsafe {
+                        let [even, odd] = self.won.gather::<S>(&windows, to.step());
+                        S::store_pairs(self.dx.at(at).cast(), even, odd);
                     }
                 }
             }
-        }
-    }
-}
-
-/// Adds the halves of dy to the sums of the pictures that they go to.
-#[inline(always)]
-fn add_where(
-    sums: &mut [[f32; PICTURES]; 2],
-    dy: &[u32; PICTURES],
-    even: impl Fn(usize) -> bool,
-    odd: impl Fn(usize) -> bool,
-) {
-    for n in 0..PICTURES {
-        sums[0][n] += if even(n) { f32::from_bits(dy[n] << 16) } else { 0.0 };
-    }
-    for n in 0..PICTURES {
-        sums[1][n] += if odd(n) { f32::from_bits(dy[n] & 0xffff_0000) } else { 0.0 };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bf16::round;
-
-    #[test]
-    fn keys_order_as_the_numbers_do() {
-        let values = [f32::NEG_INFINITY, -2.0, -1.0, -0.0, 0.0, 1e-30, 1.0, 2.0, f32::INFINITY, f32::NAN];
-        let bits = |v: f32| round(v) as i16;
-        let keys: Vec<i16> = values.iter().map(|v| key(bits(*v))).collect();
-        assert!(keys.is_sorted() && keys[0] > i16::MIN);
-        assert!(key(bits(-f32::NAN)) > key(bits(f32::INFINITY)));
-        for v in values {
-            assert_eq!(value_of(key(bits(v))), bits(v), "{v}");
         }
     }
 }

@@ -152,6 +152,7 @@ impl Stages for Cpu {
             Kind::Activation => self.activation_forward(i, batch),
             Kind::Dropout => self.dropout_forward(i, batch, masks),
             Kind::BatchNorm => self.batch_norm_forward(i, batch, masks),
+            Kind::LrnPool => unreachable!("planned for mixed precision only"),
             Kind::Flatten => self.flatten_forward(i, batch),
         }
     }
@@ -164,6 +165,7 @@ impl Stages for Cpu {
             Kind::Lrn | Kind::SpatialLrn | Kind::Pool => self.norm_pool_backward(i, batch),
             Kind::Activation => self.activation_backward(i, batch),
             Kind::Dropout => self.dropout_backward(i, batch, settings),
+            Kind::LrnPool => unreachable!("planned for mixed precision only"),
             Kind::Flatten => self.flatten_backward(i, batch),
         }
         true

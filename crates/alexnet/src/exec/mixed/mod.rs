@@ -18,12 +18,13 @@ use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::frame::{Draft, Frame, Stages};
 use crate::exec::plan::{Kind, Plan};
 use crate::exec::stopwatch::Pass;
-use crate::net::{Activation, Network, Op};
+use crate::net::{Activation, Network, Op, PoolKind};
 use crate::ops::update::Rule;
 use alexnet_kernels::arena::Region;
 use alexnet_kernels::bf16::conv::MOST_RUNS;
 use alexnet_kernels::bf16::convert::{self, paired_len};
 use alexnet_kernels::bf16::entry::{Entry, enter};
+use alexnet_kernels::bf16::pooling::MOST_PLACES;
 use alexnet_kernels::bf16::{self, Engine, MapLayout, TAIL, pairs};
 
 /// A network planned for this processor, in mixed precision.
@@ -54,6 +55,7 @@ enum StageState {
     Lrn(alexnet_kernels::lrn::Lrn),
     SpatialLrn(alexnet_kernels::spatial_lrn::SpatialLrn),
     Pool(norm_pool::PoolState),
+    LrnPool(Box<norm_pool::LrnPoolState>),
     Plain,
 }
 
@@ -67,6 +69,9 @@ pub fn unsupported(net: &Network, rule: &Rule) -> Option<String> {
     net.layers.iter().find_map(|layer| match &layer.op {
         Op::Conv(conv) if conv.groups * conv.kernel > MOST_RUNS => {
             Some(format!("layer {}: groups times kernel size is above {MOST_RUNS}", layer.name))
+        }
+        Op::Pool(pool) if pool.kind == PoolKind::Max && pool.size * pool.size > MOST_PLACES => {
+            Some(format!("layer {}: max pooling over more than {MOST_PLACES} places", layer.name))
         }
         Op::BatchNorm(_) => {
             Some(format!("layer {}: batch normalization is computed in f32 only", layer.name))
@@ -126,6 +131,17 @@ impl Mixed {
                     draft.scratch(bf16::lrn::scratch_len(&lrn));
                     StageState::Lrn(lrn)
                 }
+                (Kind::LrnPool, Some(Op::Lrn(op))) => {
+                    let Op::Pool(pool) = &net.layers[stage.layers.end - 1].op else {
+                        unreachable!("stage {i} pools what it normalizes")
+                    };
+                    let state = norm_pool::LrnPoolState {
+                        lrn: constants::lrn(op, layouts[i].channels),
+                        pool: norm_pool::PoolState::new(pool, &layouts[i], &layouts[i + 1], blocks, trains),
+                    };
+                    draft.scratch(state.op().scratch_len());
+                    StageState::LrnPool(Box::new(state))
+                }
                 (Kind::SpatialLrn, Some(Op::SpatialLrn(op))) => {
                     let map = &layouts[i];
                     let lrn = constants::spatial_lrn(op, map.height, map.width, norm_pool::depth(map));
@@ -133,7 +149,7 @@ impl Mixed {
                     StageState::SpatialLrn(lrn)
                 }
                 (Kind::Pool, Some(Op::Pool(op))) => {
-                    let state = norm_pool::PoolState::new(op, &layouts[i], &layouts[i + 1], blocks);
+                    let state = norm_pool::PoolState::new(op, &layouts[i], &layouts[i + 1], blocks, trains);
                     widens = state.widens();
                     StageState::Pool(state)
                 }
@@ -195,6 +211,7 @@ impl Stages for Mixed {
             StageState::Conv(state) => state.bytes(),
             StageState::Linear(state) => state.bytes(),
             StageState::Pool(state) => state.bytes(),
+            StageState::LrnPool(state) => state.pool.bytes(),
             _ => 0,
         });
         bytes.sum()
@@ -219,7 +236,7 @@ impl Stages for Mixed {
         match self.frame.plan.stages[i].kind {
             Kind::Conv { .. } => self.conv_forward(i, batch),
             Kind::Linear { .. } => self.linear_forward(i, batch),
-            Kind::Lrn | Kind::SpatialLrn | Kind::Pool => self.norm_pool_forward(i, batch),
+            Kind::Lrn | Kind::SpatialLrn | Kind::Pool | Kind::LrnPool => self.norm_pool_forward(i, batch),
             Kind::Activation => self.activation_forward(i, batch),
             Kind::Dropout => self.dropout_forward(i, batch, masks),
             Kind::BatchNorm => unreachable!("refused when the executor was made"),
@@ -231,7 +248,7 @@ impl Stages for Mixed {
         match self.frame.plan.stages[i].kind {
             Kind::Conv { .. } => return self.conv_backward(i, batch, settings),
             Kind::Linear { .. } => return self.linear_backward(i, batch, settings),
-            Kind::Lrn | Kind::SpatialLrn | Kind::Pool => self.norm_pool_backward(i, batch),
+            Kind::Lrn | Kind::SpatialLrn | Kind::Pool | Kind::LrnPool => self.norm_pool_backward(i, batch),
             Kind::Activation => self.activation_backward(i, batch),
             Kind::Dropout => self.dropout_backward(i, batch, settings),
             Kind::BatchNorm => unreachable!("refused when the executor was made"),

@@ -5,7 +5,10 @@ use crate::exec::constants::pool_axis;
 use crate::exec::contract::Batch;
 use crate::net::{self, PoolKind, Ties};
 use alexnet_kernels::bf16::convert::{round_map, widen_map};
+use alexnet_kernels::bf16::lrn_pool::{self, LrnPool};
+use alexnet_kernels::bf16::pooling::{Record, Winners};
 use alexnet_kernels::bf16::{MapLayout, PICTURES, lrn, pooling as pairs_pooling, spatial_lrn};
+use alexnet_kernels::lrn::Lrn;
 use alexnet_kernels::pooling::{self, Geometry, Share};
 
 /// f32 values of one position of one split of a widened map.
@@ -17,22 +20,39 @@ pub(super) fn depth(map: &MapLayout) -> usize {
 pub(super) struct PoolState {
     geometry: pairs_pooling::Geometry,
     kind: PoolKind,
-    ties: Ties,
-    /// Which input each maximum came from; empty for averages.
-    winners: Vec<u8>,
+    /// Which places of each window won; nothing for averages, and at test time.
+    places: Vec<u16>,
+    winners: Winners,
 }
 
 impl PoolState {
-    pub(super) fn new(op: &net::Pool, input: &MapLayout, output: &MapLayout, blocks: usize) -> Self {
+    pub(super) fn new(
+        op: &net::Pool,
+        input: &MapLayout,
+        output: &MapLayout,
+        blocks: usize,
+        trains: bool,
+    ) -> Self {
         let (rows, columns) =
             (pool_axis(op, input.height, output.height), pool_axis(op, input.width, output.width));
         let geometry = pairs_pooling::Geometry { input: *input, output: *output, rows, columns };
-        let winners = if op.kind == PoolKind::Max { 2 * blocks * output.block_len() } else { 0 };
-        PoolState { geometry, kind: op.kind, ties: op.ties, winners: vec![0; winners] }
+        let wins = trains && op.kind == PoolKind::Max;
+        let places = vec![0; if wins { 2 * blocks * output.block_len() } else { 0 }];
+        let winners = match op.ties {
+            Ties::First => Winners::First,
+            Ties::All => Winners::All,
+        };
+        PoolState { geometry, kind: op.kind, places, winners }
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.winners.len()
+        self.places.len() * size_of::<u16>()
+    }
+
+    /// Where the winners go, while training. `relu`: whether what is pooled came out of a ReLU.
+    fn record(&mut self, relu: bool) -> Option<Record<'_>> {
+        let PoolState { places, winners, .. } = self;
+        (!places.is_empty()).then_some(Record { places, winners: *winners, relu })
     }
 
     /// Whether it is computed on widened maps.
@@ -50,6 +70,18 @@ impl PoolState {
     }
 }
 
+/// A normalization and the pooling behind it.
+pub(super) struct LrnPoolState {
+    pub lrn: Lrn,
+    pub pool: PoolState,
+}
+
+impl LrnPoolState {
+    pub(super) fn op(&self) -> LrnPool {
+        LrnPool { lrn: self.lrn, pool: self.pool.geometry }
+    }
+}
+
 impl Mixed {
     pub(super) fn norm_pool_forward(&mut self, i: usize, batch: &Batch) {
         let blocks = self.frame.blocks(batch);
@@ -58,6 +90,7 @@ impl Mixed {
             [self.frame.maps[i]],
             [self.frame.maps[i + 1], self.wide[0].at_most(2 * from), self.wide[1].at_most(2 * to)],
         );
+        let after_relu = self.frame.plan.stages[i].masks_input;
         let ctx = &mut self.frame.ctx;
         match &mut self.stages[i] {
             StageState::Lrn(op) => lrn::forward(ctx, op, &self.layouts[i], blocks, x, y),
@@ -68,7 +101,12 @@ impl Mixed {
                 round_map(ctx, y_wide, &mut y[..to]);
             }
             StageState::Pool(state) => {
-                pairs_pooling::max_forward(ctx, &state.geometry, blocks, x, y, &mut state.winners);
+                let geometry = state.geometry;
+                pairs_pooling::max_forward(ctx, &geometry, blocks, x, y, state.record(after_relu));
+            }
+            StageState::LrnPool(state) => {
+                let op = state.op();
+                lrn_pool::forward(ctx, &op, blocks, x, y, state.pool.record(false));
             }
             _ => unreachable!("stage {i} normalizes or pools"),
         }
@@ -77,8 +115,8 @@ impl Mixed {
     pub(super) fn norm_pool_backward(&mut self, i: usize, batch: &Batch) {
         let blocks = self.frame.blocks(batch);
         let [from, to] = [i, i + 1].map(|map| self.used(map, batch));
-        let ([x, y, dy], [dx, x_wide, dy_wide, dx_wide]) = self.frame.arena.split(
-            [self.frame.maps[i], self.frame.maps[i + 1], self.frame.gradients[i + 1]],
+        let ([x, dy], [dx, x_wide, dy_wide, dx_wide]) = self.frame.arena.split(
+            [self.frame.maps[i], self.frame.gradients[i + 1]],
             [
                 self.frame.gradients[i],
                 self.wide[0].at_most(2 * from),
@@ -101,12 +139,10 @@ impl Mixed {
                 round_map(ctx, dx_wide, &mut dx[..from]);
             }
             StageState::Pool(state) => {
-                let share = match state.ties {
-                    Ties::First => pairs_pooling::Share::Winner(&state.winners),
-                    Ties::All => pairs_pooling::Share::EveryMaximum { x, y },
-                };
-                let relu = masks.then_some(x);
-                pairs_pooling::max_backward(ctx, &state.geometry, blocks, dy, share, relu, dx);
+                pairs_pooling::max_backward(ctx, &state.geometry, blocks, dy, &state.places, dx);
+            }
+            StageState::LrnPool(state) => {
+                lrn_pool::backward(ctx, &state.op(), blocks, x, dy, &state.pool.places, masks, dx);
             }
             _ => unreachable!("stage {i} normalizes or pools"),
         }

@@ -1,11 +1,16 @@
 //! Local response normalization across maps, and its gradient (see [`crate::lrn`]), on bf16 maps with f32 arithmetic.
 //!
-//! A vector is one channel of some pictures, so a window over channels is a sum of whole vectors: no lane ever moves.
+//! A vector is one channel of some pictures, so a window over channels is a sum of whole vectors: no lane ever moves. The
+//! window of five, that of every published network, stays in registers ([`Five`]); others go through scratch memory.
+
+mod five;
+
+pub(super) use five::{Five, Sink, Source, Two, Walk};
 
 use super::{MapLayout, PICTURES, pairs};
 use crate::lrn::Lrn;
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch};
 
 /// y = x·d^−β for `blocks` blocks.
 pub fn forward(ctx: &mut Context, lrn: &Lrn, map: &MapLayout, blocks: usize, x: &[f32], y: &mut [f32]) {
@@ -87,6 +92,32 @@ pub(super) unsafe fn powers<S: Simd>(d: S::V, beta: f32) -> (S::V, S::V) {
     }
 }
 
+/// y where x has its pair.
+struct ToMap(Ptr);
+
+impl Sink for ToMap {
+    #[inline(always)]
+    unsafe fn put<S: Simd>(&mut self, at: usize, y: Two<S::V>) {
+        // SAFETY: the caller's promise that the pairs are within the map, whose layout y has.
+        unsafe { S::store_pairs(self.0.at(at).cast(), y[0], y[1]) }
+    }
+}
+
+/// dy where x has its pair. It comes from memory as x does, so the next position is asked for as well.
+struct OfMap<'a> {
+    dy: &'a [u32],
+    next_position: usize,
+}
+
+impl Source for OfMap<'_> {
+    #[inline(always)]
+    unsafe fn next<S: Simd>(&mut self, at: usize) -> Two<S::V> {
+        prefetch(self.dy.as_ptr().wrapping_add(at + self.next_position).cast());
+        // SAFETY: the caller's promise that the pairs are within the map, whose layout dy has.
+        unsafe { five::load::<S>(self.dy, at) }
+    }
+}
+
 impl Kernel for Normalize<'_> {
     /// Rows of a block.
     fn units(&self) -> usize {
@@ -106,13 +137,17 @@ impl Kernel for Normalize<'_> {
         let [squares, terms, products] = [1, 2, 3].map(|i| scratch.wrapping_add(i * rows_len(&self.lrn)));
         // SAFETY: positions are within the maps; scratch has four times `rows_len`.
         unsafe {
-            if self.in_pairs() {
+            if Five::takes(&self.lrn, &map) {
+                let five = Five { lrn: self.lrn, map, x: self.x };
                 for position in 0..map.width {
                     for lane in (0..PICTURES).step_by(S::LANES) {
                         let first = row + position * map.position_len() + lane;
                         match self.dy {
-                            None => self.normalize_pairs::<S>(first),
-                            Some(dy) => self.gradient_pairs::<S>(dy, first),
+                            None => five.normalize::<S>(first, &mut ToMap(self.out)),
+                            Some(dy) => {
+                                let mut dy = OfMap { dy, next_position: map.position_len() };
+                                five.gradient::<S>(first, &mut dy, self.relu, self.out);
+                            }
                         }
                     }
                 }
@@ -164,169 +199,7 @@ impl Kernel for Normalize<'_> {
     }
 }
 
-/// The window of every published AlexNet: two maps on either side.
-const FIVE: usize = 5;
-
-/// Two vectors, of an even channel and of the odd one beside it.
-type Two<V> = [V; 2];
-
-/// The sums of five around both channels of the middle pair.
-#[inline(always)]
-unsafe fn sums_of_five<S: Simd>(before: Two<S::V>, middle: Two<S::V>, after: Two<S::V>) -> Two<S::V> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let common = S::add(S::add(before[1], middle[0]), S::add(middle[1], after[0]));
-        [S::add(before[0], common), S::add(common, after[1])]
-    }
-}
-
-#[inline(always)]
-unsafe fn load<S: Simd>(from: &[u32], at: usize) -> Two<S::V> {
-    // SAFETY: the caller's promise that the pairs are there.
-    unsafe {
-        let (even, odd) = S::load_pairs(from.as_ptr().add(at));
-        [even, odd]
-    }
-}
-
-#[inline(always)]
-unsafe fn squares_of<S: Simd>(x: Two<S::V>) -> Two<S::V> {
-    // SAFETY: the caller's promise.
-    unsafe { [S::mul(x[0], x[0]), S::mul(x[1], x[1])] }
-}
-
-/// The pairs of a position, one after the other through the splits.
-struct Walk {
-    next: usize,
-    /// Pairs to come in this split.
-    left: usize,
-    split_pairs: usize,
-    /// From the last pair of a split to the first of the next.
-    jump: usize,
-}
-
-impl Walk {
-    /// Begins with pair number `pair` of the position whose first is at `first`.
-    #[inline(always)]
-    fn new(map: &MapLayout, first: usize, pair: usize) -> Walk {
-        let split_pairs = map.split_pairs();
-        let (split, p) = (pair / split_pairs, pair % split_pairs);
-        Walk {
-            next: first + split * map.split_len() + p * PICTURES,
-            left: split_pairs - p,
-            split_pairs,
-            jump: map.split_len() - (split_pairs - 1) * PICTURES,
-        }
-    }
-
-    /// Where the next pair lies; beyond the last, where one would.
-    #[inline(always)]
-    fn step(&mut self) -> usize {
-        let at = self.next;
-        self.left -= 1;
-        if self.left == 0 {
-            (self.next, self.left) = (at + self.jump, self.split_pairs);
-        } else {
-            self.next = at + PICTURES;
-        }
-        at
-    }
-}
-
 impl Normalize<'_> {
-    /// Whether windows are of five and no pair lies across towers: then a position is one walk along its pairs, with
-    /// everything that a window needs in registers.
-    #[inline(always)]
-    fn in_pairs(&self) -> bool {
-        let even = |channels: usize| channels.is_multiple_of(2);
-        self.lrn.size == FIVE
-            && even(self.lrn.channels / self.lrn.towers)
-            && (self.map.splits == 1 || even(self.map.split_channels()))
-    }
-
-    /// y of one position, for as many lanes as a vector has, from `first` on.
-    #[inline(always)]
-    unsafe fn normalize_pairs<S: Simd>(&self, first: usize) {
-        let (map, Lrn { k, alpha, beta, channels, towers, .. }) = (self.map, self.lrn);
-        let pairs = channels / towers / 2;
-        // SAFETY: the caller's promise that the position is within the maps.
-        unsafe {
-            let (k, scale) = (S::splat(k), S::splat(alpha));
-            let zero = [S::zero(); 2];
-            for tower in 0..towers {
-                let mut walk = Walk::new(&map, first, tower * pairs);
-                let mut here = walk.step();
-                // x at the pair whose window is summed; squares of the pair before, at and after it.
-                let mut x = load::<S>(self.x, here);
-                let mut squares = [zero, squares_of::<S>(x)];
-                for pair in 1..=pairs {
-                    let after = walk.step();
-                    let next = if pair < pairs { load::<S>(self.x, after) } else { zero };
-                    let next_squares = squares_of::<S>(next);
-                    let sums = sums_of_five::<S>(squares[0], squares[1], next_squares);
-                    let (even, _) = powers::<S>(S::fma(scale, sums[0], k), beta);
-                    let (odd, _) = powers::<S>(S::fma(scale, sums[1], k), beta);
-                    S::store_pairs(self.out.at(here).cast(), S::mul(x[0], even), S::mul(x[1], odd));
-                    (x, squares, here) = (next, [squares[1], next_squares], after);
-                }
-            }
-        }
-    }
-
-    /// dx of one position, for as many lanes as a vector has, from `first` on: in one walk, whose sums of terms are a pair
-    /// behind the sums of squares that the terms need.
-    #[inline(always)]
-    unsafe fn gradient_pairs<S: Simd>(&self, dy: &[u32], first: usize) {
-        let (map, Lrn { k, alpha, beta, channels, towers, .. }) = (self.map, self.lrn);
-        let pairs = channels / towers / 2;
-        // SAFETY: the caller's promise that the position is within the maps.
-        unsafe {
-            let (k, scale) = (S::splat(k), S::splat(alpha));
-            let factor = S::splat(-2.0 * alpha * beta);
-            let zero = [S::zero(); 2];
-            for tower in 0..towers {
-                // Where the pairs before, at and after the one whose squares are summed lie.
-                let mut walk = Walk::new(&map, first, tower * pairs);
-                let (mut before, mut here) = (0, walk.step());
-                // x and squares of the pairs before and at it.
-                let mut x = [zero, load::<S>(self.x, here)];
-                let mut squares = [zero, squares_of::<S>(x[1])];
-                // The terms g·x·d^(−β−1) of the two pairs before it; g·d^−β of the last.
-                let (mut terms, mut product) = ([zero; 2], zero);
-                for pair in 0..=pairs {
-                    let after = walk.step();
-                    let next = if pair + 1 < pairs { load::<S>(self.x, after) } else { zero };
-                    let next_squares = squares_of::<S>(next);
-                    let (mut term, mut next_product) = (zero, zero);
-                    if pair < pairs {
-                        let sums = sums_of_five::<S>(squares[0], squares[1], next_squares);
-                        let (p0, i0) = powers::<S>(S::fma(scale, sums[0], k), beta);
-                        let (p1, i1) = powers::<S>(S::fma(scale, sums[1], k), beta);
-                        let g = load::<S>(dy, here);
-                        next_product = [S::mul(g[0], p0), S::mul(g[1], p1)];
-                        term = [
-                            S::mul(S::mul(next_product[0], x[1][0]), i0),
-                            S::mul(S::mul(next_product[1], x[1][1]), i1),
-                        ];
-                    }
-                    if pair > 0 {
-                        let sums = sums_of_five::<S>(terms[0], terms[1], term);
-                        let mut even = S::fma(S::mul(factor, x[0][0]), sums[0], product[0]);
-                        let mut odd = S::fma(S::mul(factor, x[0][1]), sums[1], product[1]);
-                        if self.relu {
-                            even = S::where_positive(x[0][0], even);
-                            odd = S::where_positive(x[0][1], odd);
-                        }
-                        S::store_pairs(self.out.at(before).cast(), even, odd);
-                    }
-                    (x, squares) = ([x[1], next], [squares[1], next_squares]);
-                    (terms, product) = ([terms[1], term], next_product);
-                    (before, here) = (here, after);
-                }
-            }
-        }
-    }
-
     /// values ← values·d^−β.
     #[inline(always)]
     unsafe fn normalize<S: Simd>(&self, values: *mut f32, squares: *const f32) {
