@@ -3,7 +3,7 @@
 use super::engine::{Engine, Matrix, MatrixKernel, run};
 use super::{EDGE, MapLayout, PICTURES, TILE, pair, pairs, pairs_mut, widen};
 use crate::parallel::{ChunkWork, Context, Ptr};
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch};
 
 /// x with pictures paired, as the right operand of sums over pictures: (blocks, splits, H, W, tiles of 16 channels,
 /// 16 pairs of pictures, 16 channels).
@@ -78,6 +78,14 @@ pub(super) unsafe fn pair_position<S: Simd>(from: *const u32, pairs: usize, to: 
             rows[2 * count * EDGE..].fill(0);
             S::transpose(rows.as_ptr(), EDGE, to.add(tile * TILE));
         }
+    }
+}
+
+/// Asks for `pairs` pairs of channels of all pictures, which need not exist.
+#[inline(always)]
+pub(super) fn prefetch_pairs(from: *const u32, pairs: usize) {
+    for line in (0..pairs * PICTURES).step_by(EDGE) {
+        prefetch(from.wrapping_add(line).cast());
     }
 }
 

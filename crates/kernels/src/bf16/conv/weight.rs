@@ -11,7 +11,7 @@
 
 use super::{Fold, Geometry, Panel, panels};
 use crate::arena::Buffer;
-use crate::bf16::convert::{paired_len, paired_position_len, unzip_pairs};
+use crate::bf16::convert::{paired_len, paired_position_len, prefetch_pairs, unzip_pairs};
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -79,9 +79,10 @@ impl WeightPlan {
         self.sums.len() * size_of::<f32>()
     }
 
-    /// Elements of scratch that each thread needs: dy of a band, for every position the rows of a unit's panels.
+    /// Elements of scratch that each thread needs: dy of a band, for every position the rows of a unit's panels, and a
+    /// vector of sums for the bias of every filter.
     pub fn scratch_len(&self, g: &Geometry) -> usize {
-        self.band * g.columns.output * UNIT_PANELS * 2 * EDGE * EDGE
+        (self.band * g.columns.output + 1) * UNIT_PANELS * 2 * EDGE * EDGE
     }
 
     fn part_len(&self) -> usize {
@@ -174,12 +175,13 @@ impl MatrixKernel for WeightGradient<'_> {
         let group_splits = g.input.splits / g.groups;
         let sums = self.sums.at(part * plan.part_len() + indices.start * plan.panel_len);
         let bias = self.sums.at(self.bias_start(part) + indices.start * 2 * EDGE);
+        let bias_sums = scratch.wrapping_add(plan.band * g.columns.output * UNIT_PANELS * 2 * EDGE * EDGE);
         let unit_pairs = panels.iter().map(|p| p.valid).sum::<usize>().div_ceil(2);
         let paired_position = paired_position_len(&g.input);
         let columns = g.columns;
         // SAFETY: maps were checked; bands lie within the maps and within scratch; (part, unit) owns its sums.
         unsafe {
-            std::ptr::write_bytes(bias, 0, panels.len() * 2 * EDGE);
+            std::ptr::write_bytes(bias_sums, 0, 2 * unit_pairs * EDGE);
             let mut started = false;
             for block in self.part(part) {
                 let dy = self.dy.as_ptr().add(block * g.output.block_len());
@@ -191,13 +193,15 @@ impl MatrixKernel for WeightGradient<'_> {
                             let from = dy.add(g.output.at(first.split, p, q) + first.first / 2 * PICTURES);
                             let to =
                                 scratch.add(((p - p0) * columns.output + q) * position_len).cast::<u32>();
+                            // The next position's filters lie too far off for the processor to foresee them.
+                            prefetch_pairs(from.wrapping_add(g.output.position_len()), unit_pairs);
                             unzip_pairs::<M::S>(from, unit_pairs, to);
                             std::ptr::write_bytes(
                                 to.add(2 * unit_pairs * EDGE),
                                 0,
                                 position_len - 2 * unit_pairs * EDGE,
                             );
-                            add_pictures::<M::S>(from, unit_pairs, bias);
+                            add_pictures::<M::S>(from, unit_pairs, bias_sums);
                         }
                     }
                     let mut to = sums;
@@ -251,6 +255,12 @@ impl MatrixKernel for WeightGradient<'_> {
                     p0 = band.end;
                 }
             }
+            std::ptr::write_bytes(bias, 0, panels.len() * 2 * EDGE);
+            for filter in 0..2 * unit_pairs {
+                for lane in (0..EDGE).step_by(M::S::LANES) {
+                    *bias.add(filter) += M::S::sum(M::S::load(bias_sums.add(filter * EDGE + lane)));
+                }
+            }
         }
     }
 }
@@ -261,20 +271,18 @@ fn inside(axis: &crate::conv::Axis, s: usize) -> (usize, usize) {
     reads.next().map_or((0, 0), |first| (first, reads.next_back().unwrap_or(first) + 1))
 }
 
-/// Adds the pictures of `pairs` pairs of channels to the channels' sums.
+/// Adds the pictures of `pairs` pairs of channels to the channels' sums, 16 of each.
 #[inline(always)]
 unsafe fn add_pictures<S: Simd>(from: *const u32, pairs: usize, sums: *mut f32) {
-    // SAFETY: the caller's promise; no vector is longer than the arrays.
+    // SAFETY: the caller's promise.
     unsafe {
         for p in 0..pairs {
-            let (mut even, mut odd) = (S::zero(), S::zero());
             for n in (0..PICTURES).step_by(S::LANES) {
-                let (e, o) = S::load_pairs(from.add(p * PICTURES + n));
-                even = S::add(even, e);
-                odd = S::add(odd, o);
+                let (even, odd) = S::load_pairs(from.add(p * PICTURES + n));
+                let to = sums.add(2 * p * EDGE + n % EDGE);
+                S::store(to, S::add(S::load(to), even));
+                S::store(to.add(EDGE), S::add(S::load(to.add(EDGE)), odd));
             }
-            *sums.add(2 * p) += S::sum(even);
-            *sums.add(2 * p + 1) += S::sum(odd);
         }
     }
 }
@@ -302,21 +310,19 @@ impl Kernel for SumParts<'_> {
         let panel = plan.panels[unit];
         let split_channels = g.input.split_channels();
         let first_filter = panel.split * g.output.split_channels() + panel.first;
-        let sum = |at: usize| (0..self.parts).map(|part| plan.sums[part * plan.part_len() + at]).sum::<f32>();
         let mut at = unit * plan.panel_len;
         for split in 0..g.input.splits / g.groups {
             for r in 0..g.rows.kernel {
                 for s in 0..g.columns.kernel {
                     for first in (0..split_channels).step_by(2 * EDGE) {
                         for m in 0..panel.valid {
-                            for c in 0..(split_channels - first).min(2 * EDGE) {
-                                let channel = split * split_channels + first + c;
-                                let Some(place) = self.place(first_filter + m, channel, r, s) else {
-                                    continue;
-                                };
-                                // SAFETY: the panel owns its filters' elements, which are within dw.
-                                unsafe { *self.dw.at(place) = sum(at + m * C_STRIDE + c) };
-                            }
+                            let mut row = [0.0; C_STRIDE];
+                            self.sum_row::<S>(at + m * C_STRIDE, &mut row);
+                            let filter = first_filter + m;
+                            let count = (split_channels - first).min(2 * EDGE);
+                            let first = split * split_channels + first;
+                            // SAFETY: the panel owns its filters' elements, which are within dw.
+                            unsafe { self.place(filter, first, r, s, &row[..count]) };
                         }
                         at += C_LEN;
                     }
@@ -333,12 +339,38 @@ impl Kernel for SumParts<'_> {
 }
 
 impl SumParts<'_> {
-    /// Where the weight of a filter at a (perhaps folded) channel of its group and tap lies in dw.
+    /// A row of a block of dw: the parts' sums in order.
     #[inline(always)]
-    fn place(&self, filter: usize, channel: usize, r: usize, s: usize) -> Option<usize> {
+    fn sum_row<S: Simd>(&self, at: usize, row: &mut [f32; C_STRIDE]) {
+        for c in (0..C_STRIDE).step_by(S::LANES) {
+            // SAFETY: the row is within the sums of every part.
+            unsafe {
+                let mut sum = S::zero();
+                for part in 0..self.parts {
+                    let from = &self.plan.sums[part * self.plan.part_len() + at..][..C_STRIDE];
+                    sum = S::add(sum, S::load(from.as_ptr().add(c)));
+                }
+                S::store(row.as_mut_ptr().add(c), sum);
+            }
+        }
+    }
+
+    /// Stores the gradients of a filter's weights of (perhaps folded) channels of its group from `first` on, at one tap.
+    ///
+    /// # Safety
+    /// The filter is within dw, and nothing else touches it.
+    #[inline(always)]
+    unsafe fn place(&self, filter: usize, first: usize, r: usize, s: usize, row: &[f32]) {
         let Fold { kernel, fold } = self.fold;
-        let (c, part) = (channel % self.channels, channel / self.channels);
-        let (r, s) = (r * fold + part / fold, s * fold + part % fold);
-        (r < kernel && s < kernel).then_some(((filter * self.channels + c) * kernel + r) * kernel + s)
+        let filter_start = filter * self.channels * kernel * kernel;
+        for (channel, value) in (first..).zip(row) {
+            let (c, part) =
+                if fold == 1 { (channel, 0) } else { (channel % self.channels, channel / self.channels) };
+            let (r, s) = (r * fold + part / fold, s * fold + part % fold);
+            if r < kernel && s < kernel {
+                // SAFETY: the caller's promise; a folded tap beyond the kernel was left out.
+                unsafe { *self.dw.at(filter_start + (c * kernel + r) * kernel + s) = *value };
+            }
+        }
     }
 }

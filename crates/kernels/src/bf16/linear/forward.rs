@@ -1,7 +1,7 @@
 //! The forward pass of a linear layer: weights are the left operand, rounded on the way or beforehand.
 //!
 //! ```text
-//! for 64 outputs              (a unit)
+//! for 256 outputs             (a unit: x comes from beyond L2 once for each)
 //!   for 8 blocks              (their sums are held at once)
 //!     for chunk of inputs     (rounded weights of 32 outputs, read again for each block)
 //!       for block             32 outputs × 32 pictures
@@ -17,10 +17,10 @@ use crate::simd::{Simd, prefetch_far};
 
 /// Most blocks that a pass holds sums of at once.
 const TOGETHER: usize = 8;
-/// Outputs of a unit of the forward pass.
-const FORWARD_ROWS: usize = 64;
-/// Steps of a chunk of the forward pass: the rounded weights of 32 outputs, 64 KiB, are read again for each block.
-const CHUNK_STEPS: usize = 32;
+/// Outputs of a unit of the forward pass: their sums for [`TOGETHER`] blocks are 256 KiB, in L2.
+const FORWARD_ROWS: usize = 256;
+/// Steps of a chunk of the forward pass: the rounded weights of 32 outputs, 16 KiB, stay in L1 beside as much of x.
+const CHUNK_STEPS: usize = 8;
 
 /// w (O, I) rounded and in tiles, for [`forward`].
 #[derive(Debug)]
@@ -73,14 +73,21 @@ impl Kernel for Round<'_> {
         unsafe {
             let w = self.w.as_ptr().add(first * row_stride(inputs));
             let to = self.data.at(unit * steps * 2 * TILE).cast::<u32>();
-            round_rows(w, inputs, rows, 0, steps, to);
+            round_rows::<S>(w, inputs, rows, 0, steps, to);
         }
     }
 }
 
 /// Rounds `rows` rows of w, `steps` steps from column 32·`first`, to pairs of tiles; zero beyond rows and columns.
 #[inline(always)]
-unsafe fn round_rows(w: *const f32, inputs: usize, rows: usize, first: usize, steps: usize, to: *mut u32) {
+unsafe fn round_rows<S: Simd>(
+    w: *const f32,
+    inputs: usize,
+    rows: usize,
+    first: usize,
+    steps: usize,
+    to: *mut u32,
+) {
     // SAFETY: the caller's promise.
     unsafe {
         for step in 0..steps {
@@ -93,12 +100,7 @@ unsafe fn round_rows(w: *const f32, inputs: usize, rows: usize, first: usize, st
                     prefetch_far(w.wrapping_add(CHUNK_STEPS * 2 * EDGE + line));
                 }
                 if row < rows && column + 2 * EDGE <= inputs {
-                    let w = w.cast::<[f32; 32]>().read_unaligned();
-                    let mut out = [0u32; EDGE];
-                    for i in 0..EDGE {
-                        out[i] = pair(w[2 * i], w[2 * i + 1]);
-                    }
-                    to.cast::<[u32; EDGE]>().write_unaligned(out);
+                    S::round_values(w, to);
                 } else {
                     for i in 0..EDGE {
                         let value =
@@ -213,7 +215,7 @@ impl MatrixKernel for Forward<'_> {
                     unsafe {
                         let a = match self.weights {
                             Weights::Master(w) => {
-                                round_rows(
+                                round_rows::<M::S>(
                                     w.as_ptr().add(first * row_stride(inputs)),
                                     inputs,
                                     rows,
