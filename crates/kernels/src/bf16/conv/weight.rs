@@ -4,7 +4,8 @@
 //! ```text
 //! for part of the blocks, group, 64 filters      (a unit: its dw stays in cache)
 //!   for block, for a band of rows                (dy of the band: rows of picture pairs, in scratch)
-//!     for 32 filters, tap, 32 channels           32 × 32 sums over the band's positions
+//!     for 32 channels, 32 filters                (their x and dy of the band stay in L2 for all taps)
+//!       for tap                                  32 × 32 sums over the band's positions
 //! ```
 //!
 //! Every part has its own dw; [`sum_parts`] adds them in order. The cut into parts depends on the number of blocks alone.
@@ -13,7 +14,7 @@ use super::{Fold, Geometry, Panel, panels};
 use crate::arena::Buffer;
 use crate::bf16::convert::{paired_len, paired_position_len, prefetch_pairs, unzip_pairs};
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
-use crate::bf16::{EDGE, PICTURES, pairs};
+use crate::bf16::{EDGE, PICTURES, TILE, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use std::ops::Range;
@@ -22,8 +23,11 @@ use std::ops::Range;
 const MOST_PARTS: usize = 4;
 /// Panels of filters in a unit.
 const UNIT_PANELS: usize = 2;
-/// Bytes of x and dy of a band of rows: they are read once for every tap, so they should stay in an L2 of 1 MiB.
-const BAND_BYTES: usize = 768 << 10;
+/// Sums of the biases of a panel: 16 for every filter, whose sum they are.
+const BIAS_LEN: usize = 2 * EDGE * EDGE;
+/// Bytes of a band of rows: dy of a unit and 32 channels of x, which are read once for every tap. They stay in an L2 of
+/// 2 MiB, as processors with AMX have; in one of 1 MiB smaller bands are no faster.
+const BAND_BYTES: usize = 1536 << 10;
 /// Most rows of a band: bounds the number of runs.
 const BAND_ROWS: usize = 64;
 
@@ -56,8 +60,8 @@ impl WeightPlan {
         }
         units.push(panels.len());
         let splits = g.input.splits / g.groups;
-        let x_row = splits * g.columns.input * paired_position_len(&g.input) * size_of::<u32>();
-        let dy_row = g.columns.output * UNIT_PANELS * 2 * EDGE * EDGE * size_of::<u32>();
+        let x_row = g.columns.input * 2 * TILE * size_of::<u32>();
+        let dy_row = g.columns.output * UNIT_PANELS * 2 * TILE * size_of::<u32>();
         let over = (g.rows.kernel - 1) * x_row;
         let band = BAND_BYTES.saturating_sub(over) / (x_row * g.rows.stride + dy_row);
         let channel_panels = g.input.split_channels().div_ceil(2 * EDGE);
@@ -82,7 +86,12 @@ impl WeightPlan {
     /// Elements of scratch that each thread needs: dy of a band, for every position the rows of a unit's panels, and a
     /// vector of sums for the bias of every filter.
     pub fn scratch_len(&self, g: &Geometry) -> usize {
-        (self.band * g.columns.output + 1) * UNIT_PANELS * 2 * EDGE * EDGE
+        UNIT_PANELS * (self.dy_panel_len(g) + BIAS_LEN)
+    }
+
+    /// Pairs of dy of one panel at the positions of a band.
+    fn dy_panel_len(&self, g: &Geometry) -> usize {
+        self.band * g.columns.output * 2 * TILE
     }
 
     fn part_len(&self) -> usize {
@@ -164,104 +173,136 @@ impl MatrixKernel for WeightGradient<'_> {
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
         let (g, plan) = (&self.g, self.plan);
-        let part = unit / (plan.units.len() - 1);
-        let unit = unit % (plan.units.len() - 1);
+        let (part, unit) = (unit / (plan.units.len() - 1), unit % (plan.units.len() - 1));
         let indices = plan.units[unit]..plan.units[unit + 1];
         let panels = &plan.panels[indices.clone()];
-        let first = panels[0];
-        let tiles: usize = panels.iter().map(|p| p.tiles).sum();
-        let position_len = tiles * EDGE * EDGE;
-        let group = first.split * g.groups / g.output.splits;
         let group_splits = g.input.splits / g.groups;
+        let first_split = panels[0].split * g.groups / g.output.splits * group_splits;
+        let channel_tiles = g.input.split_channels().div_ceil(EDGE);
         let sums = self.sums.at(part * plan.part_len() + indices.start * plan.panel_len);
         let bias = self.sums.at(self.bias_start(part) + indices.start * 2 * EDGE);
-        let bias_sums = scratch.wrapping_add(plan.band * g.columns.output * UNIT_PANELS * 2 * EDGE * EDGE);
-        let unit_pairs = panels.iter().map(|p| p.valid).sum::<usize>().div_ceil(2);
-        let paired_position = paired_position_len(&g.input);
-        let columns = g.columns;
+        let (dy, dy_panel) = (scratch.cast::<u32>(), plan.dy_panel_len(g));
+        let bias_sums = scratch.wrapping_add(UNIT_PANELS * dy_panel);
         // SAFETY: maps were checked; bands lie within the maps and within scratch; (part, unit) owns its sums.
         unsafe {
-            std::ptr::write_bytes(bias_sums, 0, 2 * unit_pairs * EDGE);
+            std::ptr::write_bytes(bias_sums, 0, UNIT_PANELS * BIAS_LEN);
+            let mut runs = [Run::default(); BAND_ROWS];
             let mut started = false;
             for block in self.part(part) {
-                let dy = self.dy.as_ptr().add(block * g.output.block_len());
-                let mut p0 = 0;
-                while p0 < g.rows.output {
+                for p0 in (0..g.rows.output).step_by(plan.band) {
                     let band = p0..(p0 + plan.band).min(g.rows.output);
-                    for p in band.clone() {
-                        for q in 0..columns.output {
-                            let from = dy.add(g.output.at(first.split, p, q) + first.first / 2 * PICTURES);
-                            let to =
-                                scratch.add(((p - p0) * columns.output + q) * position_len).cast::<u32>();
-                            // The next position's filters lie too far off for the processor to foresee them.
-                            prefetch_pairs(from.wrapping_add(g.output.position_len()), unit_pairs);
-                            unzip_pairs::<M::S>(from, unit_pairs, to);
-                            std::ptr::write_bytes(
-                                to.add(2 * unit_pairs * EDGE),
-                                0,
-                                position_len - 2 * unit_pairs * EDGE,
-                            );
-                            add_pictures::<M::S>(from, unit_pairs, bias_sums);
-                        }
+                    for (i, panel) in panels.iter().enumerate() {
+                        let to = dy.add(i * dy_panel);
+                        self.unzip_band::<M::S>(block, panel, band.clone(), to, bias_sums.add(i * BIAS_LEN));
                     }
-                    let mut to = sums;
-                    let mut first_tile = 0;
-                    for panel in panels {
-                        for split in 0..group_splits {
-                            let x_split = group * group_splits + split;
-                            let map = ((block * g.input.splits + x_split) * g.input.height) * g.input.width;
-                            for r in 0..g.rows.kernel {
-                                for s in 0..columns.kernel {
-                                    let mut runs = [Run::default(); BAND_ROWS];
-                                    let mut used = 0;
-                                    let (q0, q1) = inside(&columns, s);
-                                    for p in band.clone() {
-                                        let Some(h) = g.rows.forward(p, r) else { continue };
-                                        if q0 == q1 {
-                                            continue;
-                                        }
-                                        let w = q0 * columns.stride + s - columns.pad;
-                                        let a = ((p - p0) * columns.output + q0) * position_len;
-                                        runs[used] = Run {
-                                            a: a + first_tile * EDGE * EDGE,
-                                            b: (map + h * g.input.width + w) * paired_position,
-                                            steps: q1 - q0,
-                                        };
-                                        used += 1;
-                                    }
-                                    let channel_tiles = g.input.split_channels().div_ceil(EDGE);
-                                    for tile in (0..channel_tiles).step_by(2) {
-                                        let shape = Product {
-                                            rows: panel.tiles,
-                                            columns: (channel_tiles - tile).min(2),
-                                            left: Left::Tiles,
-                                            right: Right::Tiles,
-                                            a_step: position_len,
-                                            b_step: columns.stride * paired_position,
-                                        };
-                                        let b = self.paired.as_ptr().add(tile * EDGE * EDGE);
-                                        // The first band starts the sums, even if it has no product.
-                                        if used > 0 || !started {
-                                            M::product(shape, &runs[..used], scratch.cast(), b, to, started);
-                                        }
-                                        to = to.add(C_LEN);
+                    for split in 0..group_splits {
+                        let x =
+                            (block * g.input.splits + first_split + split) * g.input.height * g.input.width;
+                        for tile in (0..channel_tiles).step_by(2) {
+                            let b = self.paired.as_ptr().add(tile * TILE);
+                            for (i, panel) in panels.iter().enumerate() {
+                                let shape = Product {
+                                    rows: panel.tiles,
+                                    columns: (channel_tiles - tile).min(2),
+                                    left: Left::Tiles,
+                                    right: Right::Tiles,
+                                    a_step: panel.tiles * TILE,
+                                    b_step: g.columns.stride * paired_position_len(&g.input),
+                                };
+                                for tap in 0..g.rows.kernel * g.columns.kernel {
+                                    let rs = (tap / g.columns.kernel, tap % g.columns.kernel);
+                                    let used = self.runs(panel, x, band.clone(), rs, &mut runs);
+                                    let at = (split * g.rows.kernel * g.columns.kernel + tap)
+                                        * channel_tiles.div_ceil(2)
+                                        + tile / 2;
+                                    let to = sums.add(i * plan.panel_len + at * C_LEN);
+                                    // The first band starts the sums, even if it has no product.
+                                    if used > 0 || !started {
+                                        M::product(
+                                            shape,
+                                            &runs[..used],
+                                            dy.add(i * dy_panel),
+                                            b,
+                                            to,
+                                            started,
+                                        );
                                     }
                                 }
                             }
                         }
-                        first_tile += panel.tiles;
                     }
                     started = true;
-                    p0 = band.end;
                 }
             }
             std::ptr::write_bytes(bias, 0, panels.len() * 2 * EDGE);
-            for filter in 0..2 * unit_pairs {
+            for filter in 0..panels.len() * 2 * EDGE {
                 for lane in (0..EDGE).step_by(M::S::LANES) {
                     *bias.add(filter) += M::S::sum(M::S::load(bias_sums.add(filter * EDGE + lane)));
                 }
             }
         }
+    }
+}
+
+impl WeightGradient<'_> {
+    /// dy of a panel's filters at a band's positions as rows of picture pairs; adds its pictures to the biases' sums.
+    ///
+    /// # Safety
+    /// The band lies within the map; `to` and `bias_sums` have room for it.
+    #[inline(always)]
+    unsafe fn unzip_band<S: Simd>(
+        &self,
+        block: usize,
+        panel: &Panel,
+        band: Range<usize>,
+        to: *mut u32,
+        bias_sums: *mut f32,
+    ) {
+        let map = self.g.output;
+        let (pairs, len) = (panel.valid.div_ceil(2), panel.tiles * TILE);
+        let first = block * map.block_len() + map.at(panel.split, band.start, 0) + panel.first / 2 * PICTURES;
+        // SAFETY: the caller's promise. The positions of a band are one after the other on both sides.
+        unsafe {
+            for position in 0..band.len() * map.width {
+                let from = self.dy.as_ptr().add(first + position * map.position_len());
+                let to = to.add(position * len);
+                // The next position's filters lie too far off for the processor to foresee them.
+                prefetch_pairs(from.wrapping_add(map.position_len()), pairs);
+                unzip_pairs::<S>(from, pairs, to);
+                std::ptr::write_bytes(to.add(2 * pairs * EDGE), 0, len - 2 * pairs * EDGE);
+                add_pictures::<S>(from, pairs, bias_sums);
+            }
+        }
+    }
+
+    /// Fills in the positions of a band whose window has tap (r, s) inside the map, row by row: where dy of the panel and x,
+    /// whose split begins at position `x`, lie. Returns the number of rows.
+    #[inline(always)]
+    fn runs(
+        &self,
+        panel: &Panel,
+        x: usize,
+        band: Range<usize>,
+        (r, s): (usize, usize),
+        runs: &mut [Run; BAND_ROWS],
+    ) -> usize {
+        let Geometry { input, rows, columns, .. } = self.g;
+        let (q0, q1) = inside(&columns, s);
+        if q0 == q1 {
+            return 0;
+        }
+        let w = q0 * columns.stride + s - columns.pad;
+        let mut used = 0;
+        for (i, p) in band.enumerate() {
+            let Some(h) = rows.forward(p, r) else { continue };
+            runs[used] = Run {
+                a: (i * columns.output + q0) * panel.tiles * TILE,
+                b: (x + h * input.width + w) * paired_position_len(&input),
+                steps: q1 - q0,
+            };
+            used += 1;
+        }
+        used
     }
 }
 
