@@ -141,8 +141,9 @@ fn check_conv(engine: Engine, threads: usize, g: &Geometry, count: usize, intege
 #[test]
 fn convolutions_of_every_kind() {
     // AlexNet's kinds: conv2's groups of 48 channels, 3×3 over all and within groups, strides, overhangs; odd numbers of
-    // channels, one channel, splits finer than the groups.
+    // channels, one channel, splits finer than the groups; conv1's folded pixels, whose weights pass L1 by.
     let cases = [
+        (geometry([48, 1], [64, 1], 1, axis(4, 3, 1, 0, 0), axis(5, 3, 1, 0, 0)), 32),
         (geometry([96, 2], [64, 2], 2, axis(5, 5, 1, 2, 2), axis(7, 5, 1, 2, 2)), 33),
         (geometry([64, 1], [96, 2], 1, axis(4, 3, 1, 1, 1), axis(3, 3, 1, 1, 1)), 32),
         (geometry([64, 2], [64, 2], 1, axis(3, 3, 1, 1, 1), axis(4, 3, 1, 1, 1)), 5),

@@ -111,6 +111,9 @@ impl Engine {
 pub(crate) enum Left {
     /// Two tiles of 16 × 16, one after the other.
     Tiles,
+    /// The same, too many to stay in L1 beside the right operand, which should: where the processor takes hints, they pass
+    /// it by.
+    Passing,
     /// Rows this far apart, the second tile's this far from the first's, in pairs. Of each tile only so many rows are
     /// asked for, at most [`MOST_ROWS`]; the others of its 16 are read, and their sums mean nothing. Both operands go on
     /// from step to step without a gap, the right one in rows of as many columns as there are.
@@ -125,7 +128,7 @@ impl Left {
     #[inline(always)]
     pub(super) fn distances(self) -> (usize, usize) {
         match self {
-            Left::Tiles => (EDGE, EDGE * EDGE),
+            Left::Tiles | Left::Passing => (EDGE, EDGE * EDGE),
             Left::Apart { row, second, .. } => (row, second),
         }
     }

@@ -2,8 +2,8 @@
 //! eight tiles that every thread keeps in memory. So the kernel's own instructions, their encodings and operands, are
 //! tested wherever there is AVX-512; only their speed is not.
 //!
-//! Decodes what the kernel uses: VEX-encoded LDTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILESTORED and TDPBF16PS with
-//! base + index (+ displacement) addresses. Anything else is left to the default action of the signal.
+//! Decodes what the kernel uses: VEX-encoded LDTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILELOADDT1, TILESTORED and
+//! TDPBF16PS with base + index (+ displacement) addresses. Anything else is left to the default action of the signal.
 
 use alexnet_kernels::bf16::Engine;
 use std::cell::UnsafeCell;
@@ -135,14 +135,14 @@ fn emulate(code: &[u8], registers: &[i64]) -> Option<usize> {
             *configured = true;
             *tiles = [[[0; 16]; 16]; 8];
         }
-        // TILELOADD, TILESTORED
-        (0x4b, 3) | (0x4b, 2) => {
+        // TILELOADDT1, TILESTORED, TILELOADD
+        (0x4b, 1..=3) => {
             assert!(*configured, "tiles are not configured");
             for (i, row) in tiles[reg].iter_mut().enumerate() {
                 let memory = (address as i64 + i as i64 * stride) as *mut [u32; 16];
                 // SAFETY: the operand of the instruction is 16 rows of 64 bytes.
                 unsafe {
-                    if prefix == 3 { *row = memory.read_unaligned() } else { memory.write_unaligned(*row) }
+                    if prefix == 2 { memory.write_unaligned(*row) } else { *row = memory.read_unaligned() }
                 }
             }
         }

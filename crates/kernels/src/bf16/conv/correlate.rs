@@ -98,6 +98,7 @@ fn correlate(
             source: pairs(source),
             packed,
             weights: pairs(&packed.data),
+            left: if packed.weights_pass(rows.kernel) { Left::Passing } else { Left::Tiles },
             finish,
             target: Ptr::from_mut(target),
             unit_rows,
@@ -117,6 +118,8 @@ struct Correlate<'a> {
     weights: &'a [u32],
     finish: Finish<'a>,
     target: Ptr,
+    /// Whether weights stay in L1.
+    left: Left,
     /// Rows of a unit.
     unit_rows: usize,
 }
@@ -162,7 +165,7 @@ impl MatrixKernel for Correlate<'_> {
                 let shape = Product {
                     rows: panel.tiles,
                     columns,
-                    left: Left::Tiles,
+                    left: self.left,
                     right: Right::Rows,
                     a_step: panel.tiles * EDGE * EDGE,
                     b_step: EDGE * PICTURES,

@@ -107,6 +107,16 @@ impl Packed {
         self.data.len() * size_of::<u32>()
     }
 
+    /// Whether a position's window fits L1, but not the weights beside it. A step has 2 KiB of each.
+    pub(super) fn weights_pass(&self, rows: usize) -> bool {
+        /// L1 has 48 KiB in every processor with tiles, and needs room for the sums.
+        const L1: usize = 40 << 10;
+        const MOST: usize = 32 << 10;
+        let steps = self.runs.iter().map(|&(_, steps)| steps).max().unwrap_or(0) * rows * self.group_splits;
+        let bytes = steps * 2 * TILE * size_of::<u32>();
+        bytes <= MOST && 2 * bytes > L1
+    }
+
     /// Where the weights of (panel, split of the group, row of the window) begin, in pairs.
     #[inline(always)]
     pub(super) fn row_start(&self, panel: usize, split: usize, rows: usize, r: usize) -> usize {
