@@ -194,4 +194,48 @@ layer = [
     let plan = Plan::mixed(&net, 2, Mode::Train { frozen_below: 0 }).unwrap();
     let error = Mixed::new(&net, plan, engines()[0], 1).err().unwrap().to_string();
     assert!(error.contains("layer c1: 88 rows") && error.contains("--precision f32"), "{error}");
+    let text = text.replace("kernel = 11", "kernel = 3").replace(
+        r#"{ name = "c2", type = "conv", filters = 16, kernel = 1, groups = 8 }"#,
+        r#"{ name = "p", type = "pool", kind = "max", size = 5, stride = 2 }"#,
+    );
+    let net = Network::from_toml(&text, "wide.toml").unwrap();
+    let plan = Plan::mixed(&net, 2, Mode::Train { frozen_below: 0 }).unwrap();
+    let error = Mixed::new(&net, plan, engines()[0], 1).err().unwrap().to_string();
+    assert!(error.contains("layer p: max pooling over more than 16 places"), "{error}");
+}
+
+/// A normalization and the max pooling behind it are one stage in bf16, wherever the kernel takes them and the plan does not
+/// end between them.
+#[test]
+fn a_normalization_and_its_pooling_are_one_stage() {
+    let net = zoo::by_name("alexnet-2012", 1000).unwrap();
+    let stages =
+        |plan: &Plan, net: &Network| plan.describe(net).lines().map(str::to_owned).collect::<Vec<_>>();
+    let fused = |plan: &Plan, net: &Network| stages(plan, net).iter().any(|s| s.contains("norm1+pool1"));
+    let train = Mode::Train { frozen_below: 0 };
+    assert!(fused(&Plan::mixed(&net, 128, train).unwrap(), &net));
+    assert!(fused(&Plan::mixed(&net, 128, Mode::Infer { last: None }).unwrap(), &net));
+    assert!(!fused(&Plan::new(&net, 128, train).unwrap(), &net), "f32 has no such kernel");
+    let norm1 = net.layers.iter().position(|l| l.name == "norm1").unwrap();
+    let plan = Plan::mixed(&net, 128, Mode::Infer { last: Some(norm1) }).unwrap();
+    assert!(stages(&plan, &net).last().unwrap().contains("norm1 "), "{}", plan.describe(&net));
+
+    let changed = |change: &dyn Fn(&mut Op)| {
+        let mut net = net.clone();
+        net.layers[norm1..norm1 + 2].iter_mut().for_each(|layer| change(&mut layer.op));
+        fused(&Plan::mixed(&net, 128, train).unwrap(), &net)
+    };
+    let with_size = |size: usize| {
+        changed(&|op| {
+            if let Op::Lrn(lrn) = op {
+                lrn.size = size;
+            }
+        })
+    };
+    assert!(with_size(5) && !with_size(3));
+    assert!(!changed(&|op| {
+        if let Op::Pool(pool) = op {
+            pool.kind = PoolKind::Average;
+        }
+    }));
 }
