@@ -73,7 +73,7 @@ fn what_has_no_kernel_for_a_few_pictures_is_said() {
         ("torchvision", None),
     ] {
         let net = narrow(name, 100);
-        let said = few::unsupported(&net);
+        let said = few::unsupported(&net, &Plan::few(&net, 1, None).unwrap());
         match why {
             None => assert_eq!(said, None, "{name}"),
             Some(why) => assert!(said.as_ref().is_some_and(|said| said.contains(why)), "{name}: {said:?}"),

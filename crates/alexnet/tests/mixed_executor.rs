@@ -19,6 +19,7 @@ use alexnet::exec::few::{self, Few, LinearWeights};
 use alexnet::exec::mixed::Mixed;
 use alexnet::exec::plan::{Mode, Plan};
 use alexnet::exec::reference::Reference;
+use alexnet::exec::{self, Options, Precision};
 use alexnet::net::{Activation, Op, PoolKind};
 use alexnet::zoo;
 use alexnet_kernels::bf16::Engine;
@@ -76,9 +77,9 @@ fn compare(net: &Network, batch: usize, engines: &[Engine]) {
         let plan = Plan::mixed(net, batch, Mode::Infer { last: None }).unwrap();
         let mut mixed = Mixed::new(net, plan, engine, 2).unwrap();
         infer(&mut mixed, &want, net, batch, &want_p, &what);
-        if few::unsupported(net).is_none() {
-            let mut few =
-                Few::new(net, Plan::few(net, batch, None).unwrap(), engine, LinearWeights::Bf16, 2).unwrap();
+        let plan = Plan::few(net, batch, None).unwrap();
+        if few::unsupported(net, &plan).is_none() {
+            let mut few = Few::new(net, plan, engine, LinearWeights::Bf16, 2).unwrap();
             infer(&mut few, &want, net, batch, &want_p, &format!("{what} few"));
         }
     }
@@ -194,6 +195,7 @@ layer = [
     let plan = Plan::mixed(&net, 2, Mode::Train { frozen_below: 0 }).unwrap();
     let error = Mixed::new(&net, plan, engines()[0], 1).err().unwrap().to_string();
     assert!(error.contains("layer c1: 88 rows") && error.contains("--precision f32"), "{error}");
+    falls_back(&net);
     let text = text.replace("kernel = 11", "kernel = 3").replace(
         r#"{ name = "c2", type = "conv", filters = 16, kernel = 1, groups = 8 }"#,
         r#"{ name = "p", type = "pool", kind = "max", size = 5, stride = 2 }"#,
@@ -202,6 +204,14 @@ layer = [
     let plan = Plan::mixed(&net, 2, Mode::Train { frozen_below: 0 }).unwrap();
     let error = Mixed::new(&net, plan, engines()[0], 1).err().unwrap().to_string();
     assert!(error.contains("layer p: max pooling over more than 16 places"), "{error}");
+    falls_back(&net);
+}
+
+/// Training in the fastest precision is in f32 where mixed precision is refused, and asking for bf16 says why.
+fn falls_back(net: &Network) {
+    let options = |precision| Options { batch: 2, precision, ..Options::default() };
+    assert_eq!(exec::compile(net, &options(Precision::Auto)).unwrap().precision(), "f32");
+    assert!(exec::compile(net, &options(Precision::Bf16)).is_err());
 }
 
 /// A normalization and the max pooling behind it are one stage in bf16, wherever the kernel takes them and the plan does not

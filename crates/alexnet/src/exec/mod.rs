@@ -119,30 +119,36 @@ const FEW: usize = 24;
 /// if there is not enough memory.
 pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
     let engine = Engine::best().map_err(Error::Config)?;
-    let few = |last, linear| {
-        let plan = Plan::few(net, options.batch, last)?;
-        Ok(Box::new(few::Few::new(net, plan, engine, linear, options.threads)?) as Box<dyn Executor>)
-    };
-    let unsupported = mixed::unsupported(net, &options.rule);
-    let fastest = engine.is_native() && unsupported.is_none();
-    match (options.precision, options.mode) {
-        (Precision::Int8, Mode::Infer { last }) => return few(last, LinearWeights::Int8),
-        (Precision::Int8, Mode::Train { .. }) => {
-            return Err(Error::Config("precision int8 is for inference; train in f32 or bf16".into()));
+    let Options { batch, mode, precision, threads, rule, .. } = *options;
+    match precision {
+        Precision::Int8 => {
+            let Mode::Infer { last } = mode else {
+                return Err(Error::Config("precision int8 is for inference; train in f32 or bf16".into()));
+            };
+            let plan = Plan::few(net, batch, last)?;
+            return Ok(Box::new(few::Few::new(net, plan, engine, LinearWeights::Int8, threads)?));
         }
-        (Precision::Auto, _) if !fastest => {}
-        (Precision::Auto | Precision::Bf16, Mode::Infer { last })
-            if options.batch <= FEW && few::unsupported(net).is_none() =>
-        {
-            return few(last, LinearWeights::Bf16);
+        Precision::Bf16 | Precision::Auto if precision == Precision::Bf16 || engine.is_native() => {
+            if let Mode::Infer { last } = mode
+                && batch <= FEW
+            {
+                let plan = Plan::few(net, batch, last)?;
+                if few::unsupported(net, &plan).is_none() {
+                    return Ok(Box::new(few::Few::new(net, plan, engine, LinearWeights::Bf16, threads)?));
+                }
+            }
+            let plan = Plan::mixed(net, batch, mode)?.with_rule(rule);
+            if precision == Precision::Bf16 || mixed::unsupported(net, &plan).is_none() {
+                return Ok(Box::new(mixed::Mixed::new(net, plan, engine, threads)?));
+            }
         }
-        (Precision::Auto | Precision::Bf16, mode) => {
-            let plan = Plan::mixed(net, options.batch, mode)?.with_rule(options.rule);
-            return Ok(Box::new(mixed::Mixed::new(net, plan, engine, options.threads)?));
-        }
-        (Precision::F32, _) => {}
+        Precision::Bf16 | Precision::Auto | Precision::F32 => {}
     }
-    let isa = engine.isa();
-    let plan = Plan::new(net, options.batch, options.mode)?.with_rule(options.rule);
-    Ok(Box::new(cpu::Cpu::new(net, plan, isa, options.threads)?))
+    let plan = Plan::new(net, batch, mode)?.with_rule(rule);
+    Ok(Box::new(cpu::Cpu::new(net, plan, engine.isa(), threads)?))
+}
+
+/// What a network is told that only the f32 executor computes.
+fn only_f32(net: &Network, why: &str) -> Error {
+    Error::Config(format!("network {}: {why}; --precision f32 computes it", net.name))
 }

@@ -1,7 +1,6 @@
 //! Into how many parts that lie apart the channels of each map are cut in bf16 layouts: a map that a grouped convolution
 //! writes or reads is split at its groups, and stages that go position by position have the same splits on both sides.
 
-use crate::error::{Error, Result};
 use crate::exec::plan::{Form, Kind, Plan};
 use crate::net::{self, Network, Op, PoolKind};
 
@@ -9,7 +8,7 @@ use crate::net::{self, Network, Op, PoolKind};
 ///
 /// # Errors
 /// If a map has channels that do not fill its splits.
-pub(super) fn of(net: &Network, plan: &Plan) -> Result<Vec<usize>> {
+pub(super) fn of(net: &Network, plan: &Plan) -> Result<Vec<usize>, String> {
     let groups = |stage: usize| match plan.stages.get(stage) {
         Some(stage) if matches!(stage.kind, Kind::Conv { .. }) => match &net.layers[stage.layers.start].op {
             Op::Conv(conv) => conv.groups,
@@ -40,10 +39,10 @@ pub(super) fn of(net: &Network, plan: &Plan) -> Result<Vec<usize>> {
     }
     for (map, &splits) in plan.maps.iter().zip(&splits) {
         if map.form != Form::Flat && !map.shape.c.is_multiple_of(splits) {
-            return Err(Error::Config(format!(
-                "a map of {} cannot be cut for groups of {splits}; --precision f32 computes it",
+            return Err(format!(
+                "a map of {} cannot be cut into {splits} equal parts for the groups around it",
                 map.shape
-            )));
+            ));
         }
     }
     Ok(splits)

@@ -1,6 +1,5 @@
 //! How every map lies: which border it needs, which are cut into splits, and how the pixels enter.
 
-use crate::error::Result;
 use crate::exec::plan::{Form, Kind, Plan};
 use crate::exec::splits;
 use crate::net::{Network, Op};
@@ -51,7 +50,7 @@ impl Layout {
 ///
 /// # Errors
 /// As [`splits::of`].
-pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<Layout>)> {
+pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<Layout>), String> {
     let splits = splits::of(net, plan)?;
     let op = |i: usize| plan.stages[i].layers.clone().next().map(|layer| &net.layers[layer].op);
     let shape = net.input;

@@ -6,12 +6,12 @@
 
 mod layouts;
 
-use crate::error::{Error, Result};
-use crate::exec::constants;
+use crate::error::Result;
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::frame::{Draft, Frame, Stages};
 use crate::exec::plan::{Kind, Plan};
 use crate::exec::stopwatch::Pass;
+use crate::exec::{constants, only_f32};
 use crate::net::{self, Activation, Network, Op, PoolKind};
 use alexnet_kernels::arena::Region;
 use alexnet_kernels::bf16::conv::Fold;
@@ -151,16 +151,25 @@ impl StageState {
     }
 }
 
-/// Why `net` is not computed by this executor, if it is not.
-pub fn unsupported(net: &Network) -> Option<String> {
-    net.layers.iter().find_map(|layer| {
+/// Why `net` under this plan, one of [`Plan::few`], is not computed by this executor, if it is not.
+pub fn unsupported(net: &Network, plan: &Plan) -> Option<String> {
+    planned(net, plan).err()
+}
+
+/// How pixels enter, and the layout of every map.
+///
+/// # Errors
+/// Why the network is not computed.
+fn planned(net: &Network, plan: &Plan) -> std::result::Result<(Entry, Vec<Layout>), String> {
+    for layer in &net.layers {
         let what = match &layer.op {
             Op::Activation(f) if *f != Activation::Relu => "this activation",
             Op::BatchNorm(_) => "batch normalization",
-            _ => return None,
+            _ => continue,
         };
-        Some(format!("layer {}: {what} has no kernel for a few pictures", layer.name))
-    })
+        return Err(format!("layer {}: {what} has no kernel for a few pictures", layer.name));
+    }
+    layouts::of(net, plan)
 }
 
 impl Few {
@@ -177,10 +186,7 @@ impl Few {
         threads: usize,
     ) -> Result<Few> {
         assert!(!plan.trains(), "this executor does not train");
-        if let Some(why) = unsupported(net) {
-            return Err(Error::Config(format!("network {}: {why}; --precision f32 computes it", net.name)));
-        }
-        let (entry, layouts) = layouts::of(net, &plan)?;
+        let (entry, layouts) = planned(net, &plan).map_err(|why| only_f32(net, &why))?;
         let last = layouts.len() - 1;
         let rows_at_end = plan.ends_with_linear_logits();
         let batch = plan.batch;

@@ -1,6 +1,5 @@
 //! How every map lies: which are cut into splits, and how the pixels enter.
 
-use crate::error::{Error, Result};
 use crate::exec::plan::{Form, Plan};
 use crate::exec::splits;
 use crate::net::{Network, Op};
@@ -13,7 +12,10 @@ use alexnet_kernels::bf16::entry::Entry;
 const MOST_FOLDED: usize = 64;
 
 /// How pixels enter, and the layout of every map.
-pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<MapLayout>)> {
+///
+/// # Errors
+/// Why there is none.
+pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<MapLayout>), String> {
     let splits = splits::of(net, plan)?;
     let layouts = plan.maps.iter().zip(&splits).map(|(map, &splits)| match map.form {
         Form::Flat => flat(map.shape.len()),
@@ -27,11 +29,10 @@ pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<MapLayout>)> 
         // Neighbours' groups split the maps of a convolution further than its own.
         let runs = layouts[i].splits.max(layouts[i + 1].splits) / conv.groups * conv.kernel;
         if runs > MOST_RUNS {
-            return Err(Error::Config(format!(
-                "layer {}: {runs} rows of windows over the groups around it, and bf16 takes {MOST_RUNS}; --precision \
-                 f32 computes it",
-                net.layers[stage.layers.start].name
-            )));
+            let name = &net.layers[stage.layers.start].name;
+            return Err(format!(
+                "layer {name}: {runs} rows of windows over the groups around it, and bf16 takes {MOST_RUNS}"
+            ));
         }
     }
     let mut entry = Entry {

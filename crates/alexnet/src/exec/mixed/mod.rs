@@ -12,16 +12,14 @@ mod layouts;
 mod linear;
 mod norm_pool;
 
-use crate::error::{Error, Result};
-use crate::exec::constants;
+use crate::error::Result;
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::frame::{Draft, Frame, Stages};
 use crate::exec::plan::{Kind, Plan};
 use crate::exec::stopwatch::Pass;
+use crate::exec::{constants, only_f32};
 use crate::net::{Activation, Network, Op, PoolKind};
-use crate::ops::update::Rule;
 use alexnet_kernels::arena::Region;
-use alexnet_kernels::bf16::conv::MOST_RUNS;
 use alexnet_kernels::bf16::convert::{self, paired_len};
 use alexnet_kernels::bf16::entry::{Entry, enter};
 use alexnet_kernels::bf16::pooling::MOST_PLACES;
@@ -59,25 +57,30 @@ enum StageState {
     Plain,
 }
 
-/// Why `net` under this rule is not computed in mixed precision, if it is not.
-pub fn unsupported(net: &Network, rule: &Rule) -> Option<String> {
-    if rule.needs_whole_gradients() {
-        return Some(
-            "this update rule needs whole gradients, which linear layers in bf16 do not store".into(),
-        );
+/// Why `net` under this plan, one of [`Plan::mixed`], is not computed in mixed precision, if it is not.
+pub fn unsupported(net: &Network, plan: &Plan) -> Option<String> {
+    planned(net, plan).err()
+}
+
+/// How pixels enter, and the layout of every map.
+///
+/// # Errors
+/// Why the network is not computed.
+fn planned(net: &Network, plan: &Plan) -> std::result::Result<(Entry, Vec<MapLayout>), String> {
+    if plan.rule.needs_whole_gradients() {
+        return Err("this update rule needs whole gradients, which linear layers in bf16 do not store".into());
     }
-    net.layers.iter().find_map(|layer| match &layer.op {
-        Op::Conv(conv) if conv.groups * conv.kernel > MOST_RUNS => {
-            Some(format!("layer {}: groups times kernel size is above {MOST_RUNS}", layer.name))
-        }
-        Op::Pool(pool) if pool.kind == PoolKind::Max && pool.size * pool.size > MOST_PLACES => {
-            Some(format!("layer {}: max pooling over more than {MOST_PLACES} places", layer.name))
-        }
-        Op::BatchNorm(_) => {
-            Some(format!("layer {}: batch normalization is computed in f32 only", layer.name))
-        }
-        _ => None,
-    })
+    for layer in &net.layers {
+        let why = match &layer.op {
+            Op::Pool(pool) if pool.kind == PoolKind::Max && pool.size * pool.size > MOST_PLACES => {
+                format!("max pooling over more than {MOST_PLACES} places")
+            }
+            Op::BatchNorm(_) => "batch normalization is computed in f32 only".into(),
+            _ => continue,
+        };
+        return Err(format!("layer {}: {why}", layer.name));
+    }
+    layouts::of(net, plan)
 }
 
 impl Mixed {
@@ -87,11 +90,8 @@ impl Mixed {
     /// As [`Plan::mixed`]; if the network has a layer that is not computed in mixed precision; if the memory that the
     /// plan needs is not there.
     pub fn new(net: &Network, plan: Plan, engine: Engine, threads: usize) -> Result<Mixed> {
-        if let Some(why) = unsupported(net, &plan.rule) {
-            return Err(Error::Config(format!("network {}: {why}; --precision f32 computes it", net.name)));
-        }
+        let (entry, layouts) = planned(net, &plan).map_err(|why| only_f32(net, &why))?;
         let (trains, blocks) = (plan.trains(), plan.blocks());
-        let (entry, layouts) = layouts::of(net, &plan)?;
         let last = layouts.len() - 1;
         let rows_at_end = plan.ends_with_linear_logits();
         let mut draft = Draft::new(
