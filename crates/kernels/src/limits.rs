@@ -55,6 +55,7 @@ impl MatrixKernel for Tiles {
             right: Right::Tiles,
             a_step: tile,
             b_step: tile,
+            last: EDGE,
         };
         let runs = [Run { a: 0, b: 0, steps: STEPS }; RUNS];
         for i in 0..PRODUCTS {

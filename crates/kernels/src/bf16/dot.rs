@@ -1,10 +1,15 @@
 //! Products without tiles: AVX-512's dot product of pairs, and f32 arithmetic on widened pairs.
 
 use super::EDGE;
-use super::engine::{C_STRIDE, Left, Matrix, MatrixKernel, Product, Run};
+use super::engine::{C_STRIDE, Left, Matrix, MatrixKernel, Product, Right, Run};
 use crate::simd::Simd;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
+    _mm512_storeu_ps,
+};
 use std::marker::PhantomData;
 
 /// `vdpbf16ps`: 16 dot products of pairs, added to f32.
@@ -64,6 +69,34 @@ impl Matrix for Dot {
     }
 }
 
+/// One pair of the depth of a step: adds its products to `R` rows of sums.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn dot_pair<const R: usize, const V: usize>(
+    form: Right,
+    left: *const u32,
+    right: *const u32,
+    depth: usize,
+    sums: &mut [[__m512; V]; R],
+) {
+    let (row, second) = form.distances();
+    // SAFETY: the caller's promise; bits are only reinterpreted.
+    unsafe {
+        let mut columns = [std::mem::transmute::<__m512, __m512bh>(_mm512_setzero_ps()); V];
+        for v in 0..V {
+            let vector = _mm512_loadu_ps(right.add(depth * row + v * second).cast());
+            columns[v] = std::mem::transmute::<__m512, __m512bh>(vector);
+        }
+        for r in 0..R {
+            let bits = left.add(r * EDGE).cast::<i32>().read();
+            let weight = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(bits));
+            for v in 0..V {
+                sums[r][v] = _mm512_dpbf16_ps(sums[r][v], weight, columns[v]);
+            }
+        }
+    }
+}
+
 /// `R` rows of C from `first` on, `V` vectors wide.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
@@ -76,13 +109,8 @@ unsafe fn dot_rows<const R: usize, const V: usize>(
     first: usize,
     add: bool,
 ) {
-    use std::arch::x86_64::{
-        __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
-        _mm512_storeu_ps,
-    };
     // SAFETY: the caller's promise; bits are only reinterpreted.
     unsafe {
-        let (row, second) = shape.right.distances();
         let mut sums = [[_mm512_setzero_ps(); V]; R];
         if add {
             for r in 0..R {
@@ -93,23 +121,21 @@ unsafe fn dot_rows<const R: usize, const V: usize>(
         }
         for run in runs {
             let (mut left, mut right) = (a.add(run.a + first * EDGE), b.add(run.b));
-            for _ in 0..run.steps {
+            for _ in 1..run.steps {
                 for depth in 0..EDGE {
-                    let mut columns = [std::mem::transmute::<__m512, __m512bh>(_mm512_setzero_ps()); V];
-                    for v in 0..V {
-                        let vector = _mm512_loadu_ps(right.add(depth * row + v * second).cast());
-                        columns[v] = std::mem::transmute::<__m512, __m512bh>(vector);
-                    }
-                    for r in 0..R {
-                        let bits = left.add(r * EDGE + depth).cast::<i32>().read();
-                        let weight = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(bits));
-                        for v in 0..V {
-                            sums[r][v] = _mm512_dpbf16_ps(sums[r][v], weight, columns[v]);
-                        }
-                    }
+                    dot_pair(shape.right, left.add(depth), right, depth, &mut sums);
                 }
                 left = left.wrapping_add(shape.a_step);
                 right = right.wrapping_add(shape.b_step);
+            }
+            if shape.last == EDGE {
+                for depth in 0..EDGE {
+                    dot_pair(shape.right, left.add(depth), right, depth, &mut sums);
+                }
+            } else {
+                for depth in 0..shape.last {
+                    dot_pair(shape.right, left.add(depth), right, depth, &mut sums);
+                }
             }
         }
         for r in 0..R {

@@ -178,6 +178,9 @@ pub(crate) struct Product {
     pub a_step: usize,
     /// From a step's right operand to the next, in pairs.
     pub b_step: usize,
+    /// Pairs of the depth in the last step of every run, of 16; the left operand's others are zero. An engine may leave
+    /// them out.
+    pub last: usize,
 }
 
 /// Columns of a row of C in memory.

@@ -162,19 +162,22 @@ impl MatrixKernel for Correlate<'_> {
                         used += 1;
                     }
                 }
-                let shape = Product {
+                let mut shape = Product {
                     rows: panel.tiles,
                     columns,
                     left: self.left,
                     right: Right::Rows,
                     a_step: panel.tiles * EDGE * EDGE,
                     b_step: EDGE * PICTURES,
+                    last: EDGE,
                 };
                 for (w, column) in p.walk.columns.iter().enumerate() {
                     let mut runs = [Run::default(); MOST_RUNS];
                     let mut count = 0;
                     if let Some(column) = column {
                         let (first_step, steps) = p.runs[column.taps];
+                        let depth = p.walk.taps[column.taps].count * p.source.split_pairs();
+                        shape.last = depth - (steps - 1) * EDGE;
                         for &(weights, map) in &window[..used] {
                             let a = weights + first_step * shape.a_step;
                             runs[count] = Run { a, b: map + column.source * p.source.position_len(), steps };

@@ -208,6 +208,7 @@ impl MatrixKernel for WeightGradient<'_> {
                                     right: Right::Tiles,
                                     a_step: panel.tiles * TILE,
                                     b_step: g.columns.stride * paired_position_len(&g.input),
+                                    last: EDGE,
                                 };
                                 for tap in 0..g.rows.kernel * g.columns.kernel {
                                     let rs = (tap / g.columns.kernel, tap % g.columns.kernel);

@@ -277,6 +277,7 @@ impl MatrixKernel for Forward<'_> {
                 right: if panel.tiles == 1 { Right::Tiles } else { Right::Rows },
                 a_step: EDGE,
                 b_step: panel.tiles * TILE,
+                last: EDGE,
             };
             // SAFETY: `forward` checked the maps, and the geometry that windows stay within the border: the depth beyond
             // the last pair reaches no further than the zeros after the picture, rows beyond the tile's own no further

@@ -193,6 +193,7 @@ impl MatrixKernel for BackwardKernel<'_> {
                                 right: Right::Rows,
                                 a_step: 2 * TILE,
                                 b_step: EDGE * PICTURES,
+                                last: EDGE,
                             };
                             let b = block * y_map.block_len() + row / 2 * PICTURES;
                             let sums = dx_sums.add((part * blocks + block) * C_LEN);
@@ -213,6 +214,7 @@ impl MatrixKernel for BackwardKernel<'_> {
                                 right: Right::Tiles,
                                 a_step: outputs.div_ceil(2 * EDGE) * 2 * TILE,
                                 b_step: x_tiles * TILE,
+                                last: EDGE,
                             };
                             let run = [Run { a: first * EDGE, b: tile * TILE, steps: blocks }];
                             M::product(

@@ -237,6 +237,7 @@ impl MatrixKernel for Forward<'_> {
                                 right: Right::Rows,
                                 a_step: 2 * TILE,
                                 b_step: EDGE * PICTURES,
+                                last: EDGE,
                             };
                             let b = (first_block + block) * self.map.block_len() + step * shape.b_step;
                             let sums = scratch.add((part * blocks + block) * C_LEN);
