@@ -1,5 +1,6 @@
 //! `alexnet data` as typed.
 
+use super::Kept;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -21,10 +22,8 @@ pub enum Data {
 pub struct DataCheck {
     /// The folder, or a file that holds or lists pictures
     pub path: PathBuf,
-    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
-    /// recognised]
-    #[arg(long, value_name = "FORMAT")]
-    pub format: Option<String>,
+    #[command(flatten)]
+    pub kept: Kept,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -37,10 +36,8 @@ pub struct DataPack {
     pub path: PathBuf,
     /// The file to write [default: where training looks for it, in the cache folder]
     pub out: Option<PathBuf>,
-    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
-    /// recognised]
-    #[arg(long, value_name = "FORMAT")]
-    pub format: Option<String>,
+    #[command(flatten)]
+    pub kept: Kept,
     /// Pack as this recipe asks; the flags below change that
     #[arg(long, value_name = "NAME|FILE")]
     pub recipe: Option<String>,
@@ -117,10 +114,8 @@ pub struct DataJoin {
 pub struct DataStats {
     /// The folder, a file that holds or lists pictures, or a pack
     pub path: PathBuf,
-    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
-    /// recognised]
-    #[arg(long, value_name = "FORMAT")]
-    pub format: Option<String>,
+    #[command(flatten)]
+    pub kept: Kept,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

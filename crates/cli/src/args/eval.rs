@@ -1,6 +1,6 @@
 //! `alexnet eval` as typed.
 
-use super::Compute;
+use super::{Compute, Kept};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -15,10 +15,8 @@ pub struct Eval {
     /// --save-predictions stands for the model that made it; if there are only such files, no folder is needed
     #[arg(required = true, num_args = 1.., value_name = "PATH")]
     pub paths: Vec<PathBuf>,
-    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
-    /// recognised]
-    #[arg(long, value_name = "FORMAT")]
-    pub format: Option<String>,
+    #[command(flatten)]
+    pub kept: Kept,
     /// 1: the centre; 10: corners and centre and their mirror images, probabilities averaged
     #[arg(long, value_name = "1|10", default_value = "1")]
     pub views: usize,

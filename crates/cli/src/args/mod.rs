@@ -62,6 +62,15 @@ pub enum Command {
     Doctor(Doctor),
 }
 
+/// How pictures are kept.
+#[derive(Debug, Args)]
+pub struct Kept {
+    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
+    /// recognised]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
 /// How to compute, for every command that computes.
 #[derive(Debug, Args)]
 pub struct Compute {

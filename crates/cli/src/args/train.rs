@@ -1,6 +1,6 @@
 //! `alexnet train` as typed.
 
-use super::Compute;
+use super::{Compute, Kept};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -10,10 +10,8 @@ pub struct Train {
     /// Folder with one folder of pictures a class, or with train/ and val/ folders of such, or pictures in another
     /// format (--format names them), or a pack; none: pictures are drawn
     pub data: Option<PathBuf>,
-    /// How the pictures are kept: folder, ilsvrc, webdataset, parquet, list, cifar or tiny-imagenet [default:
-    /// recognised]
-    #[arg(long, value_name = "FORMAT")]
-    pub format: Option<String>,
+    #[command(flatten)]
+    pub kept: Kept,
     /// A network of `alexnet nets`, or a TOML file [default: torchvision; alexnet-mini for drawn pictures]
     #[arg(long, value_name = "NAME|FILE")]
     pub net: Option<String>,

@@ -26,7 +26,7 @@ pub fn run(data: Data) -> Outcome {
 
 /// Decodes every picture, without keeping any.
 fn check(args: DataCheck) -> Outcome {
-    let listing = plan::listing(&args.path, plan::format(args.format.as_deref())?)?;
+    let listing = plan::listing(&args.path, plan::format(args.kept.format.as_deref())?)?;
     let faults = decode_all(&listing);
     if args.json {
         let named = |path: &str, reason: &str| json!({ "path": path, "reason": reason });
@@ -102,7 +102,7 @@ fn pack(args: DataPack) -> Outcome {
         let why = "--shard makes a part for `alexnet data join`: name the file to write, after the pictures";
         return Err(Error::Config(why.into()).into());
     }
-    let listing = plan::listing(&args.path, plan::format(args.format.as_deref())?)?;
+    let listing = plan::listing(&args.path, plan::format(args.kept.format.as_deref())?)?;
     let estimate = Pack::estimate(&listing, &options, shard)?;
     let about = if estimate.exact { "" } else { "about " };
     complain(&format!("the pictures of the pack take {about}{}", bytes(estimate.bytes)));
@@ -182,7 +182,7 @@ fn describe(pack: &Pack) -> Outcome {
 /// Counts classes and pictures, and the colours' statistics.
 fn stats(args: DataStats) -> Outcome {
     let (pack, skipped) =
-        plan::pictures(&args.path, plan::format(args.format.as_deref())?, &PackOptions::default())?;
+        plan::pictures(&args.path, plan::format(args.kept.format.as_deref())?, &PackOptions::default())?;
     let every: Vec<u32> = (0..pack.len() as u32).collect();
     let stats = Stats::compute(&pack, &every, crate::machine::cores())?;
     let sizes = pack.class_sizes();

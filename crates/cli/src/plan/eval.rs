@@ -90,7 +90,7 @@ pub fn request(args: &args::Eval) -> Result<Request<'_>> {
     {
         return Err(Error::Config("--save-predictions and --submission name the same file".into()));
     }
-    let format = super::format(args.format.as_deref())?;
+    let format = super::format(args.kept.format.as_deref())?;
     Ok(Request { members, data, views, weights, format, split, min_top1: args.min_top1 })
 }
 

@@ -93,7 +93,7 @@ pub fn request(args: &args::Train) -> Result<Request> {
     }
     Ok(Request {
         data: args.data.clone(),
-        format: super::format(args.format.as_deref())?,
+        format: super::format(args.kept.format.as_deref())?,
         recipe,
         changes,
         seed: args.seed.unwrap_or(0),
@@ -187,8 +187,8 @@ pub fn resumed(args: &args::Train, folder: Option<&Path>) -> Result<(RunDirector
     if let Some(data) = &args.data {
         config.data = Some(absolute(data));
     }
-    if args.format.is_some() {
-        config.format = super::format(args.format.as_deref())?.map(|f| f.name().into());
+    if args.kept.format.is_some() {
+        config.format = super::format(args.kept.format.as_deref())?.map(|f| f.name().into());
     }
     if let Some(precision) = &args.compute.precision {
         config.precision = precision.clone();
