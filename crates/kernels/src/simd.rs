@@ -51,7 +51,7 @@ pub trait Simd: Copy {
         x: Self::Shorts,
         y: Self::Shorts,
     ) -> Self::Shorts;
-    /// For each bf16 an integer (see [`crate::bf16::key`]).
+    /// For each bf16 an integer that orders as it does (`bf16::key`).
     unsafe fn keys(bits: Self::Shorts) -> Self::Shorts;
     /// The bf16 of each key.
     unsafe fn values_of(keys: Self::Shorts) -> Self::Shorts;

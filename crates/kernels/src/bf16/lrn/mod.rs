@@ -1,7 +1,7 @@
 //! Local response normalization across maps, and its gradient (see [`crate::lrn`]), on bf16 maps with f32 arithmetic.
 //!
 //! A vector is one channel of some pictures, so a window over channels is a sum of whole vectors: no lane ever moves. The
-//! window of five, that of every published network, stays in registers ([`Five`]); others go through scratch memory.
+//! window of five, that of every published network, stays in registers (`five.rs`); others go through scratch memory.
 
 mod five;
 
