@@ -13,7 +13,7 @@
 
 use super::lrn::{Five, Sink, Source, Two, Walk};
 use super::pooling::{Finish, Geometry, Largest, MOST_PLACES, Record, Windows, Won};
-use super::{MapLayout, PICTURES, pairs};
+use super::{PICTURES, pairs};
 use crate::lrn::Lrn;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::pooling::windows_of;
@@ -28,14 +28,9 @@ pub struct LrnPool {
     pub pool: Geometry,
 }
 
-/// Whether a normalization of maps that lie so can be computed together with a pooling.
-pub fn takes(lrn: &Lrn, map: &MapLayout) -> bool {
-    Five::takes(lrn, map)
-}
-
 impl LrnPool {
     fn check(&self, blocks: usize, x: usize, y: usize, places: usize) {
-        assert!(takes(&self.lrn, &self.pool.input), "windows of five, and channels in whole pairs");
+        assert!(Five::takes(&self.lrn, &self.pool.input), "windows of five, and channels in whole pairs");
         assert_eq!(self.lrn.channels, self.pool.input.channels, "channels");
         self.pool.check(blocks, x, y, places);
     }
@@ -55,14 +50,15 @@ impl LrnPool {
         self.live() * self.pool.columns.output * self.pool.pairs()
     }
 
-    /// Elements of scratch that each thread needs: normalized positions, and for every unfinished output its largest value so far and where it was.
+    /// Elements of scratch that each thread needs: normalized positions, and for every unfinished output its largest value
+    /// so far and where it was.
     pub fn scratch_len(&self) -> usize {
         self.pool.columns.kernel * self.position_len() + 2 * self.unfinished() * PICTURES
     }
 }
 
-/// y = the pooled normalization of x, and who won, if that is wanted. The record's ReLU is one between the two: there is
-/// none.
+/// y = the pooled normalization of x, and who won, if that is wanted. What is pooled did not come out of a ReLU: the record
+/// must not say so.
 pub fn forward(
     ctx: &mut Context,
     op: &LrnPool,
@@ -72,6 +68,7 @@ pub fn forward(
     record: Option<Record>,
 ) {
     op.check(blocks, x.len(), y.len(), record.as_ref().map_or(usize::MAX, |r| r.places.len()));
+    assert!(record.as_ref().is_none_or(|r| !r.relu), "no ReLU lies between the two");
     // The rows between two bands are normalized twice: no more bands than give every thread a few.
     let bands = (4 * ctx.threads()).div_ceil(blocks).clamp(1, op.pool.rows.output);
     let finish = Finish::new(y, record);
@@ -278,7 +275,7 @@ impl Kernel for Backward<'_> {
         let Geometry { input, output, rows, columns } = pool;
         let (block, h) = (unit / rows.input, unit % rows.input);
         let five = Five { lrn, map: input, x: self.x };
-        let mut windows = Windows::new();
+        let mut windows = Windows::new(&pool);
         for w in 0..columns.input {
             windows.find(&pool, h, w);
             for lane in (0..PICTURES).step_by(S::LANES) {

@@ -27,7 +27,17 @@ impl Geometry {
         assert!(places >= 2 * blocks * self.output.block_len(), "winners");
         assert!(self.rows.kernel * self.columns.kernel <= MOST_PLACES, "places of a window");
         assert_eq!(self.input.channels, self.output.channels, "channels");
-        assert!(self.rows.pad == 0 && self.columns.pad == 0, "pooling does not pad");
+        let axes = [
+            (self.rows, self.input.height, self.output.height),
+            (self.columns, self.input.width, self.output.width),
+        ];
+        for (axis, input, output) in axes {
+            assert_eq!((axis.input, axis.output), (input, output), "an axis of other maps");
+            assert!(
+                axis.pad == 0 && (output == 0 || (output - 1) * axis.stride < input),
+                "windows within the map"
+            );
+        }
         // A pair of one map is a pair of the other.
         let even = |map: &MapLayout| map.splits == 1 || map.split_channels().is_multiple_of(2);
         let (x, y) = (&self.input, &self.output);
@@ -254,15 +264,15 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    pub fn new() -> Windows {
-        Windows { all: [(0, 0); MOST_WINDOWS], count: 0, ahead: 0 }
+    /// None, of a pooling.
+    pub fn new(g: &Geometry) -> Windows {
+        Windows { all: [(0, 0); MOST_WINDOWS], count: 0, ahead: g.output.position_len() }
     }
 
     /// Those of position (h, w).
     #[inline(always)]
     pub fn find(&mut self, g: &Geometry, h: usize, w: usize) {
         self.count = 0;
-        self.ahead = g.output.position_len();
         for (p, r) in windows_of(g.rows, h) {
             for (q, s) in windows_of(g.columns, w) {
                 self.all[self.count] = (g.output.at(0, p, q), 1 << (r * g.columns.kernel + s));
@@ -325,7 +335,7 @@ impl Kernel for MaxBackward<'_> {
     unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
         let Geometry { input, output, .. } = self.g;
         let (block, h) = (unit / input.height, unit % input.height);
-        let mut windows = Windows::new();
+        let mut windows = Windows::new(&self.g);
         for w in 0..input.width {
             windows.find(&self.g, h, w);
             for lane in (0..PICTURES).step_by(S::LANES) {
