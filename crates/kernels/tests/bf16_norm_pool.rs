@@ -10,7 +10,7 @@ use alexnet_kernels::lrn::Lrn;
 use alexnet_kernels::spatial_lrn::SpatialLrn;
 use alexnet_kernels::{Context, Isa};
 use common::Random;
-use common::maps::{Map, assert_rounded, load, room};
+use common::maps::{Map, assert_rounded, load, room, store};
 
 #[test]
 fn normalization_within_maps() {
@@ -193,6 +193,69 @@ fn max_pooling_between_splits() {
                 let want: Vec<f64> = dx.iter().zip(&x.values).map(masked).collect();
                 let what = format!("dx {isa:?} {winners:?} {relu} {g:?}");
                 assert_rounded(&what, &load(&g.input, count, &got), &want, 4, true);
+            }
+        }
+    }
+}
+
+/// Every window of four out of eight special values: both zeros are equal, a NaN is larger than any number.
+#[test]
+fn max_pooling_of_special_values() {
+    const VALUES: [f64; 8] = [f64::NEG_INFINITY, -2.0, -0.0, 0.0, 1e-30, f64::INFINITY, f64::NAN, -f64::NAN];
+    let windows = VALUES.len().pow(4) / (2 * PICTURES);
+    let axis = |input| Axis { input, output: input / 2, kernel: 2, stride: 2, pad: 0 };
+    let layout = |height, width| MapLayout { channels: 2, splits: 1, height, width };
+    let (rows, columns) = (axis(2), axis(2 * windows));
+    let g = pooling::Geometry { input: layout(2, 2 * windows), output: layout(1, windows), rows, columns };
+    // Window q of channel c of picture n has the digits of a number as its four values.
+    let window = |n: usize, c: usize, q: usize| {
+        let number = (n * 2 + c) * windows + q;
+        [0, 1, 2, 3].map(|place| VALUES[number / VALUES.len().pow(place) % VALUES.len()])
+    };
+    let mut values = vec![];
+    for n in 0..PICTURES {
+        for c in 0..2 {
+            for h in 0..2 {
+                values.extend((0..2 * windows).map(|w| window(n, c, w / 2)[2 * h + w % 2]));
+            }
+        }
+    }
+    let x = store(&g.input, PICTURES, &values, 0.0);
+    let larger = |a: f64, b: f64| a > b || (a.is_nan() && !b.is_nan());
+    for isa in Isa::all() {
+        for (winners, relu) in
+            [(Winners::First, false), (Winners::All, false), (Winners::First, true), (Winners::All, true)]
+        {
+            let mut ctx = Context::new(isa, 2);
+            let mut y = vec![0.0; room(&g.output, PICTURES)];
+            let mut places = vec![0; 2 * g.output.block_len()];
+            let record = Record { places: &mut places, winners, relu };
+            pooling::max_forward(&mut ctx, &g, 1, &x, &mut y, Some(record));
+            let got = load(&g.output, PICTURES, &y);
+            for n in 0..PICTURES {
+                for c in 0..2 {
+                    for q in 0..windows {
+                        let window = window(n, c, q);
+                        let first = (0..4).find(|&i| window.iter().all(|&v| !larger(v, window[i]))).unwrap();
+                        let as_large = |i: &usize| !larger(window[first], window[*i]);
+                        let mut want = match winners {
+                            Winners::First => 1 << first,
+                            Winners::All => (0..4).filter(as_large).map(|i| 1 << i).sum::<u16>(),
+                        };
+                        if relu && !larger(window[first], 0.0) {
+                            want = 0;
+                        }
+                        let (at, high) = g.output.offset(n, c, 0, q);
+                        let what = format!("{isa:?} {winners:?} {relu} {window:?}");
+                        assert_eq!(places[2 * at + usize::from(high)], want, "{what}");
+                        let y = f64::from(got[(n * 2 + c) * windows + q]);
+                        let near = (y - window[first]).abs() <= window[first].abs() / 256.0;
+                        assert!(
+                            near || y == window[first] || (y.is_nan() && window[first].is_nan()),
+                            "{what}: {y}"
+                        );
+                    }
+                }
             }
         }
     }

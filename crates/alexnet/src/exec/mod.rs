@@ -128,7 +128,9 @@ pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
             let plan = Plan::few(net, batch, last)?;
             return Ok(Box::new(few::Few::new(net, plan, engine, LinearWeights::Int8, threads)?));
         }
-        Precision::Bf16 | Precision::Auto if precision == Precision::Bf16 || engine.is_native() => {
+        Precision::F32 => {}
+        Precision::Auto if !engine.is_native() => {}
+        Precision::Auto | Precision::Bf16 => {
             if let Mode::Infer { last } = mode
                 && batch <= FEW
             {
@@ -142,7 +144,6 @@ pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
                 return Ok(Box::new(mixed::Mixed::new(net, plan, engine, threads)?));
             }
         }
-        Precision::Bf16 | Precision::Auto | Precision::F32 => {}
     }
     let plan = Plan::new(net, batch, mode)?.with_rule(rule);
     Ok(Box::new(cpu::Cpu::new(net, plan, engine.isa(), threads)?))

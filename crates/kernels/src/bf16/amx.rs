@@ -181,33 +181,28 @@ impl Matrix for Amx {
         let [a_row, a_second, a_step, b_row, b_second, b_step] =
             [a_row, a_second, shape.a_step, b_row, b_second, shape.b_step].map(|pairs| pairs * 4);
         let frame = Frame { a, b, a_step, b_step, b_row, b_second, a_second };
+        // Two tiles by two; how the left operand's are loaded is what differs.
+        macro_rules! four_tiles {
+            ($left:literal) => {
+                product!(
+                    runs, frame, a_row, c, add,
+                    load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]",
+                        "tileloadd tmm2, [{c} + {left}*1 + 2048]", "tileloadd tmm3, [{c} + {left}*1 + 2112]"],
+                    zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+                    step [concat!($left, " tmm4, [{ap} + {a_row}*1]"), "tileloadd tmm6, [{bp} + {row}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{bq} + {row}*1]",
+                        "tdpbf16ps tmm1, tmm4, tmm7", concat!($left, " tmm5, [{aq} + {a_row}*1]"),
+                        "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
+                    store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1",
+                        "tilestored [{c} + {left}*1 + 2048], tmm2", "tilestored [{c} + {left}*1 + 2112], tmm3"]
+                )
+            };
+        }
         // SAFETY: the caller's promise: operands are in their memory, and `run` has configured the tiles.
         unsafe {
             match (shape.rows, shape.columns) {
-                (2, 2) if shape.left == Left::Passing => product!(
-                    runs, frame, a_row, c, add,
-                    load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]",
-                        "tileloadd tmm2, [{c} + {left}*1 + 2048]", "tileloadd tmm3, [{c} + {left}*1 + 2112]"],
-                    zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-                    step ["tileloaddt1 tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
-                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{bq} + {row}*1]",
-                        "tdpbf16ps tmm1, tmm4, tmm7", "tileloaddt1 tmm5, [{aq} + {a_row}*1]",
-                        "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
-                    store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1",
-                        "tilestored [{c} + {left}*1 + 2048], tmm2", "tilestored [{c} + {left}*1 + 2112], tmm3"]
-                ),
-                (2, 2) => product!(
-                    runs, frame, a_row, c, add,
-                    load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]",
-                        "tileloadd tmm2, [{c} + {left}*1 + 2048]", "tileloadd tmm3, [{c} + {left}*1 + 2112]"],
-                    zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
-                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{bq} + {row}*1]",
-                        "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm5, [{aq} + {a_row}*1]",
-                        "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
-                    store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1",
-                        "tilestored [{c} + {left}*1 + 2048], tmm2", "tilestored [{c} + {left}*1 + 2112], tmm3"]
-                ),
+                (2, 2) if shape.left == Left::Passing => four_tiles!("tileloaddt1"),
+                (2, 2) => four_tiles!("tileloadd"),
                 (1, 2) => product!(
                     runs, frame, a_row, c, add,
                     load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]"],

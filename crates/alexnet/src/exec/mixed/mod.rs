@@ -137,7 +137,13 @@ impl Mixed {
                     };
                     let state = norm_pool::LrnPoolState {
                         lrn: constants::lrn(op, layouts[i].channels),
-                        pool: norm_pool::PoolState::new(pool, &layouts[i], &layouts[i + 1], blocks, trains),
+                        pool: norm_pool::PoolState::new(
+                            pool,
+                            &layouts[i],
+                            &layouts[i + 1],
+                            blocks,
+                            stage.input_gradient,
+                        ),
                     };
                     draft.scratch(state.op().scratch_len());
                     StageState::LrnPool(Box::new(state))
@@ -149,7 +155,13 @@ impl Mixed {
                     StageState::SpatialLrn(lrn)
                 }
                 (Kind::Pool, Some(Op::Pool(op))) => {
-                    let state = norm_pool::PoolState::new(op, &layouts[i], &layouts[i + 1], blocks, trains);
+                    let state = norm_pool::PoolState::new(
+                        op,
+                        &layouts[i],
+                        &layouts[i + 1],
+                        blocks,
+                        stage.input_gradient,
+                    );
                     widens = state.widens();
                     StageState::Pool(state)
                 }

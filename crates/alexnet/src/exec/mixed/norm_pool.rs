@@ -20,23 +20,24 @@ pub(super) fn depth(map: &MapLayout) -> usize {
 pub(super) struct PoolState {
     geometry: pairs_pooling::Geometry,
     kind: PoolKind,
-    /// Which places of each window won; nothing for averages, and at test time.
+    /// Which places of each window won; nothing for averages, and where no gradient is wanted.
     places: Vec<u16>,
     winners: Winners,
 }
 
 impl PoolState {
+    /// `gradient`: whether that of its input is wanted.
     pub(super) fn new(
         op: &net::Pool,
         input: &MapLayout,
         output: &MapLayout,
         blocks: usize,
-        trains: bool,
+        gradient: bool,
     ) -> Self {
         let (rows, columns) =
             (pool_axis(op, input.height, output.height), pool_axis(op, input.width, output.width));
         let geometry = pairs_pooling::Geometry { input: *input, output: *output, rows, columns };
-        let wins = trains && op.kind == PoolKind::Max;
+        let wins = gradient && op.kind == PoolKind::Max;
         let places = vec![0; if wins { 2 * blocks * output.block_len() } else { 0 }];
         let winners = match op.ties {
             Ties::First => Winners::First,
@@ -49,7 +50,7 @@ impl PoolState {
         self.places.len() * size_of::<u16>()
     }
 
-    /// Where the winners go, while training. `relu`: whether what is pooled came out of a ReLU.
+    /// Where the winners go, if a gradient is wanted. `relu`: whether what is pooled came out of a ReLU.
     fn record(&mut self, relu: bool) -> Option<Record<'_>> {
         let PoolState { places, winners, .. } = self;
         (!places.is_empty()).then_some(Record { places, winners: *winners, relu })

@@ -1,0 +1,239 @@
+//! AVX-512: F, BW and VL.
+
+use super::Simd;
+
+/// 512-bit vectors: 32 registers, two FMAs a cycle on most chips.
+#[derive(Clone, Copy)]
+pub struct Avx512;
+
+impl Simd for Avx512 {
+    type V = std::arch::x86_64::__m512;
+    type Shorts = std::arch::x86_64::__m512i;
+    type Ints = std::arch::x86_64::__m512i;
+    const LANES: usize = 16;
+    const PANEL: usize = 4;
+    // 6×4 accumulators + 4 weights, 8×3 + 3, 12×2 + 2: all below 32 registers; 8 chains hide the FMA's latency.
+    const ROWS: [usize; 4] = [8, 8, 8, 6];
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::V {
+        std::arch::x86_64::_mm512_loadu_ps(p)
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::V) {
+        std::arch::x86_64::_mm512_storeu_ps(p, v)
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        std::arch::x86_64::_mm512_set1_ps(x)
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        std::arch::x86_64::_mm512_fmadd_ps(a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        std::arch::x86_64::_mm512_add_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        std::arch::x86_64::_mm512_sub_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        std::arch::x86_64::_mm512_mul_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        std::arch::x86_64::_mm512_div_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        std::arch::x86_64::_mm512_max_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: Self::V) -> Self::V {
+        std::arch::x86_64::_mm512_sqrt_ps(a)
+    }
+    #[inline(always)]
+    unsafe fn where_positive(a: Self::V, b: Self::V) -> Self::V {
+        use std::arch::x86_64::{_CMP_GT_OQ, _mm512_cmp_ps_mask, _mm512_maskz_mov_ps, _mm512_setzero_ps};
+        _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, _mm512_setzero_ps()), b)
+    }
+    #[inline(always)]
+    unsafe fn load_pairs_where(p: *const u32, masks: *const u16, bit: u16) -> (Self::V, Self::V) {
+        use std::arch::x86_64::*;
+        let wanted = _mm512_test_epi16_mask(_mm512_loadu_si512(masks.cast()), _mm512_set1_epi16(bit as i16));
+        widened(_mm512_maskz_loadu_epi16(wanted, p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const u32) -> (Self::V, Self::V) {
+        widened(std::arch::x86_64::_mm512_loadu_si512(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn store_pairs(p: *mut u32, even: Self::V, odd: Self::V) {
+        use std::arch::x86_64::*;
+        let even = _mm512_srli_epi32::<16>(rounded(_mm512_castps_si512(even)));
+        let odd = rounded(_mm512_castps_si512(odd));
+        // (odd & high) | even
+        let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
+        _mm512_storeu_si512(p.cast(), _mm512_ternarylogic_epi32::<0xea>(odd, high, even));
+    }
+    #[inline(always)]
+    unsafe fn round_values(p: *const f32, to: *mut u32) {
+        use std::arch::x86_64::*;
+        for half in 0..2 {
+            let bits = rounded(_mm512_loadu_si512(p.add(half * 16).cast()));
+            let values = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits));
+            _mm256_storeu_si256(to.add(half * 8).cast(), values);
+        }
+    }
+    #[inline(always)]
+    unsafe fn unzip(p: *const u32, even: *mut u32, odd: *mut u32) {
+        use std::arch::x86_64::*;
+        for half in 0..2 {
+            let pairs = _mm512_loadu_si512(p.add(half * 16).cast());
+            let low = _mm512_cvtepi32_epi16(pairs);
+            let high = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(pairs));
+            _mm256_storeu_si256(even.add(half * 8).cast(), low);
+            _mm256_storeu_si256(odd.add(half * 8).cast(), high);
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
+        use std::arch::x86_64::*;
+        let mut rows = [_mm512_setzero_si512(); 16];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = _mm512_loadu_si512(from.add(i * stride).cast());
+        }
+        // Within each quarter of 4 lanes: 4×4 blocks of four rows are transposed ...
+        let mut quads = [_mm512_setzero_si512(); 16];
+        for i in 0..4 {
+            let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
+            let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            quads[4 * i] = _mm512_unpacklo_epi64(ab_low, cd_low);
+            quads[4 * i + 1] = _mm512_unpackhi_epi64(ab_low, cd_low);
+            quads[4 * i + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+            quads[4 * i + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
+        }
+        // ... and then the quarters themselves.
+        for j in 0..4 {
+            let [a, b, c, d] = [quads[j], quads[4 + j], quads[8 + j], quads[12 + j]];
+            let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+            let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+            let out = [
+                _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even),
+                _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd),
+                _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even),
+                _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd),
+            ];
+            for (quarter, row) in out.into_iter().enumerate() {
+                _mm512_storeu_si512(to.add((4 * quarter + j) * 16).cast(), row);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn rsqrt(a: Self::V) -> Self::V {
+        use std::arch::x86_64::*;
+        // The estimate has 14 bits; one step of Newton's doubles them: r·(3 − a·r²)/2.
+        let r = _mm512_rsqrt14_ps(a);
+        let half = _mm512_mul_ps(r, _mm512_set1_ps(0.5));
+        _mm512_mul_ps(half, _mm512_fnmadd_ps(_mm512_mul_ps(a, r), r, _mm512_set1_ps(3.0)))
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> Self::V {
+        std::arch::x86_64::_mm512_maskz_loadu_ps(((1u32 << n) - 1) as u16, p)
+    }
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {
+        std::arch::x86_64::_mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as u16, v)
+    }
+    #[inline(always)]
+    unsafe fn load_shorts(p: *const i16) -> Self::Shorts {
+        std::arch::x86_64::_mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store_shorts(p: *mut i16, v: Self::Shorts) {
+        std::arch::x86_64::_mm512_storeu_si512(p.cast(), v)
+    }
+    #[inline(always)]
+    unsafe fn splat_short(x: i16) -> Self::Shorts {
+        std::arch::x86_64::_mm512_set1_epi16(x)
+    }
+    #[inline(always)]
+    unsafe fn max_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts {
+        std::arch::x86_64::_mm512_max_epi16(a, b)
+    }
+    #[inline(always)]
+    unsafe fn or_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts {
+        std::arch::x86_64::_mm512_or_si512(a, b)
+    }
+    #[inline(always)]
+    unsafe fn shift_shorts(a: Self::Shorts, bits: usize) -> Self::Shorts {
+        use std::arch::x86_64::{_mm_cvtsi64_si128, _mm512_sll_epi16};
+        _mm512_sll_epi16(a, _mm_cvtsi64_si128(bits as i64))
+    }
+    #[inline(always)]
+    unsafe fn where_greater(
+        a: Self::Shorts,
+        b: Self::Shorts,
+        x: Self::Shorts,
+        y: Self::Shorts,
+    ) -> Self::Shorts {
+        use std::arch::x86_64::{_mm512_cmpgt_epi16_mask, _mm512_mask_blend_epi16};
+        _mm512_mask_blend_epi16(_mm512_cmpgt_epi16_mask(a, b), y, x)
+    }
+    #[inline(always)]
+    unsafe fn keys(bits: Self::Shorts) -> Self::Shorts {
+        use std::arch::x86_64::*;
+        let magnitude = _mm512_and_si512(bits, _mm512_set1_epi16(0x7fff));
+        let negative = _mm512_movepi16_mask(bits);
+        let negative = _mm512_mask_cmple_epi16_mask(negative, magnitude, _mm512_set1_epi16(0x7f80));
+        _mm512_mask_sub_epi16(magnitude, negative, _mm512_setzero_si512(), magnitude)
+    }
+    #[inline(always)]
+    unsafe fn values_of(keys: Self::Shorts) -> Self::Shorts {
+        use std::arch::x86_64::*;
+        let sign = _mm512_and_si512(keys, _mm512_set1_epi16(i16::MIN));
+        _mm512_or_si512(_mm512_abs_epi16(keys), sign)
+    }
+    #[inline(always)]
+    unsafe fn zero_ints() -> Self::Ints {
+        std::arch::x86_64::_mm512_setzero_si512()
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const i8) -> Self::Shorts {
+        use std::arch::x86_64::*;
+        _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn add_products(sums: Self::Ints, a: Self::Shorts, p: *const i16) -> Self::Ints {
+        use std::arch::x86_64::*;
+        _mm512_add_epi32(sums, _mm512_madd_epi16(a, _mm512_loadu_si512(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn sum_ints(a: Self::Ints) -> i64 {
+        let mut lanes = [0i32; Self::LANES];
+        std::arch::x86_64::_mm512_storeu_si512(lanes.as_mut_ptr().cast(), a);
+        lanes.into_iter().map(i64::from).sum()
+    }
+}
+
+/// The even elements of pairs of bf16 and the odd ones, as f32.
+#[inline(always)]
+unsafe fn widened(
+    pairs: std::arch::x86_64::__m512i,
+) -> (std::arch::x86_64::__m512, std::arch::x86_64::__m512) {
+    use std::arch::x86_64::*;
+    let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000u32 as i32));
+    (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(odd))
+}
+
+/// The bits of f32, rounded to bf16 in their high halves.
+#[inline(always)]
+unsafe fn rounded(bits: std::arch::x86_64::__m512i) -> std::arch::x86_64::__m512i {
+    use std::arch::x86_64::*;
+    let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)))
+}

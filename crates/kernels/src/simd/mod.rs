@@ -1,0 +1,218 @@
+//! The few vector operations that the kernels are written in, once, and their three spellings, one a file: AVX-512, AVX2
+//! with FMA, and portable code that the compiler vectorizes for whatever it targets (SSE2, NEON).
+//!
+//! Every method is `unsafe`: the caller promises that the processor has the instructions and that pointers are valid
+//! for `LANES` elements. Methods are `inline(always)` so that they take on the target features of the function
+//! that they are inlined into (see [`crate::parallel`]).
+
+#![allow(clippy::missing_safety_doc, clippy::undocumented_unsafe_blocks)]
+#![allow(missing_docs, unsafe_op_in_unsafe_fn)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+pub use portable::Portable;
+
+/// One instruction set's vectors of f32.
+pub trait Simd: Copy {
+    /// A vector of `LANES` elements.
+    type V: Copy;
+    /// A vector of 2·`LANES` integers of 16 bits.
+    type Shorts: Copy;
+    /// A vector of `LANES` integers of 32 bits.
+    type Ints: Copy;
+    /// Elements in a vector.
+    const LANES: usize;
+    /// Vectors in the widest tile.
+    const PANEL: usize;
+    /// Most rows of a tile that is 1, 2, 3, 4 vectors wide: as many accumulators as fit beside the operands.
+    const ROWS: [usize; 4];
+
+    unsafe fn load(p: *const f32) -> Self::V;
+    unsafe fn store(p: *mut f32, v: Self::V);
+    unsafe fn splat(x: f32) -> Self::V;
+    /// a·b + c
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sqrt(a: Self::V) -> Self::V;
+    /// `b` where `a` > 0, else 0.
+    unsafe fn where_positive(a: Self::V, b: Self::V) -> Self::V;
+
+    unsafe fn load_shorts(p: *const i16) -> Self::Shorts;
+    unsafe fn store_shorts(p: *mut i16, v: Self::Shorts);
+    unsafe fn splat_short(x: i16) -> Self::Shorts;
+    unsafe fn max_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts;
+    unsafe fn or_shorts(a: Self::Shorts, b: Self::Shorts) -> Self::Shorts;
+    /// Each shifted left by so many bits, fewer than 16.
+    unsafe fn shift_shorts(a: Self::Shorts, bits: usize) -> Self::Shorts;
+    /// `x` where `a` > `b`, else `y`.
+    unsafe fn where_greater(
+        a: Self::Shorts,
+        b: Self::Shorts,
+        x: Self::Shorts,
+        y: Self::Shorts,
+    ) -> Self::Shorts;
+    /// For each bf16 an integer that orders as it does (`bf16::key`).
+    unsafe fn keys(bits: Self::Shorts) -> Self::Shorts;
+    /// The bf16 of each key.
+    unsafe fn values_of(keys: Self::Shorts) -> Self::Shorts;
+
+    unsafe fn zero_ints() -> Self::Ints;
+    /// 2·`LANES` signed bytes, widened.
+    unsafe fn load_bytes(p: *const i8) -> Self::Shorts;
+    /// Each lane of `sums` and the products of two neighbours of `a` with those at `p`.
+    unsafe fn add_products(sums: Self::Ints, a: Self::Shorts, p: *const i16) -> Self::Ints;
+    /// The sum of all lanes.
+    unsafe fn sum_ints(a: Self::Ints) -> i64;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::V {
+        Self::splat(0.0)
+    }
+
+    /// The first `n` lanes from memory, zero in the others.
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n);
+        Self::load(lanes.as_ptr())
+    }
+
+    /// `LANES` pairs of bf16, widened: the even elements and the odd ones.
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const u32) -> (Self::V, Self::V) {
+        let (mut even, mut odd) = ([0.0f32; 16], [0.0f32; 16]);
+        for i in 0..Self::LANES {
+            let pair = *p.add(i);
+            even[i] = f32::from_bits(pair << 16);
+            odd[i] = f32::from_bits(pair & 0xffff_0000);
+        }
+        (Self::load(even.as_ptr()), Self::load(odd.as_ptr()))
+    }
+
+    /// As `load_pairs`, with zero for the elements whose mask at `masks` lacks `bit`.
+    #[inline(always)]
+    unsafe fn load_pairs_where(p: *const u32, masks: *const u16, bit: u16) -> (Self::V, Self::V) {
+        let mut pairs = [0u32; 16];
+        for i in 0..Self::LANES {
+            let low = if *masks.add(2 * i) & bit != 0 { 0xffff } else { 0 };
+            let high = if *masks.add(2 * i + 1) & bit != 0 { 0xffff_0000 } else { 0 };
+            pairs[i] = *p.add(i) & (low | high);
+        }
+        Self::load_pairs(pairs.as_ptr())
+    }
+
+    /// Rounds to `LANES` pairs of bf16 (see [`crate::bf16::round`]).
+    #[inline(always)]
+    unsafe fn store_pairs(p: *mut u32, even: Self::V, odd: Self::V) {
+        let (mut e, mut o) = ([0.0f32; 16], [0.0f32; 16]);
+        Self::store(e.as_mut_ptr(), even);
+        Self::store(o.as_mut_ptr(), odd);
+        for i in 0..Self::LANES {
+            *p.add(i) = crate::bf16::pair(e[i], o[i]);
+        }
+    }
+
+    /// Rounds 32 consecutive values to 16 pairs of neighbours.
+    #[inline(always)]
+    unsafe fn round_values(p: *const f32, to: *mut u32) {
+        for i in 0..16 {
+            *to.add(i) = crate::bf16::pair(*p.add(2 * i), *p.add(2 * i + 1));
+        }
+    }
+
+    /// 32 pairs of channels to two rows of 16 pairs of pictures: the even channel's and the odd one's.
+    #[inline(always)]
+    unsafe fn unzip(p: *const u32, even: *mut u32, odd: *mut u32) {
+        for i in 0..16 {
+            let (a, b) = (*p.add(2 * i), *p.add(2 * i + 1));
+            *even.add(i) = a & 0xffff | b << 16;
+            *odd.add(i) = a >> 16 | b & 0xffff_0000;
+        }
+    }
+
+    /// Transposes 16 rows of 16 pairs, `from` with this stride, `to` consecutive. They do not overlap.
+    #[inline(always)]
+    unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
+        for i in 0..16 {
+            for j in 0..16 {
+                *to.add(j * 16 + i) = *from.add(i * stride + j);
+            }
+        }
+    }
+
+    /// The sum of all lanes, in order.
+    #[inline(always)]
+    unsafe fn sum(a: Self::V) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        Self::store(lanes.as_mut_ptr(), a);
+        lanes[..Self::LANES].iter().sum()
+    }
+
+    /// 1/√a to f32's precision or nearly so.
+    #[inline(always)]
+    unsafe fn rsqrt(a: Self::V) -> Self::V {
+        Self::div(Self::splat(1.0), Self::sqrt(a))
+    }
+
+    /// Stores the first `n` lanes.
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {
+        let mut lanes = [0.0f32; 16];
+        Self::store(lanes.as_mut_ptr(), v);
+        std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
+    }
+
+    /// `load`, or `load_first` of the last vector of a row.
+    #[inline(always)]
+    unsafe fn load_part(p: *const f32, n: usize) -> Self::V {
+        if n == Self::LANES { Self::load(p) } else { Self::load_first(p, n) }
+    }
+
+    /// `store`, or `store_first` of the last vector of a row.
+    #[inline(always)]
+    unsafe fn store_part(p: *mut f32, v: Self::V, n: usize) {
+        if n == Self::LANES { Self::store(p, v) } else { Self::store_first(p, v, n) }
+    }
+}
+
+/// (first element, lanes used) of each vector of a row, the last perhaps not full.
+#[inline(always)]
+pub(crate) fn vectors(width: usize, lanes: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..width).step_by(lanes).map(move |c| (c, lanes.min(width - c)))
+}
+
+/// Asks for the line of memory at `p` to be brought into the caches. A hint: the line need not exist.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has the instruction, and it reads nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// As [`prefetch`], but no nearer than the second cache: for what is not used soon.
+#[inline(always)]
+pub(crate) fn prefetch_far(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
