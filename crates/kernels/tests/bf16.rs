@@ -8,7 +8,7 @@
 mod amx_emulator;
 mod common;
 
-use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
+use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Method, Packed, WeightPlan};
 use alexnet_kernels::bf16::convert::{self, flat, pair_pictures, paired_len};
 use alexnet_kernels::bf16::entry::{Entry, enter};
 use alexnet_kernels::bf16::linear::{self, Backward, Output, Rounded, Weights};
@@ -38,6 +38,23 @@ fn geometry(c: [usize; 2], k: [usize; 2], groups: usize, rows: Axis, columns: Ax
         groups,
         rows,
         columns,
+    }
+}
+
+/// What Winograd's method may be off by, over the root of the number of terms, each a product of values up to 1: both
+/// transformed operands are rounded (half of 2^−8 of values whose sums are up to twice as large as a term's, and the errors
+/// of nine points meet in an output), and the largest of many thousand errors is about five times the usual one.
+const ROUNDED_TWICE: f64 = 5.0 * 9.0 / 512.0 / 3.0;
+
+/// [`assert_rounded`] for sums of operands that were rounded after a transformation.
+fn assert_rounded_twice(what: &str, got: &[f32], want: &[f64], terms: usize, integers: bool) {
+    if integers {
+        return assert_rounded(what, got, want, terms, true);
+    }
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        let bound = w.abs() / 256.0 + ROUNDED_TWICE * (terms as f64).sqrt();
+        assert!((f64::from(g) - w).abs() <= bound, "{what}: element {i} is {g}, not {w} (± {bound:e})");
     }
 }
 
@@ -86,56 +103,67 @@ fn check_conv(engine: Engine, threads: usize, g: &Geometry, count: usize, intege
     }
 
     let fold = Fold { kernel: r, fold: 1 };
-    let mut packed = Packed::for_forward(g);
-    if r == s {
-        conv::pack_forward(&mut ctx, g, fold, &w, &mut packed);
-        for relu in [false, true] {
-            let mut got = vec![0.0; room(&g.output, count)];
-            let epilogue = if relu { Epilogue::BiasRelu } else { Epilogue::Bias };
-            let all = count.next_multiple_of(PICTURES);
-            conv::forward(&mut ctx, engine, g, all, &x.data, &packed, &bias, epilogue, &mut got);
-            let want: Vec<f64> = y.iter().map(|v| if relu { v.max(0.0) } else { *v }).collect();
-            assert_rounded(&format!("y {what}"), &load(&g.output, count, &got), &want, cg * r * s, integers);
-            // A batch of up to 16 pictures may leave the other lanes alone.
-            let mut narrow = vec![0.0; room(&g.output, count)];
-            conv::forward(&mut ctx, engine, g, count, &x.data, &packed, &bias, epilogue, &mut narrow);
-            assert_eq!(load(&g.output, count, &narrow), load(&g.output, count, &got), "narrow {what}");
-        }
-    }
-
     let all = count.next_multiple_of(PICTURES);
-    let mut packed = Packed::for_backward(g);
-    conv::pack_backward(&mut ctx, g, &w, &mut packed);
-    for masked in [false, true] {
-        let mut got = vec![0.0; room(&g.input, count)];
-        let relu = masked.then_some(&x.data[..]);
-        conv::backward_input(&mut ctx, engine, g, all, &dy.data, &packed, relu, &mut got);
-        let want: Vec<f64> =
-            dx.iter().zip(&x.values).map(|(d, x)| if masked && *x <= 0.0 { 0.0 } else { *d }).collect();
-        assert_rounded(&format!("dx {what}"), &load(&g.input, count, &got), &want, kg * r * s, integers);
-    }
+    for method in Method::all(g) {
+        let what = format!("{what} {method:?}");
+        let close = |what: &str, got: &[f32], want: &[f64], terms: usize| match method {
+            Method::Direct => assert_rounded(what, got, want, terms, integers),
+            Method::Winograd => assert_rounded_twice(what, got, want, terms, integers),
+        };
+        if r == s {
+            let mut packed = Packed::for_forward(g, method);
+            conv::pack_forward(&mut ctx, g, fold, &w, &mut packed);
+            for relu in [false, true] {
+                let mut got = vec![0.0; room(&g.output, count)];
+                let epilogue = if relu { Epilogue::BiasRelu } else { Epilogue::Bias };
+                conv::forward(&mut ctx, engine, g, all, &x.data, &packed, &bias, epilogue, &mut got);
+                let want: Vec<f64> = y.iter().map(|v| if relu { v.max(0.0) } else { *v }).collect();
+                close(&format!("y {what}"), &load(&g.output, count, &got), &want, cg * r * s);
+                // A batch of up to 16 pictures may leave the other lanes alone.
+                let mut narrow = vec![0.0; room(&g.output, count)];
+                conv::forward(&mut ctx, engine, g, count, &x.data, &packed, &bias, epilogue, &mut narrow);
+                assert_eq!(
+                    load(&g.output, count, &narrow),
+                    load(&g.output, count, &got),
+                    "narrow {what}"
+                );
+            }
+        }
 
-    let blocks = count.div_ceil(PICTURES);
-    let mut plan = WeightPlan::new(g, blocks);
-    let mut paired = vec![0.0; paired_len(&g.input, blocks)];
-    pair_pictures(&mut ctx, engine, &g.input, blocks, &x.data, &mut paired);
-    let (mut got_dw, mut got_db) = (vec![f32::NAN; len], vec![f32::NAN; bias.len()]);
-    conv::backward_weight(
-        &mut ctx,
-        engine,
-        g,
-        fold,
-        &mut plan,
-        count,
-        &paired,
-        &dy.data,
-        &mut got_dw,
-        &mut got_db,
-    );
-    let terms = (count * g.rows.output * g.columns.output) as f64;
-    let bound = if integers { 0.0 } else { 1e-5 * terms.sqrt() };
-    common::assert_close(&format!("dw {what}"), &got_dw, &dw, bound);
-    common::assert_close(&format!("db {what}"), &got_db, &db, bound);
+        let mut packed = Packed::for_backward(g, method);
+        conv::pack_backward(&mut ctx, g, &w, &mut packed);
+        for masked in [false, true] {
+            let mut got = vec![0.0; room(&g.input, count)];
+            let relu = masked.then_some(&x.data[..]);
+            conv::backward_input(&mut ctx, engine, g, all, &dy.data, &packed, relu, &mut got);
+            let want: Vec<f64> =
+                dx.iter().zip(&x.values).map(|(d, x)| if masked && *x <= 0.0 { 0.0 } else { *d }).collect();
+            close(&format!("dx {what}"), &load(&g.input, count, &got), &want, kg * r * s);
+        }
+
+        let blocks = count.div_ceil(PICTURES);
+        let mut plan = WeightPlan::new(g, blocks, method);
+        let mut paired = vec![0.0; plan.paired_len(g, blocks)];
+        let (mut got_dw, mut got_db) = (vec![f32::NAN; len], vec![f32::NAN; bias.len()]);
+        conv::backward_weight(
+            &mut ctx,
+            engine,
+            g,
+            fold,
+            &mut plan,
+            count,
+            &x.data,
+            &mut paired,
+            &dy.data,
+            &mut got_dw,
+            &mut got_db,
+        );
+        let terms = (count * g.rows.output * g.columns.output) as f64;
+        let exact = if integers { 0.0 } else { 1e-5 * terms.sqrt() };
+        let of_rounding = if method == Method::Winograd && !integers { ROUNDED_TWICE * terms.sqrt() } else { 0.0 };
+        common::assert_close(&format!("dw {what}"), &got_dw, &dw, exact + of_rounding);
+        common::assert_close(&format!("db {what}"), &got_db, &db, exact);
+    }
 }
 
 #[test]
@@ -154,6 +182,13 @@ fn convolutions_of_every_kind() {
         (geometry([48, 1], [17, 1], 1, axis(3, 1, 1, 0, 0), axis(3, 1, 1, 0, 0)), 65),
         (geometry([12, 4], [20, 4], 2, axis(4, 3, 1, 1, 1), axis(5, 3, 1, 1, 1)), 12),
         (geometry([15, 3], [9, 3], 3, axis(4, 3, 1, 1, 1), axis(5, 3, 1, 1, 1)), 12),
+        // Winograd's tiles: odd and even sizes, one output, groups, splits finer than the groups on either side, batches up
+        // to 16 pictures, more blocks than one.
+        (geometry([64, 1], [32, 1], 1, axis(5, 3, 1, 1, 1), axis(4, 3, 1, 1, 1)), 32),
+        (geometry([64, 2], [128, 4], 2, axis(4, 3, 1, 1, 1), axis(7, 3, 1, 1, 1)), 5),
+        (geometry([128, 4], [64, 2], 2, axis(3, 3, 1, 1, 1), axis(6, 3, 1, 1, 1)), 70),
+        (geometry([32, 1], [96, 1], 1, axis(1, 3, 1, 1, 1), axis(2, 3, 1, 1, 1)), 16),
+        (geometry([32, 1], [32, 1], 1, axis(13, 3, 1, 1, 1), axis(13, 3, 1, 1, 1)), 131),
     ];
     for engine in engines() {
         for (i, (g, count)) in cases.iter().enumerate() {
@@ -221,16 +256,15 @@ fn folded_pixels_give_the_same_convolution() {
         for engine in engines() {
             let mut ctx = Context::new(engine.isa(), 2);
             let run = |ctx: &mut Context, g: &Geometry, fold, x: &[f32]| {
-                let mut packed = Packed::for_forward(g);
+                let mut packed = Packed::for_forward(g, Method::Direct);
                 conv::pack_forward(ctx, g, fold, &w, &mut packed);
                 let mut y = vec![0.0; room(&g.output, count)];
                 conv::forward(ctx, engine, g, count, x, &packed, &bias, Epilogue::Bias, &mut y);
-                let mut paired = vec![0.0; paired_len(&g.input, blocks)];
-                pair_pictures(ctx, engine, &g.input, blocks, x, &mut paired);
-                let mut plan = WeightPlan::new(g, blocks);
+                let mut plan = WeightPlan::new(g, blocks, Method::Direct);
+                let mut paired = vec![0.0; plan.paired_len(g, blocks)];
                 let (mut dw, mut db) = (vec![0.0; w.len()], vec![0.0; 6]);
                 conv::backward_weight(
-                    ctx, engine, g, fold, &mut plan, count, &paired, &dy.data, &mut dw, &mut db,
+                    ctx, engine, g, fold, &mut plan, count, x, &mut paired, &dy.data, &mut dw, &mut db,
                 );
                 (load(&g.output, count, &y), dw, db)
             };

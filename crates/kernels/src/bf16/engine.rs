@@ -100,6 +100,14 @@ impl Engine {
         self.0 != Unit::Widen
     }
 
+    /// Whether it multiplies tiles (AMX), some ten times as fast as vectors.
+    pub fn has_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Unit::Amx;
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
+
     /// The f32 instruction set beside it.
     pub fn isa(self) -> Isa {
         self.1

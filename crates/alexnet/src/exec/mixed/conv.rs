@@ -6,9 +6,8 @@ use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Plan;
 use crate::exec::stopwatch::Pass;
 use crate::net;
-use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
-use alexnet_kernels::bf16::engine::C_LEN;
-use alexnet_kernels::bf16::{MapLayout, convert};
+use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Method, Packed, WeightPlan};
+use alexnet_kernels::bf16::{Engine, MapLayout};
 
 /// The geometry of a stage and its packed weights.
 pub(super) struct State {
@@ -25,6 +24,7 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(
         plan: &Plan,
+        engine: Engine,
         i: usize,
         op: &net::Conv,
         fold: usize,
@@ -35,19 +35,26 @@ impl State {
         let rows = conv_axis(op, fold, input.height, output.height);
         let columns = conv_axis(op, fold, input.width, output.width);
         let geometry = Geometry { input, output, groups: op.groups, rows, columns };
-        let stage = &plan.stages[i];
+        let (stage, method) = (&plan.stages[i], Method::best(engine, &geometry));
         State {
             geometry,
             fold: Fold { kernel: op.kernel, fold },
             relu,
-            forward: Packed::for_forward(&geometry),
-            backward: stage.input_gradient.then(|| Packed::for_backward(&geometry)),
-            weight_plan: stage.moves.then(|| WeightPlan::new(&geometry, plan.blocks())),
+            forward: Packed::for_forward(&geometry, method),
+            backward: stage.input_gradient.then(|| Packed::for_backward(&geometry, method)),
+            weight_plan: stage.moves.then(|| WeightPlan::new(&geometry, plan.blocks(), method)),
         }
     }
 
     pub(super) fn scratch_len(&self) -> usize {
-        self.weight_plan.as_ref().map_or(0, |plan| plan.scratch_len(&self.geometry)).max(C_LEN)
+        let weight = self.weight_plan.as_ref().map_or(0, |plan| plan.scratch_len(&self.geometry));
+        let backward = self.backward.as_ref().map_or(0, Packed::scratch_len);
+        self.forward.scratch_len().max(backward).max(weight)
+    }
+
+    /// Elements of the room in which `blocks` blocks of x are paired.
+    pub(super) fn paired_len(&self, blocks: usize) -> usize {
+        self.weight_plan.as_ref().map_or(0, |plan| plan.paired_len(&self.geometry, blocks))
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -84,7 +91,7 @@ impl Mixed {
     pub(super) fn conv_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) -> bool {
         let stage = &self.frame.plan.stages[i];
         let tensors @ [w, b] = self.frame.tensors_of(i);
-        let (pictures, blocks) = (self.pictures(batch), self.frame.blocks(batch));
+        let pictures = self.pictures(batch);
         let StageState::Conv(state) = &mut self.stages[i] else { unreachable!("stage {i} is a convolution") };
         let g = &state.geometry;
         if let Some(packed) = &state.backward {
@@ -100,22 +107,12 @@ impl Mixed {
             return true;
         }
         let Some(plan) = &mut state.weight_plan else { unreachable!("a stage that moves has a weight plan") };
-        let ([x], [paired]) = self.frame.arena.split([self.frame.maps[i]], [self.paired]);
-        convert::pair_pictures(&mut self.frame.ctx, self.engine, &g.input, blocks, x, paired);
-        let ([paired, dy], [dw, db]) =
-            self.frame.arena.split([self.paired, self.frame.gradients[i + 1]], [w.gradient, b.gradient]);
-        conv::backward_weight(
-            &mut self.frame.ctx,
-            self.engine,
-            g,
-            state.fold,
-            plan,
-            pictures,
-            paired,
-            dy,
-            dw,
-            db,
+        let ([x, dy], [paired, dw, db]) = self.frame.arena.split(
+            [self.frame.maps[i], self.frame.gradients[i + 1]],
+            [self.paired, w.gradient, b.gradient],
         );
+        let (ctx, fold) = (&mut self.frame.ctx, state.fold);
+        conv::backward_weight(ctx, self.engine, g, fold, plan, pictures, x, paired, dy, dw, db);
         self.frame.watch.lap(i, Pass::WeightGradient);
         let finite = self.frame.update_all(i, tensors, settings);
         self.conv_pack(i);

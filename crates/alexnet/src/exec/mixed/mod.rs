@@ -110,10 +110,8 @@ impl Mixed {
             stages.push(match (&stage.kind, op) {
                 (Kind::Conv { relu }, Some(Op::Conv(op))) => {
                     let fold = if i == 0 { entry.fold } else { 1 };
-                    let state = conv::State::new(&plan, i, op, fold, &layouts, *relu);
-                    if stage.moves {
-                        paired = paired.max(paired_len(&layouts[i], blocks));
-                    }
+                    let state = conv::State::new(&plan, engine, i, op, fold, &layouts, *relu);
+                    paired = paired.max(state.paired_len(blocks));
                     draft.scratch(state.scratch_len());
                     StageState::Conv(Box::new(state))
                 }

@@ -1,22 +1,21 @@
-//! Convolution on bf16 maps. [`forward`] and [`backward_input`] are one loop over differently packed weights
-//! ([`Packed`]); [`backward_weight`] is another.
+//! Convolution on bf16 maps: [`forward`], [`backward_input`], [`backward_weight`], computed by one of two [`Method`]s, a
+//! folder each: `direct` takes every tap of every window, `winograd` computes 3×3 windows four at a time.
 //!
-//! For each position of the target map, the source positions under one row of the window are consecutive in memory, and
-//! so are the channels of a split at each: one run of the product's depth. Taps outside the map are left out. Where the
-//! channels do not fill whole steps (48 of conv2's groups), weights are packed once for every way in which the window
-//! overhangs the map's sides (`Walk`), each padded to whole steps.
+//! In both, [`forward`] and [`backward_input`] are one loop over differently packed weights ([`Packed`]).
 
-mod correlate;
-mod pack;
-mod weight;
+mod direct;
+mod finish;
+mod winograd;
 
 pub use crate::conv::Epilogue;
-pub use correlate::{MOST_RUNS, backward_input, forward};
-pub use pack::{Fold, Packed, pack_backward, pack_forward};
-pub use weight::{WeightPlan, backward_weight};
+pub use direct::MOST_RUNS;
 
-use super::{EDGE, MapLayout};
+use super::convert::paired_len;
+use super::engine::{C_LEN, Engine};
+use super::{EDGE, MapLayout, PICTURES, pairs};
 use crate::conv::Axis;
+use crate::parallel::Context;
+use finish::Finish;
 
 /// The geometry of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +45,231 @@ impl Geometry {
     }
 }
 
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// As it is defined, but for taps on padding, which are left out.
+    Direct,
+    /// Winograd's minimal filtering F(2×2, 3×3): fewer products, and operands that are rounded once more.
+    Winograd,
+}
+
+impl Method {
+    /// The faster one for this engine.
+    pub fn best(engine: Engine, g: &Geometry) -> Method {
+        // Tiles multiply so fast that nothing around their products may grow.
+        if engine.has_tiles() || !winograd::pays(g) { Method::Direct } else { Method::Winograd }
+    }
+
+    /// Every method that can compute this geometry.
+    pub fn all(g: &Geometry) -> Vec<Method> {
+        let winograd = winograd::fits(g).then_some(Method::Winograd);
+        [Method::Direct].into_iter().chain(winograd).collect()
+    }
+}
+
+/// How a strided first convolution is made one of stride 1: `fold` × `fold` pixels are the channels of one position, in
+/// the order (row, column, channel). 1 leaves it as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fold {
+    /// R = S of the kernel itself.
+    pub kernel: usize,
+    /// Pixels folded along each axis.
+    pub fold: usize,
+}
+
+/// Packed weights of one direction.
+#[derive(Debug)]
+pub struct Packed(Weights);
+
+#[derive(Debug)]
+enum Weights {
+    Direct(direct::Packed),
+    Winograd(winograd::Packed),
+}
+
+impl Packed {
+    /// Room for [`pack_forward`].
+    ///
+    /// # Panics
+    /// If the method does not fit the geometry ([`Method::all`]).
+    pub fn for_forward(g: &Geometry, method: Method) -> Packed {
+        g.check();
+        Packed(match method {
+            Method::Direct => Weights::Direct(direct::Packed::for_forward(g)),
+            Method::Winograd => Weights::Winograd(winograd::Packed::for_forward(g)),
+        })
+    }
+
+    /// Room for [`pack_backward`].
+    ///
+    /// # Panics
+    /// If the method does not fit the geometry ([`Method::all`]).
+    pub fn for_backward(g: &Geometry, method: Method) -> Packed {
+        g.check();
+        Packed(match method {
+            Method::Direct => Weights::Direct(direct::Packed::for_backward(g)),
+            Method::Winograd => Weights::Winograd(winograd::Packed::for_backward(g)),
+        })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.0 {
+            Weights::Direct(packed) => packed.bytes(),
+            Weights::Winograd(packed) => packed.bytes(),
+        }
+    }
+
+    /// Elements of scratch that each thread needs to compute with them.
+    pub fn scratch_len(&self) -> usize {
+        match &self.0 {
+            Weights::Direct(_) => C_LEN,
+            Weights::Winograd(packed) => packed.scratch_len(),
+        }
+    }
+}
+
+/// Packs w (K, C/G, R, S) for [`forward`].
+pub fn pack_forward(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed) {
+    match &mut packed.0 {
+        Weights::Direct(packed) => direct::pack(ctx, g, fold, w, packed, true),
+        Weights::Winograd(packed) => winograd::pack(ctx, g, w, packed, true),
+    }
+}
+
+/// Packs w (K, C/G, R, S) for [`backward_input`].
+pub fn pack_backward(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Packed) {
+    match &mut packed.0 {
+        Weights::Direct(packed) => {
+            direct::pack(ctx, g, Fold { kernel: g.rows.kernel, fold: 1 }, w, packed, false);
+        }
+        Weights::Winograd(packed) => winograd::pack(ctx, g, w, packed, false),
+    }
+}
+
+/// y = x ∗ w + b, perhaps through a ReLU, for the first `count` pictures; whole blocks are written.
+///
+/// Shapes: x and y as the geometry's layouts say, with [`super::TAIL`] after the last block; bias (K).
+pub fn forward(
+    ctx: &mut Context,
+    engine: Engine,
+    g: &Geometry,
+    count: usize,
+    x: &[f32],
+    packed: &Packed,
+    bias: &[f32],
+    epilogue: Epilogue,
+    y: &mut [f32],
+) {
+    assert_eq!(bias.len(), g.output.channels, "bias");
+    let finish = Finish::Bias { bias, relu: epilogue == Epilogue::BiasRelu };
+    match &packed.0 {
+        Weights::Direct(p) => direct::correlate(ctx, engine, g.groups, &g.rows, true, count, x, p, finish, y),
+        Weights::Winograd(p) => winograd::correlate(ctx, engine, count, x, p, finish, y),
+    }
+}
+
+/// dx from dy. With `relu`, dx is zero where that (x, as it came out of a ReLU) is not positive.
+pub fn backward_input(
+    ctx: &mut Context,
+    engine: Engine,
+    g: &Geometry,
+    count: usize,
+    dy: &[f32],
+    packed: &Packed,
+    relu: Option<&[f32]>,
+    dx: &mut [f32],
+) {
+    let finish = match relu {
+        Some(x) => {
+            assert!(x.len() >= count.div_ceil(PICTURES) * g.input.block_len(), "activation");
+            Finish::Mask(pairs(x))
+        }
+        None => Finish::Store,
+    };
+    match &packed.0 {
+        Weights::Direct(p) => {
+            direct::correlate(ctx, engine, g.groups, &g.rows, false, count, dy, p, finish, dx);
+        }
+        Weights::Winograd(p) => winograd::correlate(ctx, engine, count, dy, p, finish, dx),
+    }
+}
+
+/// How [`backward_weight`] is cut; made once a plan.
+#[derive(Debug)]
+pub struct WeightPlan(Cut);
+
+#[derive(Debug)]
+enum Cut {
+    Direct(direct::WeightPlan),
+    Winograd(winograd::WeightPlan),
+}
+
+impl WeightPlan {
+    /// The cut for a geometry and at most `blocks` blocks.
+    ///
+    /// # Panics
+    /// If the method does not fit the geometry ([`Method::all`]).
+    pub fn new(g: &Geometry, blocks: usize, method: Method) -> WeightPlan {
+        g.check();
+        WeightPlan(match method {
+            Method::Direct => Cut::Direct(direct::WeightPlan::new(g, blocks)),
+            Method::Winograd => Cut::Winograd(winograd::WeightPlan::new(g, blocks)),
+        })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.0 {
+            Cut::Direct(plan) => plan.bytes(),
+            Cut::Winograd(plan) => plan.bytes(),
+        }
+    }
+
+    /// Elements of scratch that each thread needs.
+    pub fn scratch_len(&self, g: &Geometry) -> usize {
+        match &self.0 {
+            Cut::Direct(plan) => plan.scratch_len(g),
+            Cut::Winograd(plan) => plan.scratch_len(),
+        }
+    }
+
+    /// Elements of the room for x with its pictures paired, for so many blocks.
+    pub fn paired_len(&self, g: &Geometry, blocks: usize) -> usize {
+        match &self.0 {
+            Cut::Direct(_) => paired_len(&g.input, blocks),
+            Cut::Winograd(plan) => plan.paired_len(blocks),
+        }
+    }
+}
+
+/// dw and db, summed over all pictures of the blocks that hold `count`; overwrites both. Pictures beyond `count` count too:
+/// their dy is zero.
+///
+/// Shapes: x and dy as the geometry says, dw (K, C/G, R, S), db (K); `paired` is room for as much as
+/// [`WeightPlan::paired_len`] says.
+pub fn backward_weight(
+    ctx: &mut Context,
+    engine: Engine,
+    g: &Geometry,
+    fold: Fold,
+    plan: &mut WeightPlan,
+    count: usize,
+    x: &[f32],
+    paired: &mut [f32],
+    dy: &[f32],
+    dw: &mut [f32],
+    db: &mut [f32],
+) {
+    match &mut plan.0 {
+        Cut::Direct(plan) => {
+            direct::backward_weight(ctx, engine, g, fold, plan, count, x, paired, dy, dw, db);
+        }
+        Cut::Winograd(plan) => winograd::backward_weight(ctx, engine, plan, count, x, paired, dy, dw, db),
+    }
+}
+
 /// A set of rows of a product that are computed together: up to 32 channels of one split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Panel {
@@ -70,119 +294,3 @@ pub(super) fn panels(map: &MapLayout) -> Vec<Panel> {
     (0..map.splits).flat_map(split).collect()
 }
 
-/// Consecutive taps of a row of the window, in the order in which weights are packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Taps {
-    /// Which sequence of taps ([`Walk::sequences`]).
-    pub sequence: usize,
-    /// First tap of the run within it.
-    pub first: usize,
-    /// Taps.
-    pub count: usize,
-}
-
-/// What the window reads at one column of the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Column {
-    /// Which taps; index into [`Walk::taps`].
-    pub taps: usize,
-    /// The source column of the first.
-    pub source: usize,
-}
-
-/// How the window goes along a row of the target map.
-#[derive(Clone, Debug)]
-pub(super) struct Walk {
-    /// Kernel columns in order of rising source columns. One sequence forward; backward one for every remainder modulo
-    /// the stride.
-    pub sequences: Vec<Vec<usize>>,
-    /// The different runs of taps.
-    pub taps: Vec<Taps>,
-    /// For each target column what it reads, if anything.
-    pub columns: Vec<Option<Column>>,
-}
-
-impl Walk {
-    /// From outputs to the inputs that they read.
-    pub fn forward(axis: &Axis) -> Walk {
-        let reads =
-            (0..axis.output).map(|q| (0..axis.kernel).map(move |s| (0, s, axis.forward(q, s))).collect());
-        Walk::new(vec![(0..axis.kernel).collect()], reads)
-    }
-
-    /// From inputs to the outputs that read them.
-    pub fn backward(axis: &Axis) -> Walk {
-        let sequence = |rest| (0..axis.kernel).filter(|s| s % axis.stride == rest).rev().collect::<Vec<_>>();
-        let sequences: Vec<_> = (0..axis.stride).map(sequence).collect();
-        let reads = (0..axis.input).map(|w| {
-            let rest = (w + axis.pad) % axis.stride;
-            let taps = sequences[rest].iter().enumerate();
-            taps.map(|(i, &s)| (rest, i, axis.backward(w, s))).collect()
-        });
-        Walk::new(sequences.clone(), reads)
-    }
-
-    /// `reads`: for each target column the (sequence, place in it, source column) of every tap.
-    fn new(
-        sequences: Vec<Vec<usize>>,
-        reads: impl Iterator<Item = Vec<(usize, usize, Option<usize>)>>,
-    ) -> Walk {
-        let mut all: Vec<Taps> = Vec::new();
-        let columns = reads
-            .map(|reads| {
-                let mut inside =
-                    reads.iter().filter_map(|&(sequence, i, source)| Some((sequence, i, source?)));
-                let (sequence, first, source) = inside.next()?;
-                let taps = Taps { sequence, first, count: 1 + inside.count() };
-                let index = all.iter().position(|t| *t == taps).unwrap_or_else(|| {
-                    all.push(taps);
-                    all.len() - 1
-                });
-                Some(Column { taps: index, source })
-            })
-            .collect();
-        Walk { sequences, taps: all, columns }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn axis(input: usize, output: usize, kernel: usize, stride: usize, pad: usize) -> Axis {
-        Axis { input, output, kernel, stride, pad }
-    }
-
-    #[test]
-    fn a_walk_visits_what_the_window_reads() {
-        for a in [
-            axis(27, 27, 5, 1, 2),
-            axis(13, 13, 3, 1, 1),
-            axis(55, 26, 5, 2, 0),
-            axis(7, 3, 4, 3, 2),
-            axis(2, 4, 5, 1, 3),
-        ] {
-            let (forward, backward) = (Walk::forward(&a), Walk::backward(&a));
-            for (walk, targets, is_forward) in [(forward, a.output, true), (backward, a.input, false)] {
-                for target in 0..targets {
-                    let mut want: Vec<(usize, usize)> = (0..a.kernel)
-                        .filter_map(|s| {
-                            let source =
-                                if is_forward { a.forward(target, s) } else { a.backward(target, s) };
-                            Some((source?, s))
-                        })
-                        .collect();
-                    want.sort_unstable();
-                    let got: Vec<(usize, usize)> = walk.columns[target].map_or(vec![], |column| {
-                        let taps = walk.taps[column.taps];
-                        let run = taps.first..taps.first + taps.count;
-                        run.enumerate()
-                            .map(|(i, tap)| (column.source + i, walk.sequences[taps.sequence][tap]))
-                            .collect()
-                    });
-                    assert_eq!(got, want, "{a:?} {target}");
-                }
-            }
-        }
-    }
-}

@@ -8,11 +8,13 @@
 //!         epilogue               bias, ReLU or mask; rounded to pairs
 //! ```
 
+use super::Packed;
 use super::pack::rows_of;
-use super::{Geometry, Packed, Panel};
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::conv::finish::Finish;
+use crate::bf16::conv::Panel;
 use crate::bf16::{EDGE, PICTURES, TAIL, pairs};
-use crate::conv::{Axis, Epilogue};
+use crate::conv::Axis;
 use crate::parallel::{Context, Ptr};
 use crate::simd::Simd;
 
@@ -22,54 +24,8 @@ const CHUNK_UNITS: usize = 16;
 /// stack at every position, 2.5 KiB. Published networks have 11 at most: conv1, if it is not folded.
 pub const MOST_RUNS: usize = 64;
 
-/// y = x ∗ w + b, perhaps through a ReLU, for the first `count` pictures; whole blocks are written.
-///
-/// Shapes: x and y as the geometry's layouts say, with [`TAIL`] after the last block; bias (K).
-pub fn forward(
-    ctx: &mut Context,
-    engine: Engine,
-    g: &Geometry,
-    count: usize,
-    x: &[f32],
-    packed: &Packed,
-    bias: &[f32],
-    epilogue: Epilogue,
-    y: &mut [f32],
-) {
-    assert_eq!(bias.len(), g.output.channels, "bias");
-    let finish = Finish::Bias { bias, relu: epilogue == Epilogue::BiasRelu };
-    correlate(ctx, engine, g.groups, &g.rows, true, count, x, packed, finish, y);
-}
-
-/// dx from dy. With `relu`, dx is zero where that (x, as it came out of a ReLU) is not positive.
-pub fn backward_input(
-    ctx: &mut Context,
-    engine: Engine,
-    g: &Geometry,
-    count: usize,
-    dy: &[f32],
-    packed: &Packed,
-    relu: Option<&[f32]>,
-    dx: &mut [f32],
-) {
-    let finish = match relu {
-        Some(x) => {
-            assert!(x.len() >= count.div_ceil(PICTURES) * g.input.block_len(), "activation");
-            Finish::Mask(pairs(x))
-        }
-        None => Finish::Store,
-    };
-    correlate(ctx, engine, g.groups, &g.rows, false, count, dy, packed, finish, dx);
-}
-
-#[derive(Clone, Copy)]
-enum Finish<'a> {
-    Bias { bias: &'a [f32], relu: bool },
-    Mask(&'a [u32]),
-    Store,
-}
-
-fn correlate(
+/// The sums of every position of the target and what follows them, for the first `count` pictures.
+pub(in crate::bf16::conv) fn correlate(
     ctx: &mut Context,
     engine: Engine,
     groups: usize,
@@ -204,7 +160,7 @@ impl MatrixKernel for Correlate<'_> {
 }
 
 impl Correlate<'_> {
-    /// Rounds the sums of a position to pairs, after what follows them.
+    /// Finishes the sums of a position.
     #[inline(always)]
     unsafe fn store<S: Simd>(
         &self,
@@ -218,35 +174,15 @@ impl Correlate<'_> {
         let at = block * map.block_len() + map.at(panel.split, row, column) + panel.first / 2 * PICTURES;
         let channel = panel.split * map.split_channels() + panel.first;
         let lanes = if self.narrow { EDGE } else { PICTURES };
-        // SAFETY: the caller's promise; the mask has the map's layout.
-        unsafe {
-            for m in (0..panel.valid).step_by(2) {
-                let odd_exists = m + 1 < panel.valid;
-                let to = self.target.at(at + m / 2 * PICTURES).cast::<u32>();
-                for n in (0..lanes).step_by(S::LANES) {
-                    let mut even = S::load(sums.add(m * C_STRIDE + n));
-                    let mut odd =
-                        if odd_exists { S::load(sums.add((m + 1) * C_STRIDE + n)) } else { S::zero() };
-                    match self.finish {
-                        Finish::Bias { bias, relu } => {
-                            even = S::add(even, S::splat(bias[channel + m]));
-                            if odd_exists {
-                                odd = S::add(odd, S::splat(bias[channel + m + 1]));
-                            }
-                            if relu {
-                                // In this order a NaN passes through.
-                                even = S::max(S::zero(), even);
-                                odd = S::max(S::zero(), odd);
-                            }
-                        }
-                        Finish::Mask(x) => {
-                            let (x_even, x_odd) = S::load_pairs(x.as_ptr().add(at + m / 2 * PICTURES + n));
-                            even = S::where_positive(x_even, even);
-                            odd = S::where_positive(x_odd, odd);
-                        }
-                        Finish::Store => {}
-                    }
-                    S::store_pairs(to.add(n), even, odd);
+        let target = self.target.at(0).cast::<u32>();
+        for m in (0..panel.valid).step_by(2) {
+            for n in (0..lanes).step_by(S::LANES) {
+                // SAFETY: the caller's promise; C has a row for every channel of a tile, also where none exists.
+                unsafe {
+                    let sums = sums.add(m * C_STRIDE + n);
+                    let both = (S::load(sums), S::load(sums.add(C_STRIDE)));
+                    let odd_exists = m + 1 < panel.valid;
+                    self.finish.store::<S>(both, channel + m, odd_exists, at + m / 2 * PICTURES, n, target);
                 }
             }
         }

@@ -1,8 +1,9 @@
 //! Weights as left operands: for every panel of target channels, source split, row of the window and run of taps, the
 //! steps' tiles one after the other.
 
-use super::{Geometry, Panel, Walk, panels};
+use super::Walk;
 use crate::arena::Buffer;
+use crate::bf16::conv::{Fold, Geometry, Panel, panels};
 use crate::bf16::{EDGE, MapLayout, TILE, pair, pairs_mut, round_values};
 use crate::conv::Axis;
 use crate::parallel::{Context, Kernel, Ptr};
@@ -10,16 +11,6 @@ use crate::simd::Simd;
 
 /// Weights of a chunk of panels, bytes: together with the source rows they should stay in an L2 of 1 to 2 MiB.
 const CHUNK_BYTES: usize = 512 << 10;
-
-/// How a strided first convolution is made one of stride 1: `fold` × `fold` pixels are the channels of one position, in
-/// the order (row, column, channel). 1 leaves it as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fold {
-    /// R = S of the kernel itself.
-    pub kernel: usize,
-    /// Pixels folded along each axis.
-    pub fold: usize,
-}
 
 /// Packed weights of one direction.
 #[derive(Debug)]
@@ -44,15 +35,13 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Room for [`pack_forward`].
+    /// Room for the weights of the forward pass.
     pub fn for_forward(g: &Geometry) -> Packed {
-        g.check();
         Packed::new(g, Walk::forward(&g.columns), g.input, g.output)
     }
 
-    /// Room for [`pack_backward`].
+    /// Room for the weights of the input gradient.
     pub fn for_backward(g: &Geometry) -> Packed {
-        g.check();
         Packed::new(g, Walk::backward(&g.columns), g.output, g.input)
     }
 
@@ -124,17 +113,8 @@ impl Packed {
     }
 }
 
-/// Packs w (K, C/G, R, S) for [`super::forward`].
-pub fn pack_forward(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed) {
-    pack(ctx, g, fold, w, packed, true);
-}
-
-/// Packs w (K, C/G, R, S) for [`super::backward_input`].
-pub fn pack_backward(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Packed) {
-    pack(ctx, g, Fold { kernel: g.rows.kernel, fold: 1 }, w, packed, false);
-}
-
-fn pack(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed, forward: bool) {
+/// Packs w (K, C/G, R, S) for the forward pass, or else for the input gradient.
+pub(in crate::bf16::conv) fn pack(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed, forward: bool) {
     let channels = g.input.channels / g.groups / (fold.fold * fold.fold);
     assert_eq!(w.len(), g.output.channels * channels * fold.kernel * fold.kernel, "weights");
     let mut data = std::mem::replace(&mut packed.data, Buffer::zeros(0));

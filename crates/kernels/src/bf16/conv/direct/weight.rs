@@ -10,9 +10,10 @@
 //!
 //! Every part has its own dw; [`sum_parts`] adds them in order. The cut into parts depends on the number of blocks alone.
 
-use super::{Fold, Geometry, Panel, panels};
+
 use crate::arena::Buffer;
-use crate::bf16::convert::{paired_len, paired_position_len, prefetch_pairs, unzip_pairs};
+use crate::bf16::conv::{Fold, Geometry, Panel, panels};
+use crate::bf16::convert::{pair_pictures, paired_position_len, prefetch_pairs, unzip_pairs};
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, TILE, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -49,7 +50,6 @@ pub struct WeightPlan {
 impl WeightPlan {
     /// The cut for a geometry and at most `blocks` blocks.
     pub fn new(g: &Geometry, blocks: usize) -> WeightPlan {
-        g.check();
         let panels = panels(&g.output);
         let mut units = vec![0];
         for (i, panel) in panels.iter().enumerate() {
@@ -99,27 +99,23 @@ impl WeightPlan {
     }
 }
 
-/// dw and db, summed over all pictures of the blocks that hold `count`; overwrites both. Pictures beyond `count` count too:
-/// their dy is zero.
-///
-/// Shapes: `paired` from [`crate::bf16::convert::pair_pictures`] of x, dy as the geometry says, dw (K, C/G, R, S), db (K).
-pub fn backward_weight(
+/// dw and db, summed over all pictures of the blocks that hold `count`; x is paired first.
+pub(in crate::bf16::conv) fn backward_weight(
     ctx: &mut Context,
     engine: Engine,
     g: &Geometry,
     fold: Fold,
     plan: &mut WeightPlan,
     count: usize,
-    paired: &[f32],
+    x: &[f32],
+    paired: &mut [f32],
     dy: &[f32],
     dw: &mut [f32],
     db: &mut [f32],
 ) {
     let blocks = count.div_ceil(PICTURES);
-    assert!(
-        paired.len() >= paired_len(&g.input, blocks) && dy.len() >= blocks * g.output.block_len(),
-        "maps"
-    );
+    pair_pictures(ctx, engine, &g.input, blocks, x, paired);
+    assert!(dy.len() >= blocks * g.output.block_len(), "map");
     let channels = g.input.channels / g.groups / (fold.fold * fold.fold);
     assert_eq!(dw.len(), g.output.channels * channels * fold.kernel * fold.kernel, "weight gradient");
     assert_eq!(db.len(), g.output.channels, "bias gradient");
