@@ -32,7 +32,7 @@ impl Buffer {
             return Buffer { start: std::ptr::NonNull::dangling(), len, allocated: nothing };
         }
         let bytes = len * size_of::<f32>();
-        let align = if bytes >= 4 * HUGE_PAGE { HUGE_PAGE } else { 64 };
+        let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { 64 };
         let layout = Layout::from_size_align(bytes + align, PLAIN_ALIGN)
             .expect("a buffer larger than the address space");
         // SAFETY: the layout is not empty.

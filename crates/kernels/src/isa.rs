@@ -76,7 +76,7 @@ impl Isa {
         use crate::simd::{Portable, Simd};
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 => crate::simd::Avx512::LANES,
+            Tier::Avx512 => <crate::simd::Avx512>::LANES,
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2 => crate::simd::Avx2::LANES,
             Tier::Portable => Portable::LANES,
@@ -92,7 +92,7 @@ impl Isa {
         use crate::simd::{Portable, Simd};
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 => crate::simd::Avx512::PANEL,
+            Tier::Avx512 => <crate::simd::Avx512>::PANEL,
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2 => crate::simd::Avx2::PANEL,
             Tier::Portable => Portable::PANEL,

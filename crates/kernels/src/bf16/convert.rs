@@ -101,6 +101,22 @@ pub(super) unsafe fn unzip_pairs<S: Simd>(from: *const u32, pairs: usize, to: *m
     }
 }
 
+/// Adds the pictures of `pairs` pairs of channels to the channels' sums, 16 of each.
+#[inline(always)]
+pub(super) unsafe fn add_pictures<S: Simd>(from: *const u32, pairs: usize, sums: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for p in 0..pairs {
+            for n in (0..PICTURES).step_by(S::LANES) {
+                let (even, odd) = S::load_pairs(from.add(p * PICTURES + n));
+                let to = sums.add(2 * p * EDGE + n % EDGE);
+                S::store(to, S::add(S::load(to), even));
+                S::store(to.add(EDGE), S::add(S::load(to.add(EDGE)), odd));
+            }
+        }
+    }
+}
+
 /// A row (N, F) of f32 for every picture to a flat map (blocks, 1, 1, pairs of F): what a loss hands back, for example.
 pub fn from_rows(ctx: &mut Context, features: usize, count: usize, rows: &[f32], to: &mut [f32]) {
     let map = flat(features);

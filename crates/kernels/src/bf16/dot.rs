@@ -35,7 +35,7 @@ const ROWS: [usize; 3] = [12, 12, 8];
 
 #[cfg(target_arch = "x86_64")]
 impl Matrix for Dot {
-    type S = Avx512;
+    type S = Avx512<true>;
 
     #[inline(always)]
     unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {

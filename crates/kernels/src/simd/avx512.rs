@@ -1,12 +1,13 @@
-//! AVX-512: F, BW and VL.
+//! AVX-512: F, BW and VL, and perhaps BF16.
 
 use super::Simd;
 
-/// 512-bit vectors: 32 registers, two FMAs a cycle on most chips.
+/// 512-bit vectors: 32 registers, two FMAs a cycle on most chips. With `BF16` they are rounded by AVX-512-BF16's instruction,
+/// which takes denormals for zero and is otherwise equal.
 #[derive(Clone, Copy)]
-pub struct Avx512;
+pub struct Avx512<const BF16: bool = false>;
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = std::arch::x86_64::__m512;
     type Shorts = std::arch::x86_64::__m512i;
     type Ints = std::arch::x86_64::__m512i;
@@ -73,6 +74,12 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_pairs(p: *mut u32, even: Self::V, odd: Self::V) {
         use std::arch::x86_64::*;
+        if BF16 {
+            // The even elements' 16 halves, then the odd ones', to pairs.
+            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(odd, even));
+            let order = _mm512_loadu_si512(INTERLEAVED.as_ptr().cast());
+            return _mm512_storeu_si512(p.cast(), _mm512_permutexvar_epi16(order, halves));
+        }
         let even = _mm512_srli_epi32::<16>(rounded(_mm512_castps_si512(even)));
         let odd = rounded(_mm512_castps_si512(odd));
         // (odd & high) | even
@@ -82,6 +89,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn round_values(p: *const f32, to: *mut u32) {
         use std::arch::x86_64::*;
+        if BF16 {
+            let halves = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(p.add(16)), _mm512_loadu_ps(p));
+            return _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(halves));
+        }
         for half in 0..2 {
             let bits = rounded(_mm512_loadu_si512(p.add(half * 16).cast()));
             let values = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits));
@@ -214,11 +225,22 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn sum_ints(a: Self::Ints) -> i64 {
-        let mut lanes = [0i32; Self::LANES];
+        let mut lanes = [0i32; 16];
         std::arch::x86_64::_mm512_storeu_si512(lanes.as_mut_ptr().cast(), a);
         lanes.into_iter().map(i64::from).sum()
     }
 }
+
+/// Two rows of 16 integers of 16 bits, element by element.
+const INTERLEAVED: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = (i / 2 + i % 2 * 16) as u16;
+        i += 1;
+    }
+    order
+};
 
 /// The even elements of pairs of bf16 and the odd ones, as f32.
 #[inline(always)]

@@ -107,10 +107,10 @@ impl Mixed {
             return true;
         }
         let Some(plan) = &mut state.weight_plan else { unreachable!("a stage that moves has a weight plan") };
-        let ([x, dy], [paired, dw, db]) = self.frame.arena.split(
-            [self.frame.maps[i], self.frame.gradients[i + 1]],
-            [self.paired, w.gradient, b.gradient],
-        );
+        let ([x, dy], [paired, dw, db]) = self
+            .frame
+            .arena
+            .split([self.frame.maps[i], self.frame.gradients[i + 1]], [self.paired, w.gradient, b.gradient]);
         let (ctx, fold) = (&mut self.frame.ctx, state.fold);
         conv::backward_weight(ctx, self.engine, g, fold, plan, pictures, x, paired, dy, dw, db);
         self.frame.watch.lap(i, Pass::WeightGradient);

@@ -215,7 +215,7 @@ impl WeightPlan {
         g.check();
         WeightPlan(match method {
             Method::Direct => Cut::Direct(direct::WeightPlan::new(g, blocks)),
-            Method::Winograd => Cut::Winograd(winograd::WeightPlan::new(g, blocks)),
+            Method::Winograd => Cut::Winograd(winograd::WeightPlan::new(g)),
         })
     }
 
@@ -231,7 +231,7 @@ impl WeightPlan {
     pub fn scratch_len(&self, g: &Geometry) -> usize {
         match &self.0 {
             Cut::Direct(plan) => plan.scratch_len(g),
-            Cut::Winograd(plan) => plan.scratch_len(),
+            Cut::Winograd(_) => 0,
         }
     }
 
@@ -239,7 +239,7 @@ impl WeightPlan {
     pub fn paired_len(&self, g: &Geometry, blocks: usize) -> usize {
         match &self.0 {
             Cut::Direct(_) => paired_len(&g.input, blocks),
-            Cut::Winograd(plan) => plan.paired_len(blocks),
+            Cut::Winograd(plan) => plan.paired_len(),
         }
     }
 }
@@ -293,4 +293,3 @@ pub(super) fn panels(map: &MapLayout) -> Vec<Panel> {
     };
     (0..map.splits).flat_map(split).collect()
 }
-

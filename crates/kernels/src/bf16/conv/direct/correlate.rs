@@ -10,9 +10,9 @@
 
 use super::Packed;
 use super::pack::rows_of;
-use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
-use crate::bf16::conv::finish::Finish;
 use crate::bf16::conv::Panel;
+use crate::bf16::conv::finish::Finish;
+use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, TAIL, pairs};
 use crate::conv::Axis;
 use crate::parallel::{Context, Ptr};

@@ -10,8 +10,8 @@ mod pack;
 mod walk;
 mod weight;
 
-pub(super) use correlate::correlate;
 pub use correlate::MOST_RUNS;
+pub(super) use correlate::correlate;
 pub(super) use pack::{Packed, pack};
 pub(super) use weight::{WeightPlan, backward_weight};
 

@@ -114,7 +114,14 @@ impl Packed {
 }
 
 /// Packs w (K, C/G, R, S) for the forward pass, or else for the input gradient.
-pub(in crate::bf16::conv) fn pack(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed, forward: bool) {
+pub(in crate::bf16::conv) fn pack(
+    ctx: &mut Context,
+    g: &Geometry,
+    fold: Fold,
+    w: &[f32],
+    packed: &mut Packed,
+    forward: bool,
+) {
     let channels = g.input.channels / g.groups / (fold.fold * fold.fold);
     assert_eq!(w.len(), g.output.channels * channels * fold.kernel * fold.kernel, "weights");
     let mut data = std::mem::replace(&mut packed.data, Buffer::zeros(0));

@@ -10,10 +10,9 @@
 //!
 //! Every part has its own dw; [`sum_parts`] adds them in order. The cut into parts depends on the number of blocks alone.
 
-
 use crate::arena::Buffer;
 use crate::bf16::conv::{Fold, Geometry, Panel, panels};
-use crate::bf16::convert::{pair_pictures, paired_position_len, prefetch_pairs, unzip_pairs};
+use crate::bf16::convert::{add_pictures, pair_pictures, paired_position_len, prefetch_pairs, unzip_pairs};
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, TILE, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -307,22 +306,6 @@ impl WeightGradient<'_> {
 fn inside(axis: &crate::conv::Axis, s: usize) -> (usize, usize) {
     let mut reads = (0..axis.output).filter(|&q| axis.forward(q, s).is_some());
     reads.next().map_or((0, 0), |first| (first, reads.next_back().unwrap_or(first) + 1))
-}
-
-/// Adds the pictures of `pairs` pairs of channels to the channels' sums, 16 of each.
-#[inline(always)]
-unsafe fn add_pictures<S: Simd>(from: *const u32, pairs: usize, sums: *mut f32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        for p in 0..pairs {
-            for n in (0..PICTURES).step_by(S::LANES) {
-                let (even, odd) = S::load_pairs(from.add(p * PICTURES + n));
-                let to = sums.add(2 * p * EDGE + n % EDGE);
-                S::store(to, S::add(S::load(to), even));
-                S::store(to.add(EDGE), S::add(S::load(to.add(EDGE)), odd));
-            }
-        }
-    }
 }
 
 /// dw and db from the sums of the parts.

@@ -11,7 +11,7 @@
 //! Weights come from beyond L2, once for all tiles of a unit.
 
 use super::pack::Packed;
-use super::transform::{Inputs, input, output};
+use super::transform::{Inputs, output};
 use super::{POINTS, SIDE, STEP, Strip};
 use crate::bf16::conv::Panel;
 use crate::bf16::conv::finish::Finish;
@@ -130,15 +130,12 @@ impl MatrixKernel for Correlate<'_> {
         unsafe {
             for (tile, [row, column]) in strips.iter().enumerate() {
                 for split in 0..group_splits {
-                    let from = Inputs::of(
-                        source,
-                        &p.source,
-                        group * group_splits + split,
-                        row.first,
-                        column.first,
-                    );
-                    let to = values.add(tile * tile_pairs + split * p.source.position_len());
-                    input::<M::S>(&from, p.source.split_pairs(), lanes, to, distance);
+                    let map = &p.source;
+                    let at = |h, w| source.wrapping_add(map.at(group * group_splits + split, h, w));
+                    let tile_at = [row.first, column.first];
+                    let from = Inputs::of([map.height, map.width], tile_at, PICTURES, at);
+                    let to = values.add(tile * tile_pairs + split * map.position_len());
+                    input::<M::S>(&from, map.split_pairs(), lanes, to, distance);
                 }
             }
             let shape = Product {
@@ -158,8 +155,7 @@ impl MatrixKernel for Correlate<'_> {
                         let (i, j) = (weights / p.points[1], weights % p.points[1]);
                         let (Some(i), Some(j)) = (row.point(i), column.point(j)) else { continue };
                         let point = i * SIDE + j;
-                        let run =
-                            Run { a, b: point * distance + tile * tile_pairs, steps: p.depth / STEP };
+                        let run = Run { a, b: point * distance + tile * tile_pairs, steps: p.depth / STEP };
                         let c = sums.add((tile * POINTS + point) * C_DISTANCE);
                         M::product(shape, &[run], self.weights.as_ptr(), values, c, false);
                     }
@@ -172,6 +168,27 @@ impl MatrixKernel for Correlate<'_> {
                         (SIDE, _) => self.store::<M::S, SIDE, 2>(block, panel, row, column, sums),
                         (_, SIDE) => self.store::<M::S, 2, SIDE>(block, panel, row, column, sums),
                         _ => self.store::<M::S, 2, 2>(block, panel, row, column, sums),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// V of a tile for `pairs` pairs of channels of the first `lanes` pictures, rounded: point i's begin at `to + i * distance`.
+///
+/// # Safety
+/// The inputs are within their map and `to` has room.
+#[inline(always)]
+unsafe fn input<S: Simd>(from: &Inputs, pairs: usize, lanes: usize, to: *mut u32, distance: usize) {
+    for p in 0..pairs {
+        for n in (0..lanes).step_by(S::LANES) {
+            for i in 0..SIDE {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let row = from.row::<S>(i, p, n);
+                    for (j, (even, odd)) in row.into_iter().enumerate() {
+                        S::store_pairs(to.add((i * SIDE + j) * distance + p * PICTURES + n), even, odd);
                     }
                 }
             }

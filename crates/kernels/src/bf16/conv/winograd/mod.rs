@@ -51,7 +51,8 @@ const MOST_SIDE: usize = 32;
 /// splits of whole steps of channels.
 pub(super) fn fits(g: &Geometry) -> bool {
     let axes = [g.rows, g.columns];
-    axes.iter().all(|a| a.kernel == 3 && a.stride == 1 && a.pad == 1 && a.input == a.output && a.output <= MOST_SIDE)
+    axes.iter()
+        .all(|a| a.kernel == 3 && a.stride == 1 && a.pad == 1 && a.input == a.output && a.output <= MOST_SIDE)
         && [g.input, g.output].iter().all(|map| map.split_channels().is_multiple_of(STEP))
 }
 
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn every_point_of_a_strip_has_its_weights() {
-        for outputs in 1..8 {
+        for outputs in 1..8usize {
             let strips: Vec<Strip> = (0..outputs.div_ceil(2)).map(|i| Strip::at(i, outputs)).collect();
             assert_eq!(strips.iter().map(|s| s.outputs).sum::<usize>(), outputs);
             for strip in strips {

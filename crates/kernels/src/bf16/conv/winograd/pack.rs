@@ -148,8 +148,8 @@ impl Kernel for Pack<'_> {
                     for (_, point) in self.points() {
                         for c in (0..STEP).step_by(S::LANES) {
                             let to = rows.add(point * 2 * TILE + pair * STEP + c);
-                            let [even, odd] = [&even, &u].map(|u| S::load(u[point].as_ptr().add(c)));
-                            S::store_pairs(to, even, odd);
+                            let [even, odd] = [even[point].as_ptr().add(c), u[point].as_ptr().add(c)];
+                            S::store_pairs(to, S::load(even), S::load(odd));
                         }
                     }
                 }

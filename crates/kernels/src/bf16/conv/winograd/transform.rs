@@ -1,7 +1,7 @@
 //! Winograd's transformations, on vectors of pictures or channels.
 
 use super::{POINTS, SIDE};
-use crate::bf16::{MapLayout, PICTURES};
+use crate::bf16::PICTURES;
 use crate::simd::Simd;
 
 /// Bᵀ: row i is input `FIRST[i]` and input `SECOND[i]`, added in row 1, the second subtracted in the others.
@@ -18,65 +18,56 @@ unsafe fn row_of_b<S: Simd>(i: usize, first: S::V, second: S::V) -> S::V {
 /// What lies outside a map.
 static ZEROS: [u32; PICTURES] = [0; PICTURES];
 
-/// The 4×4 positions that a tile reads of one split: where their pairs begin, and how far one pair is from the next (no way
-/// where the position is outside).
+/// The 4×4 positions that a tile reads: where their rows of pairs begin, and how far one row is from the next (no way where
+/// the position is outside).
 pub(super) struct Inputs {
     from: [*const u32; POINTS],
     step: [usize; POINTS],
 }
 
 impl Inputs {
-    /// Of the tile whose outputs begin at (row, column); `map` begins at a block of a map with this layout.
+    /// Of the tile whose outputs begin at (row, column) of a map of height × width positions; `at` says where the one at
+    /// (h, w) begins, `step` how long its rows are.
     #[inline(always)]
-    pub(super) fn of(map: *const u32, layout: &MapLayout, split: usize, row: usize, column: usize) -> Inputs {
+    pub(super) fn of(
+        [height, width]: [usize; 2],
+        [row, column]: [usize; 2],
+        step: usize,
+        at: impl Fn(usize, usize) -> *const u32,
+    ) -> Inputs {
         let mut inputs = Inputs { from: [ZEROS.as_ptr(); POINTS], step: [0; POINTS] };
         for i in 0..POINTS {
             // The first input is the one before the first output.
             let (h, w) = (row + i / SIDE, column + i % SIDE);
-            if (1..=layout.height).contains(&h) && (1..=layout.width).contains(&w) {
-                inputs.from[i] = map.wrapping_add(layout.at(split, h - 1, w - 1));
-                inputs.step[i] = PICTURES;
+            if (1..=height).contains(&h) && (1..=width).contains(&w) {
+                inputs.from[i] = at(h - 1, w - 1);
+                inputs.step[i] = step;
             }
         }
         inputs
     }
-}
 
-/// V = Bᵀ d B for `pairs` pairs of channels of the first `lanes` pictures, rounded: point i's pairs begin at
-/// `to + i * distance`.
-///
-/// # Safety
-/// The inputs are within their map and `to` has room.
-#[inline(always)]
-pub(super) unsafe fn input<S: Simd>(
-    d: &Inputs,
-    pairs: usize,
-    lanes: usize,
-    to: *mut u32,
-    distance: usize,
-) {
-    for p in 0..pairs {
-        for n in (0..lanes).step_by(S::LANES) {
-            for i in 0..SIDE {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let mut row = [(S::zero(), S::zero()); SIDE];
-                    for (j, row) in row.iter_mut().enumerate() {
-                        let [a, b] = [FIRST[i], SECOND[i]].map(|r| {
-                            let position = r * SIDE + j;
-                            S::load_pairs(d.from[position].add(p * d.step[position] + n))
-                        });
-                        *row = (row_of_b::<S>(i, a.0, b.0), row_of_b::<S>(i, a.1, b.1));
-                    }
-                    for j in 0..SIDE {
-                        let (a, b) = (row[FIRST[j]], row[SECOND[j]]);
-                        let even = row_of_b::<S>(j, a.0, b.0);
-                        let odd = row_of_b::<S>(j, a.1, b.1);
-                        let to = to.add((i * SIDE + j) * distance + p * PICTURES + n);
-                        S::store_pairs(to, even, odd);
-                    }
-                }
+    /// Row `i` of V = Bᵀ d B for the `LANES` pairs from lane `n` of row `p` on: even elements and odd ones.
+    ///
+    /// # Safety
+    /// The positions have them.
+    #[inline(always)]
+    pub(super) unsafe fn row<S: Simd>(&self, i: usize, p: usize, n: usize) -> [(S::V, S::V); SIDE] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let zero = (S::zero(), S::zero());
+            let (mut down, mut row) = ([zero; SIDE], [zero; SIDE]);
+            for (j, down) in down.iter_mut().enumerate() {
+                let (a, b) = (FIRST[i] * SIDE + j, SECOND[i] * SIDE + j);
+                let a = S::load_pairs(self.from[a].add(p * self.step[a] + n));
+                let b = S::load_pairs(self.from[b].add(p * self.step[b] + n));
+                *down = (row_of_b::<S>(i, a.0, b.0), row_of_b::<S>(i, a.1, b.1));
             }
+            for (j, row) in row.iter_mut().enumerate() {
+                let (a, b) = (down[FIRST[j]], down[SECOND[j]]);
+                *row = (row_of_b::<S>(j, a.0, b.0), row_of_b::<S>(j, a.1, b.1));
+            }
+            row
         }
     }
 }
@@ -118,24 +109,38 @@ pub(super) unsafe fn output<S: Simd, const R: usize, const Q: usize>(
     }
 }
 
-/// A dy Aᵀ: what the gradient of a tile's outputs, in rows of two and zero where there is none, is at each point.
+/// Row `i` of A along one axis, of two outputs.
 #[inline(always)]
-pub(super) unsafe fn output_gradient<S: Simd>(dy: [[S::V; 2]; 2]) -> [[S::V; SIDE]; SIDE] {
+unsafe fn row_of_a<S: Simd>(i: usize, first: S::V, second: S::V) -> S::V {
     // SAFETY: the caller's promise.
     unsafe {
-        let points = |a: S::V, b: S::V| [a, S::add(a, b), S::sub(a, b), S::sub(S::zero(), b)];
-        let [left, right] = [points(dy[0][0], dy[1][0]), points(dy[0][1], dy[1][1])];
-        let mut all = [[S::zero(); SIDE]; SIDE];
-        for (i, row) in all.iter_mut().enumerate() {
-            *row = points(left[i], right[i]);
+        match i {
+            0 => first,
+            1 => S::add(first, second),
+            2 => S::sub(first, second),
+            _ => S::sub(S::zero(), second),
         }
-        all
+    }
+}
+
+/// Row `i` of A dy Aᵀ: what the gradient of a tile's outputs, in rows of two and zero where there is none, is at each point.
+#[inline(always)]
+pub(super) unsafe fn output_gradient<S: Simd>(i: usize, dy: [[S::V; 2]; 2]) -> [S::V; SIDE] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let left = row_of_a::<S>(i, dy[0][0], dy[1][0]);
+        let right = row_of_a::<S>(i, dy[0][1], dy[1][1]);
+        let mut row = [S::zero(); SIDE];
+        for (j, value) in row.iter_mut().enumerate() {
+            *value = row_of_a::<S>(j, left, right);
+        }
+        row
     }
 }
 
 /// G g along one axis, and the middle tap alone.
 #[inline(always)]
-unsafe fn points_of<S: Simd>(g: [S::V; 3]) -> [S::V; SIDE + 1] {
+unsafe fn points_of_taps<S: Simd>(g: [S::V; 3]) -> [S::V; SIDE + 1] {
     // SAFETY: the caller's promise.
     unsafe {
         let (half, sides) = (S::splat(0.5), S::add(g[0], g[2]));
@@ -152,14 +157,14 @@ pub(super) unsafe fn weights<S: Simd>(g: [[S::V; 3]; 3]) -> [[S::V; SIDE + 1]; S
     unsafe {
         let mut rows = [[S::zero(); 3]; SIDE + 1];
         for s in 0..3 {
-            let column = points_of::<S>([g[0][s], g[1][s], g[2][s]]);
+            let column = points_of_taps::<S>([g[0][s], g[1][s], g[2][s]]);
             for (row, value) in rows.iter_mut().zip(column) {
                 row[s] = value;
             }
         }
         let mut all = [[S::zero(); SIDE + 1]; SIDE + 1];
         for (all, row) in all.iter_mut().zip(rows) {
-            *all = points_of::<S>(row);
+            *all = points_of_taps::<S>(row);
         }
         all
     }
@@ -189,6 +194,6 @@ pub(super) unsafe fn weight_gradient<S: Simd>(du: [[S::V; SIDE + 1]; SIDE + 1]) 
                 row[j] = value;
             }
         }
-        rows.map(|row| taps_of::<S>(row))
+        [taps_of::<S>(rows[0]), taps_of::<S>(rows[1]), taps_of::<S>(rows[2])]
     }
 }

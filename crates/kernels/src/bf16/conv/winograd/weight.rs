@@ -1,87 +1,80 @@
-//! The weight gradient: at every point a product of matrices whose depth is tiles and pictures.
+//! The weight gradient: at every point a product of matrices whose depth is the tiles of a map and the pictures of a block.
 //!
 //! ```text
 //! dg = Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ d B) ] G
 //!
-//! for block, group, 32 channels        V = Bᵀ d B of all tiles, pictures paired
-//! for part of the blocks, 64 filters   (a unit)
-//!   for block
-//!     for tile                         A dy Aᵀ of the filters, in rows of picture pairs: in scratch
-//!     for point                        (dy of the point stays in L2)
-//!       for 32 channels, 32 filters    32 × 32 sums over tiles and pictures, in registers
+//! for block
+//!   for panel, for row of the map       x and dy with pictures paired
+//!   for row of points
+//!     for panel, for row of tiles       Bᵀ d B and A dy Aᵀ of these points: operands
+//!     for point, for some filters       (a unit: their operands stay in L2, those of x go by once)
+//!       for 32 channels, 32 filters     32 × 32 sums over tiles and pictures, in registers
 //! ```
 //!
-//! Every part has its own sums; [`SumParts`] adds them in order and turns points into taps. The cut into parts depends on the
-//! number of blocks alone.
+//! Blocks are added one after the other, so the operands of a row of points in one block are all that there is at a time:
+//! about 10 MB for conv3, which the last cache holds. [`Taps`] turns the sums of the points into taps.
 
-use super::transform::{Inputs, input, output_gradient, weight_gradient};
-use super::{MOST_SIDE, POINTS, SIDE, STEP, Strip, fits, weight_points};
+use super::transform::{Inputs, output_gradient, weight_gradient};
+use super::{MOST_SIDE, SIDE, STEP, Strip, fits, weight_points};
 use crate::arena::Buffer;
 use crate::bf16::conv::{Geometry, Panel, panels};
-use crate::bf16::convert::pair_position;
+use crate::bf16::convert::{add_pictures, pair_position, prefetch_pairs, unzip_pairs};
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, TILE, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use std::ops::Range;
 
-/// Most parts of the blocks, each with sums of its own.
-const MOST_PARTS: usize = 4;
-/// Panels of filters in a unit.
-const UNIT_PANELS: usize = 2;
-/// Sums of the biases of a panel: 16 for every filter, whose sum they are.
-const BIAS_LEN: usize = STEP * EDGE;
-/// From a point of a tile to the next, pairs, while a panel's channels are transformed: a line more than they are long.
-const VALUES_DISTANCE: usize = EDGE * PICTURES + EDGE;
+/// Bytes of dy's operands in a unit: with 32 channels' of x they should stay in an L2 of 1 MiB.
+const UNIT_BYTES: usize = 640 << 10;
+/// Pairs of 32 channels or filters at one position or tile: two operand tiles.
+const POSITION: usize = 2 * TILE;
 
 /// How [`backward_weight`] is cut; made once a plan.
 #[derive(Debug)]
 pub(in crate::bf16::conv) struct WeightPlan {
     g: Geometry,
+    /// Panels of filters.
     panels: Vec<Panel>,
-    /// First panels of the units of a part, and the number of panels.
-    units: Vec<usize>,
-    parts: usize,
     /// Rows of G along both axes.
     points: [usize; 2],
-    /// Sums of every part, (panels, points, panels of channels) blocks; after them those of the biases.
+    /// (panels of filters, points, panels of channels) blocks of sums.
     sums: Buffer,
+    /// Sums of dy, (P, K).
+    bias_sums: Buffer,
 }
 
 impl WeightPlan {
-    /// The cut for a geometry and at most `blocks` blocks.
-    pub(in crate::bf16::conv) fn new(g: &Geometry, blocks: usize) -> WeightPlan {
+    /// The cut for a geometry.
+    pub(in crate::bf16::conv) fn new(g: &Geometry) -> WeightPlan {
         assert!(fits(g), "a convolution for Winograd's method");
-        let panels = panels(&g.output);
-        let mut units = vec![0];
-        for (i, panel) in panels.iter().enumerate() {
-            let first = units[units.len() - 1];
-            if i - first == UNIT_PANELS || panels[first].split != panel.split {
-                units.push(i);
-            }
-        }
-        units.push(panels.len());
         let points = [weight_points(g.rows.output), weight_points(g.columns.output)];
+        let empty = || Buffer::zeros(0);
         let mut plan =
-            WeightPlan { g: *g, panels, units, parts: blocks.min(MOST_PARTS), points, sums: Buffer::zeros(0) };
-        plan.sums = Buffer::zeros(plan.parts * (plan.part_len() + plan.panels.len() * STEP));
+            WeightPlan { g: *g, panels: panels(&g.output), points, sums: empty(), bias_sums: empty() };
+        plan.sums = Buffer::zeros(plan.panels.len() * plan.panel_len());
+        plan.bias_sums = Buffer::zeros(g.rows.output * g.output.channels);
         plan
     }
 
     /// Bytes held.
     pub(in crate::bf16::conv) fn bytes(&self) -> usize {
-        self.sums.len() * size_of::<f32>()
+        (self.sums.len() + self.bias_sums.len()) * size_of::<f32>()
     }
 
-    /// Elements of scratch that each thread needs: a unit's filters at every point of every tile, and a vector of sums for
-    /// the bias of every filter.
-    pub(in crate::bf16::conv) fn scratch_len(&self) -> usize {
-        (UNIT_PANELS * (POINTS * self.dy_distance() + BIAS_LEN)).max(POINTS * VALUES_DISTANCE)
+    /// Elements of the room for a block of both maps with pictures paired, and for its operands at a row of points.
+    pub(in crate::bf16::conv) fn paired_len(&self) -> usize {
+        self.all_panels() * (self.map_len() + SIDE * self.point_len())
     }
 
-    /// Elements of the room for V, for so many blocks.
-    pub(in crate::bf16::conv) fn paired_len(&self, blocks: usize) -> usize {
-        blocks * self.g.groups * self.channel_panels() * POINTS * self.point_len()
+    /// Panels of filters, and after them those of channels.
+    fn all_panels(&self) -> usize {
+        self.panels.len() + self.g.input.channels / STEP
+    }
+
+    /// Pairs of one panel in one block.
+    fn map_len(&self) -> usize {
+        self.g.rows.output * self.g.columns.output * POSITION
     }
 
     /// Strips along both axes.
@@ -91,12 +84,7 @@ impl WeightPlan {
 
     /// Pairs of 32 channels, or of 32 filters, of all tiles at one point.
     fn point_len(&self) -> usize {
-        self.strips().iter().product::<usize>() * 2 * TILE
-    }
-
-    /// Pairs from a point of a panel of dy to the next: a line more than they are long.
-    fn dy_distance(&self) -> usize {
-        self.point_len() + EDGE
+        self.strips().iter().product::<usize>() * POSITION
     }
 
     /// Panels of the channels that a group reads.
@@ -109,17 +97,13 @@ impl WeightPlan {
         self.points[0] * self.points[1] * self.channel_panels() * C_LEN
     }
 
-    fn part_len(&self) -> usize {
-        self.panels.len() * self.panel_len()
-    }
-
-    /// Where db of a part begins in the sums.
-    fn bias_start(&self, part: usize) -> usize {
-        self.parts * self.part_len() + part * self.panels.len() * STEP
+    /// Panels of filters in a unit.
+    fn unit_panels(&self) -> usize {
+        (UNIT_BYTES / (self.point_len() * size_of::<u32>())).clamp(1, self.panels.len() / self.g.groups)
     }
 }
 
-/// dw and db, summed over all pictures of the blocks that hold `count`; V is put into `paired` first.
+/// dw and db, summed over all pictures of the blocks that hold `count`; `paired` is room for the operands of one block.
 pub(in crate::bf16::conv) fn backward_weight(
     ctx: &mut Context,
     engine: Engine,
@@ -133,274 +117,299 @@ pub(in crate::bf16::conv) fn backward_weight(
 ) {
     let (g, blocks) = (plan.g, count.div_ceil(PICTURES));
     assert!(x.len() >= blocks * g.input.block_len() && dy.len() >= blocks * g.output.block_len(), "maps");
-    assert!(paired.len() >= plan.paired_len(blocks), "room for pairs");
+    assert!(paired.len() >= plan.paired_len(), "room for pairs");
     assert_eq!(dw.len(), g.output.channels * (g.input.channels / g.groups) * 9, "weight gradient");
     assert_eq!(db.len(), g.output.channels, "bias gradient");
-    run(ctx, engine, &PairTiles { plan, blocks, x: pairs(x), to: Ptr::from_mut(paired) });
-    let parts = plan.parts.min(blocks);
-    let mut sums = std::mem::replace(&mut plan.sums, Buffer::zeros(0));
-    let sums_ptr = Ptr::from_mut(&mut sums);
-    run(
-        ctx,
-        engine,
-        &WeightGradient { plan, blocks, parts, paired: pairs(paired), dy: pairs(dy), sums: sums_ptr },
-    );
-    plan.sums = sums;
-    ctx.run(&SumParts { plan, parts, dw: Ptr::from_mut(dw), db: Ptr::from_mut(db) });
-}
-
-/// V with pictures paired: (blocks, groups, panels of 32 channels, points, tiles), and at each two operand tiles of 16 pairs
-/// of pictures by 16 channels.
-struct PairTiles<'a> {
-    plan: &'a WeightPlan,
-    blocks: usize,
-    x: &'a [u32],
-    to: Ptr,
-}
-
-impl MatrixKernel for PairTiles<'_> {
-    fn units(&self) -> usize {
-        self.blocks * self.plan.g.groups * self.plan.channel_panels()
+    let [mut sums, mut bias_sums] =
+        [&mut plan.sums, &mut plan.bias_sums].map(|sums| std::mem::replace(sums, Buffer::zeros(0)));
+    let (maps, operands) = paired.split_at_mut(plan.all_panels() * plan.map_len());
+    for block in 0..blocks {
+        let x = &pairs(x)[block * g.input.block_len()..][..g.input.block_len()];
+        let dy = &pairs(dy)[block * g.output.block_len()..][..g.output.block_len()];
+        let (to, bias) = (Ptr::from_mut(maps), Ptr::from_mut(&mut bias_sums));
+        run(ctx, engine, &PairMaps { plan, first: block == 0, x, dy, to, bias_sums: bias });
+        for row in 0..SIDE {
+            run(ctx, engine, &Operands { plan, row, maps: pairs(maps), to: Ptr::from_mut(operands) });
+            let sums = Ptr::from_mut(&mut sums);
+            run(ctx, engine, &Products { plan, row, first: block == 0, operands: pairs(operands), sums });
+        }
     }
+    (plan.sums, plan.bias_sums) = (sums, bias_sums);
+    ctx.run(&Taps { plan, dw: Ptr::from_mut(dw), db: Ptr::from_mut(db) });
+}
 
-    fn scratch_len(&self) -> usize {
-        POINTS * VALUES_DISTANCE
+/// dy and x of a block with pictures paired, (panels, H, W): of dy two tiles of 16 filters by 16 pairs of pictures, of x two
+/// of 16 pairs of pictures by 16 channels.
+struct PairMaps<'a> {
+    plan: &'a WeightPlan,
+    /// Whether the sums begin with this block.
+    first: bool,
+    x: &'a [u32],
+    dy: &'a [u32],
+    to: Ptr,
+    bias_sums: Ptr,
+}
+
+impl MatrixKernel for PairMaps<'_> {
+    /// Rows of the panels.
+    fn units(&self) -> usize {
+        self.plan.all_panels() * self.plan.g.rows.output
     }
 
     #[inline(always)]
-    unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
-        let (map, point_len) = (&self.plan.g.input, self.plan.point_len());
-        let panels = self.plan.g.groups * self.plan.channel_panels();
-        let channel = unit % panels * STEP;
+    unsafe fn unit<M: Matrix>(&self, unit: usize, _scratch: *mut f32) {
+        let (g, filter_panels) = (&self.plan.g, self.plan.panels.len());
+        let (panel, h) = (unit / g.rows.output, unit % g.rows.output);
+        let is_x = panel >= filter_panels;
+        let (map, values) = if is_x { (&g.input, self.x) } else { (&g.output, self.dy) };
+        let channel = if is_x { panel - filter_panels } else { panel } * STEP;
         let (split, first) = (channel / map.split_channels(), channel % map.split_channels());
-        let values = scratch.cast::<u32>();
-        let [rows, columns] = self.plan.strips();
-        for tile in 0..rows * columns {
-            let (row, column) = (2 * (tile / columns), 2 * (tile % columns));
-            // SAFETY: the map was checked; a unit has its own part of the pairs.
+        let mut bias_sums = [0.0f32; STEP * EDGE];
+        for w in 0..map.width {
+            // SAFETY: the maps were checked; a unit has its own row.
             unsafe {
-                let x = self.x.as_ptr().add(unit / panels * map.block_len() + first / 2 * PICTURES);
-                let from = Inputs::of(x, map, split, row, column);
-                input::<M::S>(&from, EDGE, PICTURES, values, VALUES_DISTANCE);
-                for point in 0..POINTS {
-                    let to = self.to.at((unit * POINTS + point) * point_len + tile * 2 * TILE).cast::<u32>();
-                    pair_position::<M::S>(values.add(point * VALUES_DISTANCE), EDGE, to);
+                let from = values.as_ptr().add(map.at(split, h, w) + first / 2 * PICTURES);
+                let to = self.to.at((unit * map.width + w) * POSITION).cast::<u32>();
+                // The next position lies too far off for the processor to foresee it.
+                prefetch_pairs(from.wrapping_add(map.position_len()), EDGE);
+                if is_x {
+                    pair_position::<M::S>(from, EDGE, to);
+                } else {
+                    unzip_pairs::<M::S>(from, EDGE, to);
+                    add_pictures::<M::S>(from, EDGE, bias_sums.as_mut_ptr());
+                }
+            }
+        }
+        if !is_x {
+            for (filter, sums) in bias_sums.chunks_exact(EDGE).enumerate() {
+                // SAFETY: this unit owns the panel's sums at this row.
+                unsafe {
+                    let to = self.bias_sums.at(h * map.channels + channel + filter);
+                    let mut sum = if self.first { 0.0 } else { *to };
+                    for lane in (0..EDGE).step_by(M::S::LANES) {
+                        sum += M::S::sum(M::S::load(sums.as_ptr().add(lane)));
+                    }
+                    *to = sum;
                 }
             }
         }
     }
 }
 
-struct WeightGradient<'a> {
+/// The operands of a block at a row of points, (panels, 4 points, tiles), rounded.
+struct Operands<'a> {
     plan: &'a WeightPlan,
-    blocks: usize,
-    parts: usize,
-    paired: &'a [u32],
-    dy: &'a [u32],
-    sums: Ptr,
+    row: usize,
+    maps: &'a [u32],
+    to: Ptr,
 }
 
-impl MatrixKernel for WeightGradient<'_> {
+impl MatrixKernel for Operands<'_> {
+    /// Rows of tiles of the panels.
     fn units(&self) -> usize {
-        self.parts * (self.plan.units.len() - 1)
-    }
-
-    fn scratch_len(&self) -> usize {
-        self.plan.scratch_len()
+        self.plan.all_panels() * self.plan.strips()[0]
     }
 
     #[inline(always)]
-    unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
+    unsafe fn unit<M: Matrix>(&self, unit: usize, _scratch: *mut f32) {
         let plan = self.plan;
-        let (part, unit) = (unit / (plan.units.len() - 1), unit % (plan.units.len() - 1));
-        let indices = plan.units[unit]..plan.units[unit + 1];
-        let panels = &plan.panels[indices.clone()];
-        let group = panels[0].split * plan.g.groups / plan.g.output.splits;
-        let sums = self.sums.at(part * plan.part_len() + indices.start * plan.panel_len());
-        let bias = self.sums.at(plan.bias_start(part) + indices.start * STEP);
-        let (dy, dy_panel) = (scratch.cast::<u32>(), POINTS * plan.dy_distance());
-        let bias_sums = scratch.wrapping_add(UNIT_PANELS * dy_panel);
+        let [rows, columns] = plan.strips();
+        let [height, width] = [plan.g.rows.output, plan.g.columns.output];
+        let (panel, row) = (unit / rows, unit % rows);
+        let map = self.maps[panel * plan.map_len()..][..plan.map_len()].as_ptr();
+        let at = |h: usize, w: usize| map.wrapping_add((h * width + w) * POSITION);
+        for column in 0..columns {
+            let to = panel * SIDE * plan.point_len() + (row * columns + column) * POSITION;
+            let to = self.to.at(to).cast::<u32>();
+            if panel < plan.panels.len() {
+                let strips = [Strip::at(row, height), Strip::at(column, width)];
+                // SAFETY: a unit has its own part of the operands.
+                unsafe { self.gradient::<M::S>(strips, at, to) };
+                continue;
+            }
+            let from = Inputs::of([height, width], [2 * row, 2 * column], EDGE, at);
+            for p in 0..POSITION / EDGE {
+                for n in (0..EDGE).step_by(M::S::LANES) {
+                    // SAFETY: as above; a position has as many rows.
+                    unsafe {
+                        let points = from.row::<M::S>(self.row, p, n);
+                        for (j, (even, odd)) in points.into_iter().enumerate() {
+                            M::S::store_pairs(to.add(j * plan.point_len() + p * EDGE + n), even, odd);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Operands<'_> {
+    /// A row of A dy Aᵀ of the tile of these strips.
+    ///
+    /// # Safety
+    /// `to` has room for it.
+    #[inline(always)]
+    unsafe fn gradient<S: Simd>(
+        &self,
+        [row, column]: [Strip; 2],
+        at: impl Fn(usize, usize) -> *const u32,
+        to: *mut u32,
+    ) {
+        let mut from = [[std::ptr::null(); 2]; 2];
+        for (i, from) in from.iter_mut().enumerate().take(row.outputs) {
+            for (j, from) in from.iter_mut().enumerate().take(column.outputs) {
+                *from = at(row.first + i, column.first + j);
+            }
+        }
+        for n in (0..POSITION).step_by(S::LANES) {
+            // SAFETY: the caller's promise; outputs of a strip are within the map.
+            unsafe {
+                let (mut even, mut odd) = ([[S::zero(); 2]; 2], [[S::zero(); 2]; 2]);
+                for i in 0..row.outputs {
+                    for j in 0..column.outputs {
+                        (even[i][j], odd[i][j]) = S::load_pairs(from[i][j].add(n));
+                    }
+                }
+                let even = output_gradient::<S>(self.row, even);
+                let odd = output_gradient::<S>(self.row, odd);
+                for j in 0..SIDE {
+                    S::store_pairs(to.add(j * self.plan.point_len() + n), even[j], odd[j]);
+                }
+            }
+        }
+    }
+}
+
+/// The products of a block's operands at a row of points.
+struct Products<'a> {
+    plan: &'a WeightPlan,
+    row: usize,
+    /// Whether the sums begin with this block.
+    first: bool,
+    operands: &'a [u32],
+    sums: Ptr,
+}
+
+impl Products<'_> {
+    /// Units of a point in one group.
+    fn point_units(&self) -> usize {
+        (self.plan.panels.len() / self.plan.g.groups).div_ceil(self.plan.unit_panels())
+    }
+
+    /// Rows of G whose products are at this row of points: its own, and at row 1 also the middle tap alone.
+    fn weight_rows(&self) -> usize {
+        if self.row == 1 && self.plan.points[0] > SIDE { 2 } else { 1 }
+    }
+}
+
+impl MatrixKernel for Products<'_> {
+    fn units(&self) -> usize {
+        self.plan.g.groups * self.weight_rows() * self.plan.points[1] * self.point_units()
+    }
+
+    #[inline(always)]
+    unsafe fn unit<M: Matrix>(&self, unit: usize, _scratch: *mut f32) {
+        let plan = self.plan;
+        let (point, unit) = (unit / self.point_units(), unit % self.point_units());
+        let (point, j) = (point / plan.points[1], point % plan.points[1]);
+        let (group, i) =
+            (point / self.weight_rows(), if point % self.weight_rows() == 0 { self.row } else { SIDE });
+        let group_panels = plan.panels.len() / plan.g.groups;
+        let first = group * group_panels + unit * plan.unit_panels();
+        let panels = first..(first + plan.unit_panels()).min((group + 1) * group_panels);
+        // The tiles that have a product with these weights, row by row, are at the same place in both operands.
+        let [rows, columns] = plan.strips();
+        let (_, down) = strips_of(rows, plan.g.rows.output, i);
+        let (point, across) = strips_of(columns, plan.g.columns.output, j);
+        let mut runs = [Run::default(); MOST_SIDE];
+        let used = if across.is_empty() { 0 } else { down.len() };
+        for (run, row) in runs.iter_mut().zip(down) {
+            let at = (row * columns + across.start) * POSITION;
+            *run = Run { a: at, b: at, steps: across.len() };
+        }
         let shape = Product {
             rows: 2,
             columns: 2,
             left: Left::Tiles,
             right: Right::Tiles,
-            a_step: 2 * TILE,
-            b_step: 2 * TILE,
+            a_step: POSITION,
+            b_step: POSITION,
             last: EDGE,
         };
-        let blocks = part * self.blocks / self.parts..(part + 1) * self.blocks / self.parts;
-        // SAFETY: maps were checked; tiles lie within the pairs and within scratch; (part, unit) owns its sums.
-        unsafe {
-            std::ptr::write_bytes(bias_sums, 0, UNIT_PANELS * BIAS_LEN);
-            for block in blocks.clone() {
-                for (i, panel) in panels.iter().enumerate() {
-                    let to = dy.add(i * dy_panel);
-                    self.enter_gradient::<M::S>(block, panel, to, bias_sums.add(i * BIAS_LEN));
-                }
-                let paired = (block * plan.g.groups + group) * plan.channel_panels() * POINTS;
-                let mut runs = [Run::default(); MOST_SIDE];
-                for weights in 0..plan.points[0] * plan.points[1] {
-                    let (point, used) = self.runs(weights, &mut runs);
-                    for channels in 0..plan.channel_panels() {
-                        let b = paired + channels * POINTS + point;
-                        let b = self.paired.as_ptr().add(b * plan.point_len());
-                        for i in 0..panels.len() {
-                            let a = dy.add(i * dy_panel + point * plan.dy_distance());
-                            let at = i * plan.panel_len() + (weights * plan.channel_panels() + channels) * C_LEN;
-                            M::product(shape, &runs[..used], a, b, sums.add(at), block > blocks.start);
-                        }
-                    }
-                }
-            }
-            for filter in 0..panels.len() * STEP {
-                *bias.add(filter) = 0.0;
-                for lane in (0..EDGE).step_by(M::S::LANES) {
-                    *bias.add(filter) += M::S::sum(M::S::load(bias_sums.add(filter * EDGE + lane)));
-                }
-            }
-        }
-    }
-}
-
-impl WeightGradient<'_> {
-    /// A dy Aᵀ of a panel's filters at every tile, as rows of picture pairs; adds its pictures to the biases' sums.
-    ///
-    /// # Safety
-    /// `to` and `bias_sums` have room for it.
-    #[inline(always)]
-    unsafe fn enter_gradient<S: Simd>(
-        &self,
-        block: usize,
-        panel: &Panel,
-        to: *mut u32,
-        bias_sums: *mut f32,
-    ) {
-        let (map, distance) = (&self.plan.g.output, self.plan.dy_distance());
-        let [rows, columns] = self.plan.strips();
-        let mut values = [[[0.0f32; PICTURES]; 2]; POINTS];
-        for tile in 0..rows * columns {
-            let [row, column] = [
-                Strip::at(tile / columns, map.height),
-                Strip::at(tile % columns, map.width),
-            ];
-            let first = block * map.block_len() + panel.first / 2 * PICTURES;
-            let at = |i, j| first + map.at(panel.split, row.first + i, column.first + j);
-            for pair in 0..EDGE {
-                // SAFETY: the caller's promise; outputs of a strip are within the map.
+        let operand = |panel: usize| self.operands[(panel * SIDE + point) * plan.point_len()..].as_ptr();
+        let weights = i * plan.points[1] + j;
+        for channels in 0..plan.channel_panels() {
+            let b = operand(plan.panels.len() + group * plan.channel_panels() + channels);
+            for panel in panels.clone() {
+                let at = panel * plan.panel_len() + (weights * plan.channel_panels() + channels) * C_LEN;
+                // SAFETY: runs lie within the operands; this unit owns the sums of its filters at its point.
                 unsafe {
-                    for n in (0..PICTURES).step_by(S::LANES) {
-                        let (mut even, mut odd) = ([[S::zero(); 2]; 2], [[S::zero(); 2]; 2]);
-                        for i in 0..row.outputs {
-                            for j in 0..column.outputs {
-                                let from = self.dy.as_ptr().add(at(i, j) + pair * PICTURES + n);
-                                (even[i][j], odd[i][j]) = S::load_pairs(from);
-                            }
-                        }
-                        for (half, dy) in [even, odd].into_iter().enumerate() {
-                            let points = output_gradient::<S>(dy);
-                            for i in 0..SIDE {
-                                for j in 0..SIDE {
-                                    let to = values[i * SIDE + j][half].as_mut_ptr().add(n);
-                                    S::store(to, points[i][j]);
-                                }
-                            }
-                            // Row 1 of A has every output of the tile.
-                            let bias = bias_sums.add((2 * pair + half) * EDGE + n % EDGE);
-                            S::store(bias, S::add(S::load(bias), points[1][1]));
-                        }
-                    }
-                    for (point, values) in values.iter().enumerate() {
-                        for (half, values) in values.iter().enumerate() {
-                            let to = to.add(point * distance + tile * 2 * TILE + (2 * pair + half) * EDGE);
-                            S::round_values(values.as_ptr(), to);
-                        }
-                    }
+                    M::product(shape, &runs[..used], operand(panel), b, self.sums.at(at), !self.first);
                 }
             }
         }
     }
-
-    /// Fills in the tiles whose product with weights `weights` counts, row by row, which are at the same place in both
-    /// operands; returns their point and the number of rows.
-    #[inline(always)]
-    fn runs(&self, weights: usize, runs: &mut [Run; MOST_SIDE]) -> (usize, usize) {
-        let [height, width] = [self.plan.g.rows.output, self.plan.g.columns.output];
-        let (i, j) = (weights / self.plan.points[1], weights % self.plan.points[1]);
-        let [rows, columns] = self.plan.strips();
-        let (p, across) = tiles_of(columns, width, j);
-        let (r, down) = tiles_of(rows, height, i);
-        for (run, row) in runs.iter_mut().zip(down.clone()) {
-            let at = (row * columns + across.start) * 2 * TILE;
-            *run = Run { a: at, b: at, steps: across.len() };
-        }
-        (r * SIDE + p, down.len())
-    }
 }
 
-/// The strips that have a product with row `weights` of G, consecutive ones, and its point.
+/// The point whose product has row `weights` of G, and the strips that have it, consecutive ones.
 #[inline(always)]
-fn tiles_of(strips: usize, outputs: usize, weights: usize) -> (usize, Range<usize>) {
+fn strips_of(strips: usize, outputs: usize, weights: usize) -> (usize, Range<usize>) {
     let mut with = (0..strips).filter_map(|i| Some((i, Strip::at(i, outputs).point(weights)?)));
     let Some((first, point)) = with.next() else { return (0, 0..0) };
     (point, first..first + 1 + with.count())
 }
 
-/// dw and db from the sums of the parts.
-struct SumParts<'a> {
+/// dw and db from the sums.
+struct Taps<'a> {
     plan: &'a WeightPlan,
-    parts: usize,
     dw: Ptr,
     db: Ptr,
 }
 
-impl Kernel for SumParts<'_> {
-    /// Panels of filters.
+impl Kernel for Taps<'_> {
+    /// Pairs of a panel of filters and a panel of channels.
     fn units(&self) -> usize {
-        self.plan.panels.len()
+        self.plan.panels.len() * self.plan.channel_panels()
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
         let plan = self.plan;
-        let panel = plan.panels[unit];
-        let first_filter = panel.split * plan.g.output.split_channels() + panel.first;
-        let channels = plan.g.input.channels / plan.g.groups;
+        let (panel, first) = (unit / plan.channel_panels(), unit % plan.channel_panels());
+        let channels = plan.channel_panels() * STEP;
+        let [rows, columns] = plan.points;
+        let sums = &plan.sums[panel * plan.panel_len()..][..plan.panel_len()];
         for m in 0..STEP {
-            for first in (0..channels).step_by(STEP) {
-                let mut taps = [[0.0f32; STEP]; 9];
-                for c in (0..STEP).step_by(S::LANES) {
-                    // SAFETY: vectors lie within the sums of every part and within the rows.
-                    unsafe {
-                        let mut du = [[S::zero(); SIDE + 1]; SIDE + 1];
-                        for i in 0..plan.points[0] {
-                            for j in 0..plan.points[1] {
-                                let weights = i * plan.points[1] + j;
-                                let at = unit * plan.panel_len()
-                                    + (weights * plan.channel_panels() + first / STEP) * C_LEN
-                                    + m * C_STRIDE;
-                                for part in 0..self.parts {
-                                    let from = &plan.sums[part * plan.part_len() + at..][..C_STRIDE];
-                                    du[i][j] = S::add(du[i][j], S::load(from.as_ptr().add(c)));
-                                }
-                            }
-                        }
-                        for (tap, value) in weight_gradient::<S>(du).into_iter().flatten().enumerate() {
-                            S::store(taps[tap].as_mut_ptr().add(c), value);
+            let mut taps = [[0.0f32; STEP]; 9];
+            for c in (0..STEP).step_by(S::LANES) {
+                // SAFETY: vectors lie within the sums and within the rows.
+                unsafe {
+                    let mut du = [[S::zero(); SIDE + 1]; SIDE + 1];
+                    for i in 0..rows {
+                        for j in 0..columns {
+                            let at = ((i * columns + j) * plan.channel_panels() + first) * C_LEN;
+                            du[i][j] = S::load(sums[at + m * C_STRIDE..][..C_STRIDE].as_ptr().add(c));
                         }
                     }
-                }
-                let to = ((first_filter + m) * channels + first) * 9;
-                for c in 0..STEP {
-                    for (tap, values) in taps.iter().enumerate() {
-                        // SAFETY: the panel owns its filters' elements, which are within dw.
-                        unsafe { *self.dw.at(to + c * 9 + tap) = values[c] };
+                    for (tap, value) in weight_gradient::<S>(du).into_iter().flatten().enumerate() {
+                        S::store(taps[tap].as_mut_ptr().add(c), value);
                     }
                 }
             }
-            let bias = |part| plan.sums[plan.bias_start(part) + unit * STEP + m];
-            // SAFETY: the panel owns its filters' biases.
-            unsafe { *self.db.at(first_filter + m) = (0..self.parts).map(bias).sum::<f32>() };
+            let to = ((panel * STEP + m) * channels + first * STEP) * 9;
+            for c in 0..STEP {
+                for (tap, values) in taps.iter().enumerate() {
+                    // SAFETY: the unit owns its filters' and channels' elements, which are within dw.
+                    unsafe { *self.dw.at(to + c * 9 + tap) = values[c] };
+                }
+            }
+            if first == 0 {
+                let filter = panel * STEP + m;
+                let sums =
+                    (0..plan.g.rows.output).map(|row| plan.bias_sums[row * plan.g.output.channels + filter]);
+                // SAFETY: the first of a panel's units owns its filters' biases.
+                unsafe { *self.db.at(filter) = sums.sum::<f32>() };
+            }
         }
     }
 }
