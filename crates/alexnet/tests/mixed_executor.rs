@@ -119,15 +119,17 @@ fn every_network_of_the_zoo_trains_as_the_reference() {
 /// left of the difference is rounding.
 #[test]
 fn smooth_networks_stay_within_two_hundredths() {
-    for name in ["alexnet-2012", "alexnet-2012-code", "torchvision"] {
-        let mut net = narrow(name, 100);
-        for layer in &mut net.layers {
-            match &mut layer.op {
-                Op::Activation(f) => *f = Activation::Tanh,
-                Op::Pool(pool) => pool.kind = PoolKind::Average,
-                _ => {}
-            }
+    let mut nets: Vec<Network> =
+        ["alexnet-2012", "alexnet-2012-code", "torchvision"].iter().map(|name| narrow(name, 100)).collect();
+    for layer in nets.iter_mut().flat_map(|net| &mut net.layers) {
+        match &mut layer.op {
+            Op::Activation(f) => *f = Activation::Tanh,
+            Op::Pool(pool) => pool.kind = PoolKind::Average,
+            _ => {}
         }
+    }
+    nets.push(Network::from_toml(executors::WIDE, "wide.toml").unwrap());
+    for net in nets {
         let start = params(&net);
         let mut reference = Reference::<f32>::new(&net, 12, None).unwrap();
         reference.set_params(&start);
@@ -136,7 +138,7 @@ fn smooth_networks_stay_within_two_hundredths() {
             let (mixed, _) = trained(&net, 12, 1, engine, 2);
             for ((got, want), start) in mixed.params().0.iter().zip(&reference.params().0).zip(&start.0) {
                 let d = distance(&got.data, &want.data, &start.data);
-                assert!(d < 0.02, "{name} {} {}: {d}", engine.name(), got.name);
+                assert!(d < 0.02, "{} {} {}: {d}", net.name, engine.name(), got.name);
             }
         }
     }
@@ -158,8 +160,8 @@ fn a_network_of_unusual_layers_trains_as_the_reference() {
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    for name in ["alexnet-2012", "alexnet-2012-code"] {
-        let net = narrow(name, 80);
+    let wide = Network::from_toml(executors::WIDE, "wide.toml").unwrap();
+    for net in [narrow("alexnet-2012", 80), narrow("alexnet-2012-code", 80), wide] {
         for engine in engines() {
             let run = |threads| {
                 let (mixed, losses) = trained(&net, 40, 2, engine, threads);
@@ -169,7 +171,7 @@ fn threads_do_not_change_a_bit() {
             // Emulation is slow, and the cut into units is the same for every engine.
             let others = if engine.name() == "amx" { &[3][..] } else { &[2, 3, 4, 8] };
             for &threads in others {
-                assert!(run(threads) == one, "{} {name} {threads} threads", engine.name());
+                assert!(run(threads) == one, "{} {} {threads} threads", engine.name(), net.name);
             }
         }
     }

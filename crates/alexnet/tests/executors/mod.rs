@@ -104,3 +104,21 @@ layer = [
   { name = "f2", type = "linear", outputs = 5 },
 ]
 "#;
+
+/// 3×3 convolutions wide enough for Winograd's method, between groups and not, on maps of odd and even size; nothing in it
+/// decides, so what is left of a difference is rounding.
+pub const WIDE: &str = r#"
+name = "wide"
+input = [3, 20, 18]
+layer = [
+  { name = "c1", type = "conv", filters = 64, kernel = 4, stride = 2 },
+  { name = "t1", type = "tanh" },
+  { name = "c2", type = "conv", filters = 128, kernel = 3, pad = 1 },
+  { name = "t2", type = "tanh" },
+  { name = "c3", type = "conv", filters = 128, kernel = 3, pad = 1, groups = 2 },
+  { name = "t3", type = "tanh" },
+  { name = "c4", type = "conv", filters = 64, kernel = 3, pad = 1 },
+  { name = "p4", type = "pool", kind = "average", size = 3, stride = 2 },
+  { name = "f1", type = "linear", outputs = 10 },
+]
+"#;
