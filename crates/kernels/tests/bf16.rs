@@ -104,7 +104,7 @@ fn check_conv(engine: Engine, threads: usize, g: &Geometry, count: usize, intege
 
     let fold = Fold { kernel: r, fold: 1 };
     let all = count.next_multiple_of(PICTURES);
-    for method in Method::all(g) {
+    for method in g.methods() {
         let what = format!("{what} {method:?}");
         let close = |what: &str, got: &[f32], want: &[f64], terms: usize| match method {
             Method::Direct => assert_rounded(what, got, want, terms, integers),

@@ -2,7 +2,7 @@
 
 mod common;
 
-use alexnet_kernels::conv::{self, Axis, Epilogue, Fold, Geometry, Packed, WeightPlan};
+use alexnet_kernels::conv::{self, Axis, Epilogue, Fold, Geometry, Method, Packed, WeightPlan};
 use alexnet_kernels::{Context, Isa};
 use common::{Random, assert_close};
 
@@ -84,49 +84,62 @@ fn check(isa: Isa, threads: usize, g: &Geometry, fold: Fold, count: usize, integ
 
     // Canaries around the outputs: what belongs to no picture must stay.
     const CANARY: f32 = -12345.0;
-    let mut packed = Packed::for_forward(isa, g);
-    conv::pack_forward(&mut ctx, g, fold, &w, &mut packed);
-    for relu in [false, true] {
-        let mut y = vec![CANARY; dy.len()];
-        let epilogue = if relu { Epilogue::BiasRelu } else { Epilogue::Bias };
-        conv::forward(&mut ctx, g, count, &x, &packed, &bias, epilogue, &mut y);
-        let want: Vec<f64> = (0..y.len())
-            .map(|i| match (written[i], relu) {
-                (false, _) => f64::from(CANARY),
-                (true, true) => want_y[i].max(0.0),
-                (true, false) => want_y[i],
-            })
-            .collect();
-        assert_close(&format!("forward {what}"), &y, &want, tolerance(taps * g.c / g.groups + 1));
-    }
-
-    if fold.fold == 1 {
-        let mut packed = Packed::for_backward(isa, g);
-        conv::pack_backward(&mut ctx, g, &w, &mut packed);
-        for masked in [false, true] {
-            let mut dx = vec![CANARY; x.len()];
-            conv::backward_input(&mut ctx, g, count, &dy, &packed, masked.then_some(&x), &mut dx);
-            let picture = |i: usize| {
-                let n = i / g.c % g.block;
-                i / (g.block * g.c * g.rows.input * g.columns.input) * g.block + n
-            };
-            let want: Vec<f64> = (0..dx.len())
-                .map(|i| match masked && x[i] <= 0.0 {
-                    _ if picture(i) >= count => f64::from(CANARY),
-                    true => 0.0,
-                    false => want_dx[i],
+    for method in g.methods() {
+        let what = format!("{what} {method:?}");
+        let mut packed = Packed::for_forward(isa, g, method);
+        conv::pack_forward(&mut ctx, g, fold, &w, &mut packed);
+        for relu in [false, true] {
+            let mut y = vec![CANARY; dy.len()];
+            let epilogue = if relu { Epilogue::BiasRelu } else { Epilogue::Bias };
+            conv::forward(&mut ctx, g, count, &x, &packed, &bias, epilogue, &mut y);
+            let want: Vec<f64> = (0..y.len())
+                .map(|i| match (written[i], relu) {
+                    (false, _) => f64::from(CANARY),
+                    (true, true) => want_y[i].max(0.0),
+                    (true, false) => want_y[i],
                 })
                 .collect();
-            assert_close(&format!("backward_input {what}"), &dx, &want, tolerance(taps * g.k / g.groups));
+            assert_close(&format!("forward {what}"), &y, &want, tolerance(taps * g.c / g.groups + 1));
         }
-    }
 
-    let mut dw = vec![f32::NAN; w.len()];
-    let mut db = vec![f32::NAN; bias.len()];
-    conv::backward_weight(&mut ctx, g, fold, &WeightPlan::new(isa, g), count, &x, &dy, &mut dw, &mut db);
-    let sums = count * g.rows.output * g.columns.output;
-    assert_close(&format!("backward_weight {what}"), &dw, &want_dw, tolerance(sums));
-    assert_close(&format!("bias gradient {what}"), &db, &want_db, tolerance(sums));
+        if fold.fold == 1 {
+            let mut packed = Packed::for_backward(isa, g, method);
+            conv::pack_backward(&mut ctx, g, &w, &mut packed);
+            for masked in [false, true] {
+                let mut dx = vec![CANARY; x.len()];
+                conv::backward_input(&mut ctx, g, count, &dy, &packed, masked.then_some(&x), &mut dx);
+                let picture = |i: usize| {
+                    let n = i / g.c % g.block;
+                    i / (g.block * g.c * g.rows.input * g.columns.input) * g.block + n
+                };
+                let want: Vec<f64> = (0..dx.len())
+                    .map(|i| match masked && x[i] <= 0.0 {
+                        _ if picture(i) >= count => f64::from(CANARY),
+                        true => 0.0,
+                        false => want_dx[i],
+                    })
+                    .collect();
+                assert_close(&format!("backward_input {what}"), &dx, &want, tolerance(taps * g.k / g.groups));
+            }
+        }
+
+        let mut dw = vec![f32::NAN; w.len()];
+        let mut db = vec![f32::NAN; bias.len()];
+        conv::backward_weight(
+            &mut ctx,
+            g,
+            fold,
+            &mut WeightPlan::new(isa, g, method),
+            count,
+            &x,
+            &dy,
+            &mut dw,
+            &mut db,
+        );
+        let sums = count * g.rows.output * g.columns.output;
+        assert_close(&format!("backward_weight {what}"), &dw, &want_dw, tolerance(sums));
+        assert_close(&format!("bias gradient {what}"), &db, &want_db, tolerance(sums));
+    }
 }
 
 fn axis(input: usize, kernel: usize, stride: usize, pad: usize, output: usize) -> Axis {
@@ -185,6 +198,10 @@ fn every_kind_of_geometry_exactly_on_integers() {
             rows: axis(2, 1, 1, 0, 2),
             columns: axis(1, 1, 1, 0, 1),
         },
+        // Winograd's tiles: odd and even sizes, one output, groups, blocks of any size.
+        Geometry { block: 32, c: 16, k: 32, groups: 1, rows: same(5, 3), columns: same(4, 3) },
+        Geometry { block: 7, c: 64, k: 96, groups: 2, rows: same(4, 3), columns: same(7, 3) },
+        Geometry { block: 1, c: 112, k: 80, groups: 1, rows: same(1, 3), columns: same(2, 3) },
     ];
     for isa in Isa::all() {
         for (i, g) in shapes.iter().enumerate() {
@@ -270,10 +287,30 @@ fn random_shapes_within_rounding() {
 }
 
 #[test]
+fn random_widths_of_tiles_within_rounding() {
+    let mut random = Random(1980);
+    for case in 0..20 {
+        let groups = 1 + random.below(2);
+        let mut same = || {
+            let size = 1 + random.below(9);
+            axis(size, 3, 1, 1, size)
+        };
+        let (rows, columns) = (same(), same());
+        let mut channels = || groups * 16 * (1 + random.below(6));
+        let g = Geometry { block: 32, c: channels(), k: channels(), groups, rows, columns };
+        assert!(g.methods().contains(&Method::Winograd));
+        let count = 1 + random.below(2 * g.block);
+        for isa in Isa::all() {
+            check(isa, 2, &g, PLAIN(3), count, false, case);
+        }
+    }
+}
+
+#[test]
 fn threads_do_not_change_a_bit() {
     let g = Geometry {
         block: 32,
-        c: 24,
+        c: 32,
         k: 64,
         groups: 2,
         rows: axis(7, 3, 1, 1, 7),
@@ -282,11 +319,14 @@ fn threads_do_not_change_a_bit() {
     let fold = PLAIN(3);
     let mut random = Random(5);
     let (x, dy) = (random.reals(g.input_len(3)), random.reals(g.output_len(3)));
-    let (w, bias) = (random.reals(64 * 12 * 9), random.reals(64));
-    for isa in Isa::all() {
+    let (w, bias) = (random.reals(64 * 16 * 9), random.reals(64));
+    let methods = [Method::Direct, Method::Winograd];
+    assert_eq!(g.methods(), methods);
+    for (isa, method) in Isa::all().into_iter().flat_map(|isa| methods.map(|method| (isa, method))) {
         let run = |threads| {
             let mut ctx = Context::new(isa, threads);
-            let (mut forward, mut backward) = (Packed::for_forward(isa, &g), Packed::for_backward(isa, &g));
+            let (mut forward, mut backward) =
+                (Packed::for_forward(isa, &g, method), Packed::for_backward(isa, &g, method));
             conv::pack_forward(&mut ctx, &g, fold, &w, &mut forward);
             conv::pack_backward(&mut ctx, &g, &w, &mut backward);
             let (mut y, mut dx) = (vec![0.0; dy.len()], vec![0.0; x.len()]);
@@ -297,7 +337,7 @@ fn threads_do_not_change_a_bit() {
                 &mut ctx,
                 &g,
                 fold,
-                &WeightPlan::new(isa, &g),
+                &mut WeightPlan::new(isa, &g, method),
                 90,
                 &x,
                 &dy,
@@ -308,7 +348,7 @@ fn threads_do_not_change_a_bit() {
         };
         let one = run(1);
         for threads in [2, 3, 4, 8] {
-            assert!(run(threads) == one, "{isa:?} {threads}");
+            assert!(run(threads) == one, "{isa:?} {method:?} {threads}");
         }
     }
 }

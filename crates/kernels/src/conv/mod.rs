@@ -1,21 +1,32 @@
 //! Convolution in blocks of pictures: maps are (blocks, H, W, block, C), so that the rows of every tile are pictures at
-//! one position. Taps that fall outside the map are skipped exactly, for any stride and padding; nothing is padded.
+//! one position. [`forward`], [`backward_input`] and [`backward_weight`] are computed by one of two [`Method`]s, a folder
+//! each: `direct` takes every tap of every window, `winograd` computes 3×3 windows four at a time.
 //!
-//! [`forward`] and [`backward_input`] are one loop over differently packed weights ([`Packed`]); [`backward_weight`] is
-//! another.
+//! In both, [`forward`] and [`backward_input`] are one loop over differently packed weights ([`Packed`]).
 
-mod correlate;
-mod pack;
-mod weight;
+mod direct;
+mod winograd;
 
-pub use correlate::{Epilogue, backward_input, forward};
-pub use pack::{Fold, Packed, pack_backward, pack_forward};
-pub use weight::{WeightPlan, backward_weight};
+use crate::isa::Isa;
+use crate::parallel::Context;
 
-/// Weights of a chunk, bytes: half of a 48-KiB L1, which leaves room for the activations.
-const CHUNK_BYTES: usize = 24 << 10;
-/// Most taps in a chunk: bounds an array on the stack.
-const CHUNK_TAPS: usize = 64;
+/// What [`forward`] does with its sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// y = sum + bias
+    Bias,
+    /// y = max(sum + bias, 0)
+    BiasRelu,
+}
+
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// As it is defined, but for taps on padding, which are left out.
+    Direct,
+    /// Winograd's minimal filtering F(2×2, 3×3): fewer products, of sums and differences of the operands.
+    Winograd,
+}
 
 /// One axis of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +93,212 @@ impl Geometry {
         blocks * self.rows.output * self.columns.output * self.block * self.k
     }
 
+    /// Every method that can compute it.
+    pub fn methods(&self) -> Vec<Method> {
+        let winograd = winograd::fits(self).then_some(Method::Winograd);
+        [Method::Direct].into_iter().chain(winograd).collect()
+    }
+
+    /// The faster method.
+    pub fn best_method(&self) -> Method {
+        if winograd::pays(self) { Method::Winograd } else { Method::Direct }
+    }
+
     fn taps(&self) -> usize {
         self.rows.kernel * self.columns.kernel
+    }
+}
+
+/// Where element (k, c, r, s) of a packed or canonical filter bank lies: the canonical bank is (K, C/G, R, S) of a
+/// kernel whose columns may be folded into channels (see [`Fold`]).
+#[derive(Clone, Copy, Debug)]
+pub struct Fold {
+    /// Columns of the canonical kernel.
+    pub kernel: usize,
+    /// Columns of input folded into the channels; 1 without folding.
+    pub fold: usize,
+}
+
+impl Fold {
+    /// Canonical (channel, column) of folded (channel, column), if the canonical kernel has it.
+    #[inline(always)]
+    fn canonical(&self, channels: usize, c: usize, s: usize) -> Option<(usize, usize)> {
+        let column = s * self.fold + c / channels;
+        (column < self.kernel).then_some((c % channels, column))
+    }
+}
+
+/// Packed weights of one direction.
+#[derive(Debug)]
+pub struct Packed(Weights);
+
+#[derive(Debug)]
+enum Weights {
+    Direct(direct::Packed),
+    Winograd(winograd::Packed),
+}
+
+impl Packed {
+    /// Room for [`pack_forward`].
+    ///
+    /// # Panics
+    /// If the method does not fit the geometry ([`Geometry::methods`]).
+    pub fn for_forward(isa: Isa, g: &Geometry, method: Method) -> Packed {
+        Packed(match method {
+            Method::Direct => Weights::Direct(direct::Packed::for_forward(isa, g)),
+            Method::Winograd => Weights::Winograd(winograd::Packed::for_forward(isa, g)),
+        })
+    }
+
+    /// Room for [`pack_backward`].
+    ///
+    /// # Panics
+    /// If the method does not fit the geometry ([`Geometry::methods`]).
+    pub fn for_backward(isa: Isa, g: &Geometry, method: Method) -> Packed {
+        Packed(match method {
+            Method::Direct => Weights::Direct(direct::Packed::for_backward(isa, g)),
+            Method::Winograd => Weights::Winograd(winograd::Packed::for_backward(isa, g)),
+        })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.0 {
+            Weights::Direct(packed) => packed.bytes(),
+            Weights::Winograd(packed) => packed.bytes(),
+        }
+    }
+
+    /// Elements of scratch that each thread needs to compute with them.
+    pub fn scratch_len(&self) -> usize {
+        match &self.0 {
+            Weights::Direct(_) => direct::SCRATCH_LEN,
+            Weights::Winograd(packed) => packed.scratch_len(),
+        }
+    }
+}
+
+/// Packs canonical weights `w` (K, C/G, R, S) for [`forward`].
+pub fn pack_forward(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed) {
+    match &mut packed.0 {
+        Weights::Direct(packed) => direct::pack(ctx, g, fold, w, packed, false),
+        Weights::Winograd(packed) => winograd::pack(ctx, g, w, packed, false),
+    }
+}
+
+/// Packs canonical weights `w` (K, C/G, R, S) for [`backward_input`]. The kernel must not be folded.
+pub fn pack_backward(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Packed) {
+    match &mut packed.0 {
+        Weights::Direct(packed) => {
+            direct::pack(ctx, g, Fold { kernel: g.columns.kernel, fold: 1 }, w, packed, true);
+        }
+        Weights::Winograd(packed) => winograd::pack(ctx, g, w, packed, true),
+    }
+}
+
+/// y = x ∗ w + b for the first `count` pictures.
+///
+/// Shapes: x (blocks, H, W, block, C), bias (K), y (blocks, P, Q, block, K).
+pub fn forward(
+    ctx: &mut Context,
+    g: &Geometry,
+    count: usize,
+    x: &[f32],
+    packed: &Packed,
+    bias: &[f32],
+    epilogue: Epilogue,
+    y: &mut [f32],
+) {
+    let blocks = count.div_ceil(g.block);
+    assert!(x.len() >= g.input_len(blocks) && y.len() >= g.output_len(blocks), "maps");
+    assert_eq!(bias.len(), g.k, "biases");
+    match &packed.0 {
+        Weights::Direct(w) => direct::forward(ctx, g, count, x, w, bias, epilogue, y),
+        Weights::Winograd(w) => winograd::forward(ctx, g, count, x, w, bias, epilogue, y),
+    }
+}
+
+/// dx = dy ∗ wᵀ for the first `count` pictures. With `relu`, the input as the forward pass read it after a ReLU, dx is
+/// zero where that is zero.
+///
+/// Shapes: dy (blocks, P, Q, block, K), dx and relu (blocks, H, W, block, C).
+pub fn backward_input(
+    ctx: &mut Context,
+    g: &Geometry,
+    count: usize,
+    dy: &[f32],
+    packed: &Packed,
+    relu: Option<&[f32]>,
+    dx: &mut [f32],
+) {
+    let blocks = count.div_ceil(g.block);
+    assert!(dx.len() >= g.input_len(blocks) && dy.len() >= g.output_len(blocks), "maps");
+    assert!(relu.is_none_or(|x| x.len() >= g.input_len(blocks)), "activation");
+    match &packed.0 {
+        Weights::Direct(w) => direct::backward_input(ctx, g, count, dy, w, relu, dx),
+        Weights::Winograd(w) => winograd::backward_input(ctx, g, count, dy, w, relu, dx),
+    }
+}
+
+/// How [`backward_weight`] is cut into units; made once a plan.
+#[derive(Debug)]
+pub struct WeightPlan(Cut);
+
+#[derive(Debug)]
+enum Cut {
+    Direct(direct::WeightPlan),
+    Winograd(winograd::WeightPlan),
+}
+
+impl WeightPlan {
+    /// The cut for a geometry, which does not depend on the number of threads.
+    ///
+    /// # Panics
+    /// If the method does not fit the geometry ([`Geometry::methods`]).
+    pub fn new(isa: Isa, g: &Geometry, method: Method) -> WeightPlan {
+        WeightPlan(match method {
+            Method::Direct => Cut::Direct(direct::WeightPlan::new(isa, g)),
+            Method::Winograd => Cut::Winograd(winograd::WeightPlan::new(isa, g)),
+        })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.0 {
+            Cut::Direct(_) => 0,
+            Cut::Winograd(plan) => plan.bytes(),
+        }
+    }
+
+    /// Elements of scratch that each thread needs.
+    pub fn scratch_len(&self, g: &Geometry) -> usize {
+        match &self.0 {
+            Cut::Direct(plan) => plan.scratch_len(g),
+            Cut::Winograd(plan) => plan.scratch_len(),
+        }
+    }
+}
+
+/// dw and db, summed over the first `count` pictures, in canonical order; overwrites both.
+///
+/// Shapes: x (blocks, H, W, block, C), dy (blocks, P, Q, block, K), dw (K, C/G, R, S), db (K).
+pub fn backward_weight(
+    ctx: &mut Context,
+    g: &Geometry,
+    fold: Fold,
+    plan: &mut WeightPlan,
+    count: usize,
+    x: &[f32],
+    dy: &[f32],
+    dw: &mut [f32],
+    db: &mut [f32],
+) {
+    let blocks = count.div_ceil(g.block);
+    assert!(x.len() >= g.input_len(blocks) && dy.len() >= g.output_len(blocks), "maps");
+    assert_eq!(dw.len(), g.k * (g.c / g.groups / fold.fold) * g.rows.kernel * fold.kernel, "weight gradient");
+    assert_eq!(db.len(), g.k, "bias gradient");
+    match &mut plan.0 {
+        Cut::Direct(plan) => direct::backward_weight(ctx, g, fold, plan, count, x, dy, dw, db),
+        Cut::Winograd(plan) => winograd::backward_weight(ctx, plan, count, x, dy, dw, db),
     }
 }

@@ -17,7 +17,8 @@ pub(super) struct State {
     forward: Packed,
     /// For the input gradient, if that is needed.
     backward: Option<Packed>,
-    weight_plan: WeightPlan,
+    /// If the weights move.
+    weight_plan: Option<WeightPlan>,
 }
 
 impl State {
@@ -31,22 +32,27 @@ impl State {
         let columns = conv_axis(op, fold, width, output.w);
         let geometry =
             Geometry { block: plan.block, c: input.c * fold, k: output.c, groups: op.groups, rows, columns };
+        let (stage, method) = (&plan.stages[i], geometry.best_method());
         State {
             geometry,
             fold: Fold { kernel: op.kernel, fold },
             relu,
-            forward: Packed::for_forward(isa, &geometry),
-            backward: plan.stages[i].input_gradient.then(|| Packed::for_backward(isa, &geometry)),
-            weight_plan: WeightPlan::new(isa, &geometry),
+            forward: Packed::for_forward(isa, &geometry, method),
+            backward: stage.input_gradient.then(|| Packed::for_backward(isa, &geometry, method)),
+            weight_plan: stage.moves.then(|| WeightPlan::new(isa, &geometry, method)),
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.forward.bytes() + self.backward.as_ref().map_or(0, Packed::bytes)
+        self.forward.bytes()
+            + self.backward.as_ref().map_or(0, Packed::bytes)
+            + self.weight_plan.as_ref().map_or(0, WeightPlan::bytes)
     }
 
     pub(super) fn scratch_len(&self) -> usize {
-        self.weight_plan.scratch_len(&self.geometry)
+        let weight = self.weight_plan.as_ref().map_or(0, |plan| plan.scratch_len(&self.geometry));
+        let backward = self.backward.as_ref().map_or(0, Packed::scratch_len);
+        self.forward.scratch_len().max(backward).max(weight)
     }
 }
 
@@ -85,7 +91,7 @@ impl Cpu {
     pub(super) fn conv_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) -> bool {
         let stage = &self.frame.plan.stages[i];
         let tensors @ [w, b] = self.frame.tensors_of(i);
-        let StageState::Conv(state) = &self.stages[i] else { unreachable!("stage {i} is a convolution") };
+        let StageState::Conv(state) = &mut self.stages[i] else { unreachable!("stage {i} is a convolution") };
         let g = &state.geometry;
         if let Some(packed) = &state.backward {
             let ([x, dy], [dx]) = self
@@ -99,22 +105,14 @@ impl Cpu {
         if !self.frame.any_moves(i, tensors, settings) {
             return true;
         }
+        let Some(plan) = &mut state.weight_plan else { unreachable!("a stage that moves has a weight plan") };
         let ([x, dy], [dw, db]) = self
             .frame
             .arena
             .split([self.frame.maps[i], self.frame.gradients[i + 1]], [w.gradient, b.gradient]);
         let x = Self::input_of(x, batch, i);
-        conv::backward_weight(
-            &mut self.frame.ctx,
-            g,
-            state.fold,
-            &state.weight_plan,
-            batch.count,
-            x,
-            dy,
-            dw,
-            db,
-        );
+        let (ctx, fold) = (&mut self.frame.ctx, state.fold);
+        conv::backward_weight(ctx, g, fold, plan, batch.count, x, dy, dw, db);
         self.frame.watch.lap(i, Pass::WeightGradient);
         let finite = self.frame.update_all(i, tensors, settings);
         self.conv_pack(i);

@@ -6,7 +6,7 @@ use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Plan;
 use crate::exec::stopwatch::Pass;
 use crate::net;
-use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Method, Packed, WeightPlan};
+use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
 use alexnet_kernels::bf16::{Engine, MapLayout};
 
 /// The geometry of a stage and its packed weights.
@@ -35,7 +35,7 @@ impl State {
         let rows = conv_axis(op, fold, input.height, output.height);
         let columns = conv_axis(op, fold, input.width, output.width);
         let geometry = Geometry { input, output, groups: op.groups, rows, columns };
-        let (stage, method) = (&plan.stages[i], Method::best(engine, &geometry));
+        let (stage, method) = (&plan.stages[i], geometry.best_method(engine));
         State {
             geometry,
             fold: Fold { kernel: op.kernel, fold },

@@ -7,7 +7,7 @@ mod direct;
 mod finish;
 mod winograd;
 
-pub use crate::conv::Epilogue;
+pub use crate::conv::{Epilogue, Method};
 pub use direct::MOST_RUNS;
 
 use super::convert::paired_len;
@@ -33,6 +33,18 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// Every method that can compute it.
+    pub fn methods(&self) -> Vec<Method> {
+        let winograd = winograd::fits(self).then_some(Method::Winograd);
+        [Method::Direct].into_iter().chain(winograd).collect()
+    }
+
+    /// The faster method on this engine. In bf16 Winograd's operands are rounded once more.
+    pub fn best_method(&self, engine: Engine) -> Method {
+        // Tiles multiply so fast that nothing around their products may grow.
+        if engine.has_tiles() || !winograd::pays(self) { Method::Direct } else { Method::Winograd }
+    }
+
     fn check(&self) {
         for map in [self.input, self.output] {
             assert!(
@@ -42,29 +54,6 @@ impl Geometry {
         }
         assert_eq!((self.input.height, self.input.width), (self.rows.input, self.columns.input), "x");
         assert_eq!((self.output.height, self.output.width), (self.rows.output, self.columns.output), "y");
-    }
-}
-
-/// How a convolution is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// As it is defined, but for taps on padding, which are left out.
-    Direct,
-    /// Winograd's minimal filtering F(2×2, 3×3): fewer products, and operands that are rounded once more.
-    Winograd,
-}
-
-impl Method {
-    /// The faster one for this engine.
-    pub fn best(engine: Engine, g: &Geometry) -> Method {
-        // Tiles multiply so fast that nothing around their products may grow.
-        if engine.has_tiles() || !winograd::pays(g) { Method::Direct } else { Method::Winograd }
-    }
-
-    /// Every method that can compute this geometry.
-    pub fn all(g: &Geometry) -> Vec<Method> {
-        let winograd = winograd::fits(g).then_some(Method::Winograd);
-        [Method::Direct].into_iter().chain(winograd).collect()
     }
 }
 
@@ -92,7 +81,7 @@ impl Packed {
     /// Room for [`pack_forward`].
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Method::all`]).
+    /// If the method does not fit the geometry ([`Geometry::methods`]).
     pub fn for_forward(g: &Geometry, method: Method) -> Packed {
         g.check();
         Packed(match method {
@@ -104,7 +93,7 @@ impl Packed {
     /// Room for [`pack_backward`].
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Method::all`]).
+    /// If the method does not fit the geometry ([`Geometry::methods`]).
     pub fn for_backward(g: &Geometry, method: Method) -> Packed {
         g.check();
         Packed(match method {
@@ -210,7 +199,7 @@ impl WeightPlan {
     /// The cut for a geometry and at most `blocks` blocks.
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Method::all`]).
+    /// If the method does not fit the geometry ([`Geometry::methods`]).
     pub fn new(g: &Geometry, blocks: usize, method: Method) -> WeightPlan {
         g.check();
         WeightPlan(match method {

@@ -10,15 +10,16 @@
 //!
 //! Weights come from beyond L2, once for all tiles of a unit.
 
+use super::STEP;
 use super::pack::Packed;
 use super::transform::{Inputs, output};
-use super::{POINTS, SIDE, STEP, Strip};
 use crate::bf16::conv::Panel;
 use crate::bf16::conv::finish::Finish;
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, TAIL, TILE, pairs};
 use crate::parallel::{Context, Ptr};
 use crate::simd::Simd;
+use crate::winograd::{POINTS, SIDE, Strip};
 
 /// Bytes of the tiles of a unit: half of an L2 of 1 MiB.
 const TILES_BYTES: usize = 512 << 10;

@@ -2,13 +2,13 @@
 //! after the other.
 
 use super::correlate::scratch_len;
-use super::transform::weights;
-use super::{SIDE, STEP, fits, weight_points};
+use super::{STEP, fits};
 use crate::arena::Buffer;
 use crate::bf16::conv::{Geometry, Panel, panels};
 use crate::bf16::{EDGE, MapLayout, TILE};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
+use crate::winograd::{SIDE, weight_points, weights};
 
 /// Rows of G along both axes, and the taps themselves.
 const MOST_POINTS: usize = (SIDE + 1) * (SIDE + 1);

@@ -14,8 +14,8 @@
 //! Blocks are added one after the other, so the operands of a row of points in one block are all that there is at a time:
 //! about 10 MB for conv3, which the last cache holds. [`Taps`] turns the sums of the points into taps.
 
-use super::transform::{Inputs, output_gradient, weight_gradient};
-use super::{MOST_SIDE, SIDE, STEP, Strip, fits, weight_points};
+use super::transform::{Inputs, output_gradient};
+use super::{MOST_SIDE, STEP, fits};
 use crate::arena::Buffer;
 use crate::bf16::conv::{Geometry, Panel, panels};
 use crate::bf16::convert::{add_pictures, pair_position, prefetch_pairs, unzip_pairs};
@@ -23,7 +23,7 @@ use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, P
 use crate::bf16::{EDGE, PICTURES, TILE, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use std::ops::Range;
+use crate::winograd::{SIDE, Strip, strips_of, weight_gradient, weight_points};
 
 /// Bytes of dy's operands in a unit: with 32 channels' of x they should stay in an L2 of 1 MiB.
 const UNIT_BYTES: usize = 640 << 10;
@@ -349,14 +349,6 @@ impl MatrixKernel for Products<'_> {
             }
         }
     }
-}
-
-/// The point whose product has row `weights` of G, and the strips that have it, consecutive ones.
-#[inline(always)]
-fn strips_of(strips: usize, outputs: usize, weights: usize) -> (usize, Range<usize>) {
-    let mut with = (0..strips).filter_map(|i| Some((i, Strip::at(i, outputs).point(weights)?)));
-    let Some((first, point)) = with.next() else { return (0, 0..0) };
-    (point, first..first + 1 + with.count())
 }
 
 /// dw and db from the sums.

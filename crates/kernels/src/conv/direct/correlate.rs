@@ -11,25 +11,18 @@
 //! so that a chunk of weights is read from L2 once a row and from L1 for every position of it. Forward, where a block is one
 //! picture, the rows of a tile are neighbouring positions instead, of those whose windows lie within the map.
 
-use super::{CHUNK_TAPS, Geometry, Packed};
+use super::{CHUNK_TAPS, Packed};
+use crate::conv::{Epilogue, Geometry};
 use crate::panel::tiles;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::tile::{self, Finish, Output, Run, Start};
 
-/// What [`forward`] does with its sums.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Epilogue {
-    /// y = sum + bias
-    Bias,
-    /// y = max(sum + bias, 0)
-    BiasRelu,
-}
+/// Elements of scratch that each thread needs: the widest panel's bias.
+pub(in crate::conv) const SCRATCH_LEN: usize = 64;
 
 /// y = x ∗ w + b for the first `count` pictures.
-///
-/// Shapes: x (blocks, H, W, block, C), bias (K), y (blocks, P, Q, block, K).
-pub fn forward(
+pub(in crate::conv) fn forward(
     ctx: &mut Context,
     g: &Geometry,
     count: usize,
@@ -39,9 +32,6 @@ pub fn forward(
     epilogue: Epilogue,
     y: &mut [f32],
 ) {
-    let blocks = count.div_ceil(g.block);
-    assert!(x.len() >= g.input_len(blocks) && y.len() >= g.output_len(blocks), "maps");
-    assert_eq!(bias.len(), g.k, "biases");
     assert_eq!(w.lanes, ctx.isa().lanes(), "packed for another instruction set");
     assert_eq!(
         w.steps * w.panels.len() * g.groups,
@@ -52,7 +42,6 @@ pub fn forward(
         Epilogue::Bias => Finish::Store,
         Epilogue::BiasRelu => Finish::Relu,
     };
-    // A panel reads whole vectors of bias: a copy with room at the end.
     let kernel = Correlate {
         g: *g,
         backward: false,
@@ -66,11 +55,8 @@ pub fn forward(
     ctx.run(&kernel);
 }
 
-/// dx = dy ∗ wᵀ for the first `count` pictures. With `relu`, the input as the forward pass read it after a ReLU, dx is
-/// zero where that is zero.
-///
-/// Shapes: dy (blocks, P, Q, block, K), dx and relu (blocks, H, W, block, C).
-pub fn backward_input(
+/// dx = dy ∗ wᵀ for the first `count` pictures.
+pub(in crate::conv) fn backward_input(
     ctx: &mut Context,
     g: &Geometry,
     count: usize,
@@ -79,9 +65,6 @@ pub fn backward_input(
     relu: Option<&[f32]>,
     dx: &mut [f32],
 ) {
-    let blocks = count.div_ceil(g.block);
-    assert!(dx.len() >= g.input_len(blocks) && dy.len() >= g.output_len(blocks), "maps");
-    assert!(relu.is_none_or(|x| x.len() >= g.input_len(blocks)), "activation");
     assert_eq!(w.lanes, ctx.isa().lanes(), "packed for another instruction set");
     assert_eq!(w.steps, g.taps() * g.k / g.groups, "packed weights");
     let finish = relu.map_or(Finish::Store, |x| Finish::Mask(x.as_ptr()));
@@ -121,9 +104,8 @@ impl Kernel for Correlate<'_> {
         self.count.div_ceil(self.g.block) * if self.backward { self.g.rows.input } else { self.g.rows.output }
     }
 
-    /// The widest panel's bias.
     fn scratch_len(&self) -> usize {
-        64
+        SCRATCH_LEN
     }
 
     #[inline(always)]
@@ -150,6 +132,7 @@ impl Kernel for Correlate<'_> {
                     let channel = group * (out_c / g.groups) + panel.first;
                     let first_start = match self.bias {
                         Some(bias) => {
+                            // A panel reads whole vectors of bias: a copy with room at the end.
                             std::ptr::write_bytes(scratch, 0, width);
                             std::ptr::copy_nonoverlapping(bias.as_ptr().add(channel), scratch, panel.valid);
                             Start::Row(scratch)

@@ -1,20 +1,19 @@
 //! The weight gradient, and the bias gradient with it.
 
-use super::{CHUNK_BYTES, CHUNK_TAPS, Fold, Geometry};
+use super::{CHUNK_BYTES, CHUNK_TAPS};
+use crate::conv::{Fold, Geometry};
 use crate::isa::Isa;
 use crate::panel::{Panel, copy_rows, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::tile::{self, Output, Run, Start};
 
-/// dw and db, summed over the first `count` pictures, in canonical order; overwrites both.
-///
-/// Shapes: x (blocks, H, W, block, C), dy (blocks, P, Q, block, K), dw (K, C/G, R, S), db (K).
+/// dw and db, summed over the first `count` pictures, in canonical order.
 ///
 /// A unit is one group, one panel of filters and a few rows of the kernel, over all pictures: no sum crosses units, so
 /// the result does not depend on the threads. Within a unit a few positions of dy (24 KiB) are copied together and
 /// multiplied with x for the unit's rows, all columns of the kernel and all channels.
-pub fn backward_weight(
+pub(in crate::conv) fn backward_weight(
     ctx: &mut Context,
     g: &Geometry,
     fold: Fold,
@@ -25,10 +24,6 @@ pub fn backward_weight(
     dw: &mut [f32],
     db: &mut [f32],
 ) {
-    let blocks = count.div_ceil(g.block);
-    assert!(x.len() >= g.input_len(blocks) && dy.len() >= g.output_len(blocks), "maps");
-    assert_eq!(dw.len(), g.k * (g.c / g.groups / fold.fold) * g.rows.kernel * fold.kernel, "weight gradient");
-    assert_eq!(db.len(), g.k, "bias gradient");
     assert_eq!(plan.lanes, ctx.isa().lanes(), "planned for another instruction set");
     ctx.run(&WeightGradient {
         g: *g,

@@ -1,7 +1,8 @@
 //! Weights in the order in which the convolution's inner loop reads them.
 
-use super::{CHUNK_BYTES, CHUNK_TAPS, Geometry};
+use super::{CHUNK_BYTES, CHUNK_TAPS};
 use crate::arena::Buffer;
+use crate::conv::{Fold, Geometry};
 use crate::isa::Isa;
 use crate::panel::{Panel, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -43,7 +44,7 @@ fn chunks(rows: usize, columns: usize, channels: usize, most: usize) -> Vec<Chun
     chunks
 }
 
-/// Weights packed for [`super::forward`] or [`super::backward_input`]: panel by panel, within a panel tap by tap, within a tap channel
+/// Weights of one direction: panel by panel, within a panel tap by tap, within a tap channel
 /// by channel, one panel-wide row of weights each; columns that no channel has are zero.
 #[derive(Debug)]
 pub struct Packed {
@@ -76,12 +77,12 @@ impl Packed {
         Packed { panels, offsets, chunks, steps, lanes, data: Buffer::zeros(len) }
     }
 
-    /// Room for the weights of [`super::forward`].
+    /// Room for the weights of the forward pass.
     pub fn for_forward(isa: Isa, g: &Geometry) -> Self {
         Packed::new(isa, g.groups, g.c, g.k, g.rows.kernel, g.columns.kernel)
     }
 
-    /// Room for the weights of [`super::backward_input`].
+    /// Room for the weights of the input gradient.
     pub fn for_backward(isa: Isa, g: &Geometry) -> Self {
         Packed::new(isa, g.groups, g.k, g.c, g.rows.kernel, g.columns.kernel)
     }
@@ -92,36 +93,15 @@ impl Packed {
     }
 }
 
-/// Where element (k, c, r, s) of a packed or canonical filter bank lies: the canonical bank is (K, C/G, R, S) of a
-/// kernel whose columns may be folded into channels (see [`Fold`]).
-#[derive(Clone, Copy, Debug)]
-pub struct Fold {
-    /// Columns of the canonical kernel.
-    pub kernel: usize,
-    /// Columns of input folded into the channels; 1 without folding.
-    pub fold: usize,
-}
-
-impl Fold {
-    /// Canonical (channel, column) of folded (channel, column), if the canonical kernel has it.
-    #[inline(always)]
-    pub(super) fn canonical(&self, channels: usize, c: usize, s: usize) -> Option<(usize, usize)> {
-        let column = s * self.fold + c / channels;
-        (column < self.kernel).then_some((c % channels, column))
-    }
-}
-
-/// Packs canonical weights `w` (K, C/G, R, S) for [`super::forward`].
-pub fn pack_forward(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed) {
-    pack(ctx, g, fold, w, packed, false);
-}
-
-/// Packs canonical weights `w` (K, C/G, R, S) for [`super::backward_input`]. The kernel must not be folded.
-pub fn pack_backward(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Packed) {
-    pack(ctx, g, Fold { kernel: g.columns.kernel, fold: 1 }, w, packed, true);
-}
-
-fn pack(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed, backward: bool) {
+/// Packs canonical weights `w` (K, C/G, R, S) for the forward pass, or else for the input gradient.
+pub(in crate::conv) fn pack(
+    ctx: &mut Context,
+    g: &Geometry,
+    fold: Fold,
+    w: &[f32],
+    packed: &mut Packed,
+    backward: bool,
+) {
     let canonical_channels = g.c / g.groups / fold.fold;
     assert_eq!(w.len(), g.k * canonical_channels * g.rows.kernel * fold.kernel, "weights");
     let reads = if backward { g.k } else { g.c } / g.groups;

@@ -1,0 +1,193 @@
+//! Winograd's minimal filtering F(2×2, 3×3) (Winograd 1980; Lavin and Gray 2016): convolution of 3×3 windows with fewer
+//! products. The transformations, on vectors of whatever lies side by side.
+//!
+//! Along one axis, two neighbouring outputs of three taps need four products instead of six:
+//!
+//! ```text
+//! y = Aᵀ [(G g) ⊙ (Bᵀ d)]       g 3 taps, d 4 inputs, y 2 outputs, ⊙ product by product
+//!
+//!      1  0 −1  0          1   0   0
+//! Bᵀ = 0  1  1  0     G =  ½   ½   ½      Aᵀ = 1  1  1  0
+//!      0 −1  1  0          ½  −½   ½           0  1 −1 −1
+//!      0  1  0 −1          0   0   1
+//! ```
+//!
+//! Along both, tiles of 2×2 outputs need 16 instead of 36. Each of these 16 *points* is a product of matrices over channels.
+//! A map of odd size ends in a tile of one output, whose last input is padding: two of its taps count, and they are the
+//! whole of it: G's first row, and a fifth that is the middle tap alone, in place of the second (`Strip`). So 13 outputs
+//! take 26 products, and 37 taps lie within the map: 676 against 1,369 in the plane.
+
+use crate::simd::Simd;
+use std::ops::Range;
+
+/// Points of a tile along an axis.
+pub(crate) const SIDE: usize = 4;
+
+/// Points of a tile.
+pub(crate) const POINTS: usize = SIDE * SIDE;
+
+/// One or two outputs along an axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Strip {
+    /// The first output; the first of its four inputs is the one before.
+    pub first: usize,
+    /// One only at the end of an odd axis.
+    pub outputs: usize,
+}
+
+impl Strip {
+    /// Strip `i` of an axis of so many outputs.
+    pub(crate) fn at(i: usize, outputs: usize) -> Strip {
+        Strip { first: 2 * i, outputs: (outputs - 2 * i).min(2) }
+    }
+
+    /// Points along the axis that have a product.
+    pub(crate) fn points(self) -> usize {
+        if self.outputs == 2 { SIDE } else { 2 }
+    }
+
+    /// Which weights (a row of G, the middle tap being the fifth) the product at a point has.
+    pub(crate) fn weights(self, point: usize) -> usize {
+        if self.outputs == 1 && point == 1 { SIDE } else { point }
+    }
+
+    /// The point whose product has weights `weights`, if there is one.
+    pub(crate) fn point(self, weights: usize) -> Option<usize> {
+        match (self.outputs, weights) {
+            (2, 0..SIDE) | (1, 0) => Some(weights),
+            (1, SIDE) => Some(1),
+            _ => None,
+        }
+    }
+}
+
+/// Rows of G along an axis: the fifth only where a strip has one output.
+pub(crate) fn weight_points(outputs: usize) -> usize {
+    SIDE + outputs % 2
+}
+
+/// The point whose product has row `weights` of G, and the strips that have it, consecutive ones.
+#[inline(always)]
+pub(crate) fn strips_of(strips: usize, outputs: usize, weights: usize) -> (usize, Range<usize>) {
+    let mut with = (0..strips).filter_map(|i| Some((i, Strip::at(i, outputs).point(weights)?)));
+    let Some((first, point)) = with.next() else { return (0, 0..0) };
+    (point, first..first + 1 + with.count())
+}
+
+/// Bᵀ: row i is input `FIRST[i]` and input `SECOND[i]`, added in row 1, the second subtracted in the others.
+pub(crate) const FIRST: [usize; SIDE] = [0, 1, 2, 1];
+pub(crate) const SECOND: [usize; SIDE] = [2, 2, 1, 3];
+
+/// Row `i` of Bᵀ, of the two inputs that it has.
+#[inline(always)]
+pub(crate) unsafe fn row_of_b<S: Simd>(i: usize, first: S::V, second: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if i == 1 { S::add(first, second) } else { S::sub(first, second) } }
+}
+
+/// Aᵀ m along one axis, of as many points as a strip has: its two outputs, the second without meaning if it has one.
+#[inline(always)]
+pub(crate) unsafe fn outputs_of<S: Simd>(m: [S::V; SIDE], points: usize) -> [S::V; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if points == SIDE {
+            [S::add(S::add(m[0], m[1]), m[2]), S::sub(S::sub(m[1], m[2]), m[3])]
+        } else {
+            [S::add(m[0], m[1]), S::zero()]
+        }
+    }
+}
+
+/// Row `i` of A along one axis, of two outputs.
+#[inline(always)]
+pub(crate) unsafe fn row_of_a<S: Simd>(i: usize, first: S::V, second: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match i {
+            0 => first,
+            1 => S::add(first, second),
+            2 => S::sub(first, second),
+            _ => S::sub(S::zero(), second),
+        }
+    }
+}
+
+/// G g along one axis, and the middle tap alone.
+#[inline(always)]
+unsafe fn points_of_taps<S: Simd>(g: [S::V; 3]) -> [S::V; SIDE + 1] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (half, sides) = (S::splat(0.5), S::add(g[0], g[2]));
+        let even = S::mul(half, S::add(sides, g[1]));
+        let odd = S::mul(half, S::sub(sides, g[1]));
+        [g[0], even, odd, g[2], g[1]]
+    }
+}
+
+/// U = G g Gᵀ of 3×3 taps, for every row of G along both axes.
+#[inline(always)]
+pub(crate) unsafe fn weights<S: Simd>(g: [[S::V; 3]; 3]) -> [[S::V; SIDE + 1]; SIDE + 1] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut rows = [[S::zero(); 3]; SIDE + 1];
+        for s in 0..3 {
+            let column = points_of_taps::<S>([g[0][s], g[1][s], g[2][s]]);
+            for (row, value) in rows.iter_mut().zip(column) {
+                row[s] = value;
+            }
+        }
+        let mut all = [[S::zero(); SIDE + 1]; SIDE + 1];
+        for (all, row) in all.iter_mut().zip(rows) {
+            *all = points_of_taps::<S>(row);
+        }
+        all
+    }
+}
+
+/// Gᵀ u along one axis.
+#[inline(always)]
+unsafe fn taps_of<S: Simd>(u: [S::V; SIDE + 1]) -> [S::V; 3] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let half = S::splat(0.5);
+        let sides = S::mul(half, S::add(u[1], u[2]));
+        let middle = S::mul(half, S::sub(u[1], u[2]));
+        [S::add(u[0], sides), S::add(middle, u[4]), S::add(u[3], sides)]
+    }
+}
+
+/// dg = Gᵀ dU G: the gradient of 3×3 taps from that of their points.
+#[inline(always)]
+pub(crate) unsafe fn weight_gradient<S: Simd>(du: [[S::V; SIDE + 1]; SIDE + 1]) -> [[S::V; 3]; 3] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut rows = [[S::zero(); SIDE + 1]; 3];
+        for j in 0..=SIDE {
+            let column = taps_of::<S>([du[0][j], du[1][j], du[2][j], du[3][j], du[4][j]]);
+            for (row, value) in rows.iter_mut().zip(column) {
+                row[j] = value;
+            }
+        }
+        [taps_of::<S>(rows[0]), taps_of::<S>(rows[1]), taps_of::<S>(rows[2])]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_point_of_a_strip_has_its_weights() {
+        for outputs in 1..8usize {
+            let strips: Vec<Strip> = (0..outputs.div_ceil(2)).map(|i| Strip::at(i, outputs)).collect();
+            assert_eq!(strips.iter().map(|s| s.outputs).sum::<usize>(), outputs);
+            for strip in strips {
+                let mut points: Vec<usize> =
+                    (0..weight_points(outputs)).filter_map(|weights| strip.point(weights)).collect();
+                points.sort_unstable();
+                assert_eq!(points, (0..strip.points()).collect::<Vec<_>>(), "{strip:?}");
+                assert!(points.iter().all(|&point| strip.point(strip.weights(point)) == Some(point)));
+            }
+        }
+    }
+}
