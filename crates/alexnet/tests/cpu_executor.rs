@@ -12,7 +12,7 @@ use alexnet::net::Op;
 use alexnet::ops::update::{Lars, Policy, Rule};
 use alexnet::zoo;
 use alexnet_kernels::Isa;
-use executors::{ODD, distance, input, narrow, params, train};
+use executors::{ODD, WIDE, distance, input, narrow, params, train};
 
 fn compare(net: &Network, batch: usize, steps: u64, isas: &[Isa]) {
     compare_by(net, batch, steps, isas, Rule::default(), 0.01);
@@ -133,11 +133,20 @@ fn a_network_of_unusual_layers_trains_as_the_reference() {
 }
 
 #[test]
+fn a_wide_network_trains_as_the_reference() {
+    // Blocks of as many pictures as Winograd's method asks for, and one picture more.
+    for batch in [16, 33] {
+        compare(&Network::from_toml(WIDE, "wide").unwrap(), batch, 1, &Isa::all());
+    }
+}
+
+#[test]
 fn threads_do_not_change_a_bit() {
     let lars = Rule { lars: Some(Lars { trust: 0.001, policy: Policy::Clip }), filter_rms: Some(0.1) };
     for (name, rule) in [("alexnet-2012", Rule::default()), ("alexnet-bn", lars)] {
         threads_agree(&narrow(name, 100), rule);
     }
+    threads_agree(&Network::from_toml(WIDE, "wide").unwrap(), Rule::default());
 }
 
 fn threads_agree(net: &Network, rule: Rule) {
