@@ -202,8 +202,10 @@ pub struct PassTime {
     pub pass: &'static str,
     /// How long it took.
     pub time: std::time::Duration,
-    /// Floating-point operations of its products, padding counted as work; 0 where there is no product.
+    /// Floating-point operations of its products by their definition, padding counted as work; 0 where there is no product.
     pub flop: u64,
+    /// Whether it was computed by Winograd's method, which needs fewer than these.
+    pub winograd: bool,
     /// Bytes of the maps and parameters that it reads and writes, each once.
     pub bytes: u64,
 }

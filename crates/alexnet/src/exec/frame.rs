@@ -189,6 +189,11 @@ pub(super) trait Stages: Send {
         Self::VALUE_BYTES
     }
 
+    /// Whether stage `i` is a convolution that Winograd's method computes.
+    fn by_winograd(&self, _i: usize) -> bool {
+        false
+    }
+
     /// What it holds.
     fn frame(&self) -> &Frame;
 
@@ -301,7 +306,11 @@ impl<S: Stages> Executor for S {
 
     fn pass_times(&self) -> Vec<PassTime> {
         let frame = self.frame();
-        frame.watch.times(&frame.net, &frame.plan, S::VALUE_BYTES, |i| self.weight_bytes(i))
+        let mut times = frame.watch.times(&frame.net, &frame.plan, S::VALUE_BYTES, |i| self.weight_bytes(i));
+        for (stage, time) in &mut times {
+            time.winograd = time.flop > 0 && self.by_winograd(*stage);
+        }
+        times.into_iter().map(|(_, time)| time).collect()
     }
 
     fn planned_bytes(&self) -> usize {

@@ -67,7 +67,7 @@ impl Stopwatch {
         self.last = now;
     }
 
-    /// The passes that took time, with the arithmetic and the bytes that each needs at least. `weight_bytes` says how large
+    /// The passes that took time, each with its stage, with the arithmetic and the bytes that each needs at least. `weight_bytes` says how large
     /// a weight of a stage is at test time.
     pub fn times(
         &self,
@@ -75,7 +75,7 @@ impl Stopwatch {
         plan: &Plan,
         element_bytes: usize,
         weight_bytes: impl Fn(usize) -> usize,
-    ) -> Vec<PassTime> {
+    ) -> Vec<(usize, PassTime)> {
         // A plan was made from the same trace.
         let Ok(traced) = net.trace() else { return Vec::new() };
         let map_bytes = |i: usize| {
@@ -90,7 +90,11 @@ impl Stopwatch {
                     continue;
                 }
                 let Some(stage) = plan.stages.get(i) else {
-                    times.push(PassTime { stage: "loss".into(), pass: pass.name(), time, flop: 0, bytes: 0 });
+                    let stage = "loss".into();
+                    times.push((
+                        i,
+                        PassTime { stage, pass: pass.name(), time, flop: 0, winograd: false, bytes: 0 },
+                    ));
                     continue;
                 };
                 let layers = &net.layers[stage.layers.clone()];
@@ -118,7 +122,8 @@ impl Stopwatch {
                     }
                     Pass::Backward => (0, x + y + dx),
                 };
-                times.push(PassTime { stage: name, pass: pass.name(), time, flop, bytes: bytes as u64 });
+                let (stage, pass, bytes) = (name, pass.name(), bytes as u64);
+                times.push((i, PassTime { stage, pass, time, flop, winograd: false, bytes }));
             }
         }
         times

@@ -7,13 +7,14 @@ use crate::exec::plan::{Form, Plan};
 use crate::exec::stopwatch::Pass;
 use crate::net;
 use alexnet_kernels::Isa;
-use alexnet_kernels::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
+use alexnet_kernels::conv::{self, Epilogue, Fold, Geometry, Method, Packed, WeightPlan};
 
 /// The geometry of a stage and its packed weights.
 pub(super) struct State {
     geometry: Geometry,
     fold: Fold,
     relu: bool,
+    pub(super) method: Method,
     forward: Packed,
     /// For the input gradient, if that is needed.
     backward: Option<Packed>,
@@ -37,6 +38,7 @@ impl State {
             geometry,
             fold: Fold { kernel: op.kernel, fold },
             relu,
+            method,
             forward: Packed::for_forward(isa, &geometry, method),
             backward: stage.input_gradient.then(|| Packed::for_backward(isa, &geometry, method)),
             weight_plan: stage.moves.then(|| WeightPlan::new(isa, &geometry, method)),

@@ -18,6 +18,7 @@ use crate::exec::plan::{Form, Kind, Plan};
 use crate::net::{Network, Op};
 use alexnet_kernels::Isa;
 use alexnet_kernels::arena::Region;
+use alexnet_kernels::conv::Method;
 
 /// A network planned for this processor.
 pub struct Cpu {
@@ -108,6 +109,10 @@ impl Cpu {
 
 impl Stages for Cpu {
     const VALUE_BYTES: usize = size_of::<f32>();
+
+    fn by_winograd(&self, i: usize) -> bool {
+        matches!(&self.stages[i], StageState::Conv(state) if state.method == Method::Winograd)
+    }
 
     fn frame(&self) -> &Frame {
         &self.frame

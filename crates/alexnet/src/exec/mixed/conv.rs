@@ -6,7 +6,7 @@ use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Plan;
 use crate::exec::stopwatch::Pass;
 use crate::net;
-use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Packed, WeightPlan};
+use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Method, Packed, WeightPlan};
 use alexnet_kernels::bf16::{Engine, MapLayout};
 
 /// The geometry of a stage and its packed weights.
@@ -14,6 +14,7 @@ pub(super) struct State {
     geometry: Geometry,
     fold: Fold,
     relu: bool,
+    pub(super) method: Method,
     forward: Packed,
     /// For the input gradient, if that is needed.
     backward: Option<Packed>,
@@ -40,6 +41,7 @@ impl State {
             geometry,
             fold: Fold { kernel: op.kernel, fold },
             relu,
+            method,
             forward: Packed::for_forward(&geometry, method),
             backward: stage.input_gradient.then(|| Packed::for_backward(&geometry, method)),
             weight_plan: stage.moves.then(|| WeightPlan::new(&geometry, plan.blocks(), method)),

@@ -23,6 +23,7 @@ struct Row {
     stage: String,
     pass: &'static str,
     flop: f64,
+    winograd: bool,
     bytes: f64,
     times_ms: Vec<f64>,
 }
@@ -73,7 +74,8 @@ pub fn run(args: &BenchKernels) -> Outcome {
             for (i, time) in executor.pass_times().into_iter().enumerate() {
                 if rows.len() == i {
                     let (flop, bytes) = (time.flop as f64, time.bytes as f64);
-                    rows.push(Row { stage: time.stage, pass: time.pass, flop, bytes, times_ms: vec![] });
+                    let (stage, pass, winograd) = (time.stage, time.pass, time.winograd);
+                    rows.push(Row { stage, pass, flop, winograd, bytes, times_ms: vec![] });
                 }
                 rows[i].times_ms.push(time.time.as_secs_f64() * 1e3);
             }
@@ -98,25 +100,32 @@ pub fn run(args: &BenchKernels) -> Outcome {
     let (mut flop, mut bound_ms) = (0.0, 0.0);
     for row in &mut rows {
         let (ms, fast) = (quantile(&mut row.times_ms, 0.5), quantile(&mut row.times_ms, 0.1));
-        // No pass can be faster than its products in L1, nor than its bytes through memory.
+        // No pass can be faster than its products in L1, nor than its bytes through memory; by Winograd's method there are
+        // fewer products than are counted.
         let bound = (row.flop / tile).max(row.bytes / stream) * 1e3;
         flop += row.flop;
         bound_ms += bound;
         let (gflop_s, gb_s) = (row.flop / ms / 1e6, row.bytes / ms / 1e6);
         let percent = |part: f64| format!("{:.0} %", part * 100.0);
+        let mark = if row.winograd { "*" } else { "" };
         words.line(&format!(
             "{:<16} {:<15} {ms:>8.2} {fast:>8.2} {:>8} {:>7} {:>8} {:>6}",
             shortened(&row.stage),
             row.pass,
-            if row.flop > 0.0 { format!("{gflop_s:.0}") } else { String::new() },
+            if row.flop > 0.0 { format!("{gflop_s:.0}{mark}") } else { String::new() },
             if row.bytes > 0.0 { format!("{gb_s:.1}") } else { String::new() },
             if bound > 0.0 { percent(bound / ms) } else { String::new() },
             percent(ms / step),
         ))?;
         objects.push(json!({
             "stage": row.stage, "pass": row.pass, "ms": ms, "ms_10th_percentile": fast,
-            "gflop_s": gflop_s, "gb_s": gb_s, "of_bound": bound / ms, "share": ms / step,
+            "gflop_s": gflop_s, "winograd": row.winograd, "gb_s": gb_s, "of_bound": bound / ms, "share": ms / step,
         }));
+    }
+    if rows.iter().any(|row| row.winograd) {
+        words.line(
+            "* Winograd's method needs fewer products than the definition, by which they are counted",
+        )?;
     }
     let img_s = args.batch as f64 * 1e3 / step;
     words.line(&format!(
