@@ -13,7 +13,9 @@ use std::sync::OnceLock;
 /// whole process; threads that start later inherit the permission.
 pub(super) fn request() -> bool {
     static GRANTED: OnceLock<bool> = OnceLock::new();
-    *GRANTED.get_or_init(|| processor_has_it() && system_grants_it())
+    // Every processor with AMX rounds to bf16 in AVX-512 too.
+    *GRANTED
+        .get_or_init(|| is_x86_feature_detected!("avx512bf16") && processor_has_it() && system_grants_it())
 }
 
 fn processor_has_it() -> bool {
@@ -73,7 +75,7 @@ static TILES: TileConfig = TileConfig {
 ///
 /// # Safety
 /// AMX may be used, and the processor has AVX-512; otherwise as [`MatrixKernel::unit`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma")]
 pub(super) unsafe fn run<K: MatrixKernel>(kernel: &K, unit: usize, scratch: *mut f32) {
     // SAFETY: passed on from the caller; the configuration is 64 valid bytes. A unit that panics leaves the tiles
     // configured, which the next one repeats.
@@ -163,7 +165,7 @@ macro_rules! product {
 }
 
 impl Matrix for Amx {
-    type S = Avx512;
+    type S = Avx512<true>;
 
     // Not inlined: a block of assembly for every shape is large, and a call costs nothing beside a product.
     #[inline(never)]

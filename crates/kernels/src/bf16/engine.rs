@@ -70,11 +70,11 @@ impl Engine {
         })
     }
 
-    /// AMX without asking the processor whether it has it; `avx512` is proof of what it needs besides.
+    /// AMX without asking the processor whether it has it.
     ///
     /// # Safety
-    /// Either the processor has AMX and the system has granted its use, or something in this process emulates the
-    /// instructions when they trap.
+    /// The processor has AVX-512-BF16; and either it has AMX and the system has granted its use, or something in this
+    /// process emulates the instructions when they trap.
     ///
     /// # Panics
     /// If `avx512` is another instruction set.

@@ -20,7 +20,12 @@ pub fn engine() -> Option<Engine> {
     if let Ok(engine) = Engine::by_name("amx") {
         return Some(engine);
     }
+    // What the engine needs besides is not emulated.
     let avx512 = alexnet_kernels::Isa::by_name("avx512").ok()?;
+    if !is_x86_feature_detected!("avx512bf16") {
+        eprintln!("skipped on AMX: this processor lacks AVX-512-BF16");
+        return None;
+    }
     static INSTALL: std::sync::Once = std::sync::Once::new();
     INSTALL.call_once(|| {
         // SAFETY: a plain installation of a handler; the structure is zeroed as the system expects.
@@ -31,7 +36,7 @@ pub fn engine() -> Option<Engine> {
             assert_eq!(libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()), 0);
         }
     });
-    // SAFETY: the handler is installed.
+    // SAFETY: AVX-512-BF16 was found, and the handler is installed.
     Some(unsafe { Engine::assume_amx(avx512) })
 }
 

@@ -3,10 +3,11 @@
 //! ```text
 //! dg = Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ d B) ] G
 //!
-//! unit: one group, one panel of filters, one row of weights in G (threads)
+//! unit: one group, two panels of filters, one row of weights in G (threads)
 //!   block, row of tiles, two of its tiles
-//!     Bᵀ d B of all channels of the group and A dy Aᵀ of the panel at this row of points
-//!     point: outer() over the pictures of both tiles
+//!     Bᵀ d B of all channels of the group at this row of points
+//!     panel: A dy Aᵀ
+//!       point: outer() over the pictures of both tiles
 //! ```
 //!
 //! No sum crosses units, so the result does not depend on the threads. [`Taps`] turns the sums of the points into taps.
@@ -20,9 +21,12 @@ use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::tile::{self, Output, Run, Start};
 use crate::winograd::{SIDE, Strip, row_of_a, strips_of, weight_gradient, weight_points};
+use std::ops::Range;
 
 /// Tiles that are multiplied together: the longer the sums, the less often they are loaded and stored.
 const TILES: usize = 2;
+/// Panels of filters in a unit: V is transformed for all of them.
+const PANELS: usize = 2;
 /// Elements between the points of an operand, beyond their length.
 const GAP: usize = 16;
 
@@ -105,7 +109,7 @@ struct WeightGradient<'a> {
 
 impl Kernel for WeightGradient<'_> {
     fn units(&self) -> usize {
-        self.plan.g.groups * self.plan.panels.len() * self.plan.points[0]
+        self.plan.g.groups * self.group_units() * self.plan.points[0]
     }
 
     fn scratch_len(&self) -> usize {
@@ -115,114 +119,135 @@ impl Kernel for WeightGradient<'_> {
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
         let (plan, g) = (self.plan, &self.plan.g);
-        let (panel, i) = (unit / plan.points[0], unit % plan.points[0]);
-        let (group, panel) = (panel / plan.panels.len(), &plan.panels[panel % plan.panels.len()]);
+        let (panels, i) = (unit / plan.points[0], unit % plan.points[0]);
+        let (group, first) = (panels / self.group_units(), panels % self.group_units() * PANELS);
+        let panels = &plan.panels[first..(first + PANELS).min(plan.panels.len())];
         let [height, width] = [g.rows.output, g.columns.output];
-        let (cg, panel_width) = (g.c / g.groups, panel.vectors * S::LANES);
-        let channel = group * (g.k / g.groups) + panel.first;
-        let (values, x_distance) = (scratch, plan.distance(cg));
-        let (gradient, dy_distance) = (scratch.wrapping_add(SIDE * x_distance), plan.distance(panel_width));
-        let (row_point, down) = strips_of(height.div_ceil(2), height, i);
-        let sums = plan.at(group, panel, i, 0);
+        let channels = g.c / g.groups;
+        let (values, distance) = (scratch, plan.distance(channels));
+        let gradient = scratch.wrapping_add(SIDE * distance);
+        let (point, down) = strips_of(height.div_ceil(2), height, i);
         // SAFETY: maps were checked; scratch has room for both operands; the unit owns its sums, and the first row of G
-        // the panel's biases.
+        // the panels' biases.
         unsafe {
-            std::ptr::write_bytes(self.sums.at(sums), 0, plan.points[1] * cg * panel_width);
+            for panel in panels {
+                let len = plan.points[1] * channels * panel.vectors * S::LANES;
+                std::ptr::write_bytes(self.sums.at(plan.at(group, panel, i, 0)), 0, len);
+            }
             for block in 0..self.count.div_ceil(g.block) {
                 let pictures = (self.count - block * g.block).min(g.block);
-                let x = self.x[block * height * width * g.block * g.c + group * cg..].as_ptr();
-                let dy = self.dy[block * height * width * g.block * g.k + channel..].as_ptr();
+                let x = self.x[block * height * width * g.block * g.c + group * channels..].as_ptr();
                 for row in down.clone() {
                     let row = Strip::at(row, height);
-                    for (first, count) in (0..width.div_ceil(2))
-                        .step_by(TILES)
-                        .map(|first| (first, TILES.min(width.div_ceil(2) - first)))
-                    {
-                        for tile in 0..count {
-                            let column = Strip::at(first + tile, width);
-                            let at = [row.first, column.first];
+                    for first in (0..width.div_ceil(2)).step_by(TILES) {
+                        let columns = first..(first + TILES).min(width.div_ceil(2));
+                        for (tile, column) in columns.clone().enumerate() {
+                            let at = [row.first, 2 * column];
                             let from = Inputs::of(x, [height, width], g.block * g.c, at);
-                            let to = values.add(tile * pictures * cg);
-                            from.row::<S>(row_point, pictures, g.c, cg, to, x_distance);
-                            let to = gradient.add(tile * pictures * panel_width);
-                            self.gradient::<S>(
-                                dy,
-                                panel,
-                                [row, column],
-                                row_point,
-                                pictures,
-                                to,
-                                dy_distance,
-                            );
+                            let to = values.add(tile * pictures * channels);
+                            from.row::<S>(point, pictures, g.c, channels, to, distance);
                         }
-                        for weights in 0..plan.points[1] {
-                            let mut runs = [Run::default(); TILES];
-                            let (mut used, mut point) = (0, 0);
-                            for tile in 0..count {
-                                let Some(j) = Strip::at(first + tile, width).point(weights) else { continue };
-                                let (x, w) = (tile * pictures * cg, tile * pictures * panel_width);
-                                runs[used] = Run { x, w, len: pictures };
-                                (used, point) = (used + 1, j);
-                            }
-                            if used == 0 {
-                                continue;
-                            }
-                            for (c, rows) in tiles(cg, S::ROWS[panel.vectors - 1]) {
-                                let y = self.sums.at(sums + (weights * cg + c) * panel_width);
-                                tile::outer::<S>(
-                                    panel.vectors,
-                                    &runs[..used],
-                                    values.add(point * x_distance + c),
-                                    cg,
-                                    gradient.add(point * dy_distance),
-                                    Start::Output,
-                                    Output { y, stride: panel_width, rows, valid: panel_width },
-                                );
-                            }
+                        for panel in panels {
+                            let at = (group, panel, i);
+                            self.gradient::<S>(at, block, row, columns.clone(), point, gradient);
+                            self.products::<S>(at, columns.clone(), pictures, values, gradient);
                         }
                     }
                 }
             }
             if i == 0 {
-                self.biases::<S>(panel, channel);
+                for panel in panels {
+                    self.biases::<S>(panel, group * (g.k / g.groups) + panel.first);
+                }
             }
         }
     }
 }
 
 impl WeightGradient<'_> {
-    /// Row `i` of A dy Aᵀ of a panel at a tile: (4 points, pictures, width).
+    /// Units of a group at one row of G.
+    fn group_units(&self) -> usize {
+        self.plan.panels.len().div_ceil(PANELS)
+    }
+
+    /// Adds the products of a panel's operands at some tiles to its sums.
     ///
     /// # Safety
-    /// `dy` begins at the panel's channels of a block; `to` has room.
+    /// The operands are there, and the sums are the unit's own.
+    #[inline(always)]
+    unsafe fn products<S: Simd>(
+        &self,
+        (group, panel, i): (usize, &Panel, usize),
+        columns: Range<usize>,
+        pictures: usize,
+        values: *const f32,
+        gradient: *const f32,
+    ) {
+        let (plan, g) = (self.plan, &self.plan.g);
+        let (channels, width) = (g.c / g.groups, panel.vectors * S::LANES);
+        for weights in 0..plan.points[1] {
+            let mut runs = [Run::default(); TILES];
+            let (mut used, mut point) = (0, 0);
+            for (tile, column) in columns.clone().enumerate() {
+                let Some(j) = Strip::at(column, g.columns.output).point(weights) else { continue };
+                runs[used] = Run { x: tile * pictures * channels, w: tile * pictures * width, len: pictures };
+                (used, point) = (used + 1, j);
+            }
+            if used == 0 {
+                continue;
+            }
+            let sums = plan.at(group, panel, i, weights);
+            for (c, rows) in tiles(channels, S::ROWS[panel.vectors - 1]) {
+                let out = Output { y: self.sums.at(sums + c * width), stride: width, rows, valid: width };
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let x = values.add(point * plan.distance(channels) + c);
+                    let w = gradient.add(point * plan.distance(width));
+                    tile::outer::<S>(panel.vectors, &runs[..used], x, channels, w, Start::Output, out);
+                }
+            }
+        }
+    }
+
+    /// Row `point` of A dy Aᵀ of a panel at some tiles of a row: (4 points, tiles, pictures, width).
+    ///
+    /// # Safety
+    /// `to` has room.
     #[inline(always)]
     unsafe fn gradient<S: Simd>(
         &self,
-        dy: *const f32,
-        panel: &Panel,
-        [row, column]: [Strip; 2],
-        i: usize,
-        pictures: usize,
+        (group, panel, _): (usize, &Panel, usize),
+        block: usize,
+        row: Strip,
+        columns: Range<usize>,
+        point: usize,
         to: *mut f32,
-        distance: usize,
     ) {
         let g = &self.plan.g;
-        let width = panel.vectors * S::LANES;
-        for n in 0..pictures {
-            for c in (0..width).step_by(S::LANES) {
-                // SAFETY: the caller's promise; outputs of a strip are within the map.
-                unsafe {
-                    let mut outputs = [[S::zero(); 2]; 2];
-                    for (p, outputs) in outputs.iter_mut().enumerate().take(row.outputs) {
-                        for (q, output) in outputs.iter_mut().enumerate().take(column.outputs) {
-                            let position = (row.first + p) * g.columns.output + column.first + q;
-                            *output = S::load(dy.add((position * g.block + n) * g.k + c));
+        let (width, distance) = (panel.vectors * S::LANES, self.plan.distance(panel.vectors * S::LANES));
+        let pictures = (self.count - block * g.block).min(g.block);
+        let first = block * g.rows.output * g.columns.output;
+        let channel = group * (g.k / g.groups) + panel.first;
+        for (tile, column) in columns.enumerate() {
+            let column = Strip::at(column, g.columns.output);
+            for n in 0..pictures {
+                for c in (0..width).step_by(S::LANES) {
+                    // SAFETY: the caller's promise; outputs of a strip are within the map.
+                    unsafe {
+                        let mut outputs = [[S::zero(); 2]; 2];
+                        for (p, outputs) in outputs.iter_mut().enumerate().take(row.outputs) {
+                            for (q, output) in outputs.iter_mut().enumerate().take(column.outputs) {
+                                let position = (row.first + p) * g.columns.output + column.first + q;
+                                let at = ((first + position) * g.block + n) * g.k + channel + c;
+                                *output = S::load(self.dy.as_ptr().add(at));
+                            }
                         }
-                    }
-                    let left = row_of_a::<S>(i, outputs[0][0], outputs[1][0]);
-                    let right = row_of_a::<S>(i, outputs[0][1], outputs[1][1]);
-                    for j in 0..SIDE {
-                        S::store(to.add(j * distance + n * width + c), row_of_a::<S>(j, left, right));
+                        let left = row_of_a::<S>(point, outputs[0][0], outputs[1][0]);
+                        let right = row_of_a::<S>(point, outputs[0][1], outputs[1][1]);
+                        for j in 0..SIDE {
+                            let to = to.add(j * distance + (tile * pictures + n) * width + c);
+                            S::store(to, row_of_a::<S>(j, left, right));
+                        }
                     }
                 }
             }
