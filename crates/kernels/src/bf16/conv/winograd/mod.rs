@@ -22,7 +22,7 @@ const STEP: usize = 2 * EDGE;
 /// Channels that a group must read, at least: with fewer, the sums of a point are too short for the work around them.
 const LEAST_CHANNELS: usize = 64;
 
-/// Most outputs along an axis. A weight gradient holds all tiles of a panel at once: 16 MiB for this many.
+/// Most outputs along an axis. A weight gradient holds a block's operands at a row of points: 2 MiB a panel for this many.
 const MOST_SIDE: usize = 32;
 
 /// Whether a geometry is one that this method computes: 3×3 windows at every position, one row of padding on each side, and
