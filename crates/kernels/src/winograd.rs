@@ -16,6 +16,10 @@
 //! A map of odd size ends in a tile of one output, whose last input is padding: two of its taps count, and they are the
 //! whole of it: G's first row, and a fifth that is the middle tap alone, in place of the second (`Strip`). So 13 outputs
 //! take 26 products, and 37 taps lie within the map: 676 against 1,369 in the plane.
+//!
+//! A window of 5 is the sum of two filters, of the first 3 taps and of the last 2. The second is one of 3 taps whose last is
+//! zero, and so is its last point: 7 products for 10 along an axis, 49 for 100 in the plane. All filters of a window share
+//! the points of a tile, so theirs is one sum over (filters, channels), and only the inputs are transformed for each.
 
 use crate::simd::Simd;
 use std::ops::Range;
@@ -26,50 +30,74 @@ pub(crate) const SIDE: usize = 4;
 /// Points of a tile.
 pub(crate) const POINTS: usize = SIDE * SIDE;
 
+/// The taps that one filter takes of a window along an axis: a window of 5 is one of 3 and one of 2, which is one of 3 whose
+/// last tap is zero.
+pub(crate) const TAPS: usize = 3;
+
+/// Filters of 3 taps along an axis that make a window of `kernel`.
+pub(crate) fn filters(kernel: usize) -> usize {
+    kernel.div_ceil(TAPS)
+}
+
+/// Whether filter `filter` of a window of `kernel` has a product at point `point`: the last point of one whose last tap is
+/// zero is zero.
+#[inline(always)]
+pub(crate) fn has_point(kernel: usize, filter: usize, point: usize) -> bool {
+    point + 1 != SIDE || (filter + 1) * TAPS <= kernel
+}
+
 /// One or two outputs along an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Strip {
-    /// The first output; the first of its four inputs is the one before.
+    /// The first output.
     pub first: usize,
     /// One only at the end of an odd axis.
     pub outputs: usize,
+    /// Points along the axis that have a product.
+    pub points: usize,
 }
 
 impl Strip {
-    /// Strip `i` of an axis of so many outputs.
-    pub(crate) fn at(i: usize, outputs: usize) -> Strip {
-        Strip { first: 2 * i, outputs: (outputs - 2 * i).min(2) }
-    }
-
-    /// Points along the axis that have a product.
-    pub(crate) fn points(self) -> usize {
-        if self.outputs == 2 { SIDE } else { 2 }
+    /// Strip `i` of an axis of so many outputs of windows of `kernel`.
+    #[inline(always)]
+    pub(crate) fn at(i: usize, outputs: usize, kernel: usize) -> Strip {
+        let outputs = (outputs - 2 * i).min(2);
+        let points = match (outputs, kernel) {
+            (2, _) => SIDE,
+            // The third input is padding.
+            (_, TAPS) => 2,
+            // The last point is the second output's alone.
+            _ => SIDE - 1,
+        };
+        Strip { first: 2 * i, outputs, points }
     }
 
     /// Which weights (a row of G, the middle tap being the fifth) the product at a point has.
     pub(crate) fn weights(self, point: usize) -> usize {
-        if self.outputs == 1 && point == 1 { SIDE } else { point }
+        if self.points == 2 && point == 1 { SIDE } else { point }
     }
 
     /// The point whose product has weights `weights`, if there is one.
+    #[inline(always)]
     pub(crate) fn point(self, weights: usize) -> Option<usize> {
-        match (self.outputs, weights) {
-            (2, 0..SIDE) | (1, 0) => Some(weights),
-            (1, SIDE) => Some(1),
-            _ => None,
+        match (self.points, weights) {
+            (2, 0) => Some(0),
+            (2, SIDE) => Some(1),
+            (2, _) => None,
+            (points, _) => (weights < points).then_some(weights),
         }
     }
 }
 
-/// Rows of G along an axis: the fifth only where a strip has one output.
-pub(crate) fn weight_points(outputs: usize) -> usize {
-    SIDE + outputs % 2
+/// Rows of G along an axis: the fifth only where a strip has one output of three taps.
+pub(crate) fn weight_points(outputs: usize, kernel: usize) -> usize {
+    SIDE + if kernel == TAPS { outputs % 2 } else { 0 }
 }
 
-/// The point whose product has row `weights` of G, and the strips that have it, consecutive ones.
+/// The point whose product has row `weights` of G, and the strips of windows of 3 that have it, consecutive ones.
 #[inline(always)]
 pub(crate) fn strips_of(strips: usize, outputs: usize, weights: usize) -> (usize, Range<usize>) {
-    let mut with = (0..strips).filter_map(|i| Some((i, Strip::at(i, outputs).point(weights)?)));
+    let mut with = (0..strips).filter_map(|i| Some((i, Strip::at(i, outputs, TAPS).point(weights)?)));
     let Some((first, point)) = with.next() else { return (0, 0..0) };
     (point, first..first + 1 + with.count())
 }
@@ -90,10 +118,10 @@ pub(crate) unsafe fn row_of_b<S: Simd>(i: usize, first: S::V, second: S::V) -> S
 pub(crate) unsafe fn outputs_of<S: Simd>(m: [S::V; SIDE], points: usize) -> [S::V; 2] {
     // SAFETY: the caller's promise.
     unsafe {
-        if points == SIDE {
-            [S::add(S::add(m[0], m[1]), m[2]), S::sub(S::sub(m[1], m[2]), m[3])]
-        } else {
-            [S::add(m[0], m[1]), S::zero()]
+        match points {
+            SIDE => [S::add(S::add(m[0], m[1]), m[2]), S::sub(S::sub(m[1], m[2]), m[3])],
+            2 => [S::add(m[0], m[1]), S::zero()],
+            _ => [S::add(S::add(m[0], m[1]), m[2]), S::zero()],
         }
     }
 }
@@ -178,14 +206,15 @@ mod tests {
 
     #[test]
     fn every_point_of_a_strip_has_its_weights() {
-        for outputs in 1..8usize {
-            let strips: Vec<Strip> = (0..outputs.div_ceil(2)).map(|i| Strip::at(i, outputs)).collect();
+        for (outputs, kernel) in (1..8usize).flat_map(|outputs| [(outputs, 3), (outputs, 5)]) {
+            let strips: Vec<Strip> =
+                (0..outputs.div_ceil(2)).map(|i| Strip::at(i, outputs, kernel)).collect();
             assert_eq!(strips.iter().map(|s| s.outputs).sum::<usize>(), outputs);
             for strip in strips {
                 let mut points: Vec<usize> =
-                    (0..weight_points(outputs)).filter_map(|weights| strip.point(weights)).collect();
+                    (0..weight_points(outputs, kernel)).filter_map(|weights| strip.point(weights)).collect();
                 points.sort_unstable();
-                assert_eq!(points, (0..strip.points()).collect::<Vec<_>>(), "{strip:?}");
+                assert_eq!(points, (0..strip.points).collect::<Vec<_>>(), "{strip:?}");
                 assert!(points.iter().all(|&point| strip.point(strip.weights(point)) == Some(point)));
             }
         }

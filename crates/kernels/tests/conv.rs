@@ -84,7 +84,10 @@ fn check(isa: Isa, threads: usize, g: &Geometry, fold: Fold, count: usize, integ
 
     // Canaries around the outputs: what belongs to no picture must stay.
     const CANARY: f32 = -12345.0;
-    for method in g.methods() {
+    for method in [Method::Direct, Method::Winograd] {
+        if method == Method::Winograd && !g.fits_winograd() {
+            continue;
+        }
         let what = format!("{what} {method:?}");
         let mut packed = Packed::for_forward(isa, g, method);
         conv::pack_forward(&mut ctx, g, fold, &w, &mut packed);
@@ -123,6 +126,9 @@ fn check(isa: Isa, threads: usize, g: &Geometry, fold: Fold, count: usize, integ
             }
         }
 
+        if method == Method::Winograd && !g.weight_fits_winograd() {
+            continue;
+        }
         let mut dw = vec![f32::NAN; w.len()];
         let mut db = vec![f32::NAN; bias.len()];
         conv::backward_weight(
@@ -298,7 +304,7 @@ fn random_widths_of_tiles_within_rounding() {
         let (rows, columns) = (same(), same());
         let mut channels = || groups * 16 * (1 + random.below(6));
         let g = Geometry { block: 32, c: channels(), k: channels(), groups, rows, columns };
-        assert!(g.methods().contains(&Method::Winograd));
+        assert!(g.weight_fits_winograd());
         let count = 1 + random.below(2 * g.block);
         for isa in Isa::all() {
             check(isa, 2, &g, PLAIN(3), count, false, case);
@@ -321,7 +327,7 @@ fn threads_do_not_change_a_bit() {
     let (x, dy) = (random.reals(g.input_len(3)), random.reals(g.output_len(3)));
     let (w, bias) = (random.reals(64 * 16 * 9), random.reals(64));
     let methods = [Method::Direct, Method::Winograd];
-    assert_eq!(g.methods(), methods);
+    assert!(g.weight_fits_winograd());
     for (isa, method) in Isa::all().into_iter().flat_map(|isa| methods.map(|method| (isa, method))) {
         let run = |threads| {
             let mut ctx = Context::new(isa, threads);

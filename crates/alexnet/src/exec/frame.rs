@@ -189,8 +189,8 @@ pub(super) trait Stages: Send {
         Self::VALUE_BYTES
     }
 
-    /// Whether stage `i` is a convolution that Winograd's method computes.
-    fn by_winograd(&self, _i: usize) -> bool {
+    /// Whether this pass of stage `i` is a convolution that Winograd's method computes.
+    fn by_winograd(&self, _i: usize, _pass: Pass) -> bool {
         false
     }
 
@@ -306,11 +306,9 @@ impl<S: Stages> Executor for S {
 
     fn pass_times(&self) -> Vec<PassTime> {
         let frame = self.frame();
-        let mut times = frame.watch.times(&frame.net, &frame.plan, S::VALUE_BYTES, |i| self.weight_bytes(i));
-        for (stage, time) in &mut times {
-            time.winograd = time.flop > 0 && self.by_winograd(*stage);
-        }
-        times.into_iter().map(|(_, time)| time).collect()
+        let weight_bytes = |i| self.weight_bytes(i);
+        let by_winograd = |i, pass| self.by_winograd(i, pass);
+        frame.watch.times(&frame.net, &frame.plan, S::VALUE_BYTES, weight_bytes, by_winograd)
     }
 
     fn planned_bytes(&self) -> usize {

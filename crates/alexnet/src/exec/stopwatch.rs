@@ -67,7 +67,7 @@ impl Stopwatch {
         self.last = now;
     }
 
-    /// The passes that took time, each with its stage, with the arithmetic and the bytes that each needs at least. `weight_bytes` says how large
+    /// The passes that took time, with the arithmetic and the bytes that each needs at least. `weight_bytes` says how large
     /// a weight of a stage is at test time.
     pub fn times(
         &self,
@@ -75,7 +75,8 @@ impl Stopwatch {
         plan: &Plan,
         element_bytes: usize,
         weight_bytes: impl Fn(usize) -> usize,
-    ) -> Vec<(usize, PassTime)> {
+        by_winograd: impl Fn(usize, Pass) -> bool,
+    ) -> Vec<PassTime> {
         // A plan was made from the same trace.
         let Ok(traced) = net.trace() else { return Vec::new() };
         let map_bytes = |i: usize| {
@@ -91,10 +92,14 @@ impl Stopwatch {
                 }
                 let Some(stage) = plan.stages.get(i) else {
                     let stage = "loss".into();
-                    times.push((
-                        i,
-                        PassTime { stage, pass: pass.name(), time, flop: 0, winograd: false, bytes: 0 },
-                    ));
+                    times.push(PassTime {
+                        stage,
+                        pass: pass.name(),
+                        time,
+                        flop: 0,
+                        winograd: false,
+                        bytes: 0,
+                    });
                     continue;
                 };
                 let layers = &net.layers[stage.layers.clone()];
@@ -122,8 +127,8 @@ impl Stopwatch {
                     }
                     Pass::Backward => (0, x + y + dx),
                 };
-                let (stage, pass, bytes) = (name, pass.name(), bytes as u64);
-                times.push((i, PassTime { stage, pass, time, flop, winograd: false, bytes }));
+                let (stage, bytes, winograd) = (name, bytes as u64, flop > 0 && by_winograd(i, pass));
+                times.push(PassTime { stage, pass: pass.name(), time, flop, winograd, bytes });
             }
         }
         times

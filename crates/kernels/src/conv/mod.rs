@@ -93,15 +93,21 @@ impl Geometry {
         blocks * self.rows.output * self.columns.output * self.block * self.k
     }
 
-    /// Every method that can compute it.
-    pub fn methods(&self) -> Vec<Method> {
-        let winograd = winograd::fits(self).then_some(Method::Winograd);
-        [Method::Direct].into_iter().chain(winograd).collect()
+    /// Whether Winograd's method computes its forward pass and input gradient.
+    pub fn fits_winograd(&self) -> bool {
+        winograd::fits(self)
     }
 
-    /// The faster method.
-    pub fn best_method(&self) -> Method {
-        if winograd::pays(self) { Method::Winograd } else { Method::Direct }
+    /// Whether Winograd's method also computes its weight gradient.
+    pub fn weight_fits_winograd(&self) -> bool {
+        winograd::fits_weight(self)
+    }
+
+    /// The faster methods: of the forward pass and the input gradient, and of the weight gradient.
+    pub fn best_methods(&self) -> [Method; 2] {
+        let pays = winograd::pays(self);
+        [pays, pays && self.weight_fits_winograd()]
+            .map(|winograd| if winograd { Method::Winograd } else { Method::Direct })
     }
 
     fn taps(&self) -> usize {
@@ -142,7 +148,7 @@ impl Packed {
     /// Room for [`pack_forward`].
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Geometry::methods`]).
+    /// If the method does not fit the geometry ([`Geometry::fits_winograd`]).
     pub fn for_forward(isa: Isa, g: &Geometry, method: Method) -> Packed {
         Packed(match method {
             Method::Direct => Weights::Direct(direct::Packed::for_forward(isa, g)),
@@ -153,7 +159,7 @@ impl Packed {
     /// Room for [`pack_backward`].
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Geometry::methods`]).
+    /// If the method does not fit the geometry ([`Geometry::fits_winograd`]).
     pub fn for_backward(isa: Isa, g: &Geometry, method: Method) -> Packed {
         Packed(match method {
             Method::Direct => Weights::Direct(direct::Packed::for_backward(isa, g)),
@@ -254,7 +260,7 @@ impl WeightPlan {
     /// The cut for a geometry, which does not depend on the number of threads.
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Geometry::methods`]).
+    /// If the method does not fit the geometry ([`Geometry::weight_fits_winograd`]).
     pub fn new(isa: Isa, g: &Geometry, method: Method) -> WeightPlan {
         WeightPlan(match method {
             Method::Direct => Cut::Direct(direct::WeightPlan::new(isa, g)),

@@ -14,7 +14,8 @@ pub(super) struct State {
     geometry: Geometry,
     fold: Fold,
     relu: bool,
-    pub(super) method: Method,
+    method: Method,
+    weight_method: Method,
     forward: Packed,
     /// For the input gradient, if that is needed.
     backward: Option<Packed>,
@@ -33,16 +34,23 @@ impl State {
         let columns = conv_axis(op, fold, width, output.w);
         let geometry =
             Geometry { block: plan.block, c: input.c * fold, k: output.c, groups: op.groups, rows, columns };
-        let (stage, method) = (&plan.stages[i], geometry.best_method());
+        let (stage, [method, weight_method]) = (&plan.stages[i], geometry.best_methods());
         State {
             geometry,
             fold: Fold { kernel: op.kernel, fold },
             relu,
             method,
+            weight_method,
             forward: Packed::for_forward(isa, &geometry, method),
             backward: stage.input_gradient.then(|| Packed::for_backward(isa, &geometry, method)),
-            weight_plan: stage.moves.then(|| WeightPlan::new(isa, &geometry, method)),
+            weight_plan: stage.moves.then(|| WeightPlan::new(isa, &geometry, weight_method)),
         }
+    }
+
+    /// Whether Winograd's method computes this pass.
+    pub(super) fn by_winograd(&self, pass: Pass) -> bool {
+        let method = if pass == Pass::WeightGradient { self.weight_method } else { self.method };
+        method == Method::Winograd
     }
 
     pub(super) fn bytes(&self) -> usize {

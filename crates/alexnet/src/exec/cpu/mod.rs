@@ -15,10 +15,10 @@ use crate::exec::constants;
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::frame::{Draft, Frame, Stages};
 use crate::exec::plan::{Form, Kind, Plan};
+use crate::exec::stopwatch::Pass;
 use crate::net::{Network, Op};
 use alexnet_kernels::Isa;
 use alexnet_kernels::arena::Region;
-use alexnet_kernels::conv::Method;
 
 /// A network planned for this processor.
 pub struct Cpu {
@@ -110,8 +110,8 @@ impl Cpu {
 impl Stages for Cpu {
     const VALUE_BYTES: usize = size_of::<f32>();
 
-    fn by_winograd(&self, i: usize) -> bool {
-        matches!(&self.stages[i], StageState::Conv(state) if state.method == Method::Winograd)
+    fn by_winograd(&self, i: usize, pass: Pass) -> bool {
+        matches!(&self.stages[i], StageState::Conv(state) if state.by_winograd(pass))
     }
 
     fn frame(&self) -> &Frame {

@@ -14,7 +14,8 @@ pub(super) struct State {
     geometry: Geometry,
     fold: Fold,
     relu: bool,
-    pub(super) method: Method,
+    method: Method,
+    weight_method: Method,
     forward: Packed,
     /// For the input gradient, if that is needed.
     backward: Option<Packed>,
@@ -36,15 +37,16 @@ impl State {
         let rows = conv_axis(op, fold, input.height, output.height);
         let columns = conv_axis(op, fold, input.width, output.width);
         let geometry = Geometry { input, output, groups: op.groups, rows, columns };
-        let (stage, method) = (&plan.stages[i], geometry.best_method(engine));
+        let (stage, [method, weight_method]) = (&plan.stages[i], geometry.best_methods(engine));
         State {
             geometry,
             fold: Fold { kernel: op.kernel, fold },
             relu,
             method,
+            weight_method,
             forward: Packed::for_forward(&geometry, method),
             backward: stage.input_gradient.then(|| Packed::for_backward(&geometry, method)),
-            weight_plan: stage.moves.then(|| WeightPlan::new(&geometry, plan.blocks(), method)),
+            weight_plan: stage.moves.then(|| WeightPlan::new(&geometry, plan.blocks(), weight_method)),
         }
     }
 
@@ -57,6 +59,12 @@ impl State {
     /// Elements of the room in which `blocks` blocks of x are paired.
     pub(super) fn paired_len(&self, blocks: usize) -> usize {
         self.weight_plan.as_ref().map_or(0, |plan| plan.paired_len(&self.geometry, blocks))
+    }
+
+    /// Whether Winograd's method computes this pass.
+    pub(super) fn by_winograd(&self, pass: Pass) -> bool {
+        let method = if pass == Pass::WeightGradient { self.weight_method } else { self.method };
+        method == Method::Winograd
     }
 
     pub(super) fn bytes(&self) -> usize {

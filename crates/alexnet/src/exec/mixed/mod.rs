@@ -24,7 +24,6 @@ use alexnet_kernels::bf16::convert::{self, paired_len};
 use alexnet_kernels::bf16::entry::{Entry, enter};
 use alexnet_kernels::bf16::pooling::MOST_PLACES;
 use alexnet_kernels::bf16::{self, Engine, MapLayout, TAIL, pairs};
-use alexnet_kernels::conv::Method;
 
 /// A network planned for this processor, in mixed precision.
 pub struct Mixed {
@@ -201,8 +200,8 @@ impl Mixed {
 impl Stages for Mixed {
     const VALUE_BYTES: usize = size_of::<u16>();
 
-    fn by_winograd(&self, i: usize) -> bool {
-        matches!(&self.stages[i], StageState::Conv(state) if state.method == Method::Winograd)
+    fn by_winograd(&self, i: usize, pass: Pass) -> bool {
+        matches!(&self.stages[i], StageState::Conv(state) if state.by_winograd(pass))
     }
 
     fn frame(&self) -> &Frame {

@@ -33,16 +33,23 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Every method that can compute it.
-    pub fn methods(&self) -> Vec<Method> {
-        let winograd = winograd::fits(self).then_some(Method::Winograd);
-        [Method::Direct].into_iter().chain(winograd).collect()
+    /// Whether Winograd's method computes its forward pass and input gradient.
+    pub fn fits_winograd(&self) -> bool {
+        winograd::fits(self)
     }
 
-    /// The faster method on this engine. In bf16 Winograd's operands are rounded once more.
-    pub fn best_method(&self, engine: Engine) -> Method {
+    /// Whether Winograd's method also computes its weight gradient.
+    pub fn weight_fits_winograd(&self) -> bool {
+        winograd::fits_weight(self)
+    }
+
+    /// The faster methods on this engine: of the forward pass and the input gradient, and of the weight gradient. In bf16
+    /// Winograd's operands are rounded once more.
+    pub fn best_methods(&self, engine: Engine) -> [Method; 2] {
         // Tiles multiply so fast that nothing around their products may grow.
-        if engine.has_tiles() || !winograd::pays(self) { Method::Direct } else { Method::Winograd }
+        let pays = !engine.has_tiles() && winograd::pays(self);
+        [pays, pays && self.weight_fits_winograd()]
+            .map(|winograd| if winograd { Method::Winograd } else { Method::Direct })
     }
 
     fn check(&self) {
@@ -81,7 +88,7 @@ impl Packed {
     /// Room for [`pack_forward`].
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Geometry::methods`]).
+    /// If the method does not fit the geometry ([`Geometry::fits_winograd`]).
     pub fn for_forward(g: &Geometry, method: Method) -> Packed {
         g.check();
         Packed(match method {
@@ -93,7 +100,7 @@ impl Packed {
     /// Room for [`pack_backward`].
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Geometry::methods`]).
+    /// If the method does not fit the geometry ([`Geometry::fits_winograd`]).
     pub fn for_backward(g: &Geometry, method: Method) -> Packed {
         g.check();
         Packed(match method {
@@ -199,7 +206,7 @@ impl WeightPlan {
     /// The cut for a geometry and at most `blocks` blocks.
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Geometry::methods`]).
+    /// If the method does not fit the geometry ([`Geometry::weight_fits_winograd`]).
     pub fn new(g: &Geometry, blocks: usize, method: Method) -> WeightPlan {
         g.check();
         WeightPlan(match method {

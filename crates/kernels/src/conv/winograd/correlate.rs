@@ -130,7 +130,7 @@ impl Kernel for Correlate<'_> {
         let [rows, units] = self.cut();
         let (block, row, unit) = (unit / (rows * units), unit / units % rows, unit % units);
         let pictures = (self.count - block * g.block).min(g.block);
-        let row = Strip::at(row, height);
+        let row = Strip::at(row, height, g.rows.kernel);
         let columns = unit * TILES..((unit + 1) * TILES).min(width.div_ceil(2));
         let [in_c, out_c] = self.channels;
         let writes = out_c / g.groups;
@@ -139,7 +139,7 @@ impl Kernel for Correlate<'_> {
         let sums = scratch.wrapping_add(SIDE * value_distance(g.block, w.reads));
         let distance = value_distance(g.block, w.reads);
         for group in 0..g.groups {
-            for i in 0..row.points() {
+            for i in 0..row.points {
                 for (tile, column) in columns.clone().enumerate() {
                     let map = map.wrapping_add(group * w.reads);
                     let at = [row.first, 2 * column];
@@ -153,7 +153,7 @@ impl Kernel for Correlate<'_> {
                     unsafe {
                         self.products::<S>(group, panel, (row, i), &columns, pictures, values, sums);
                         for (tile, column) in columns.clone().enumerate() {
-                            let strips = [row, Strip::at(column, width)];
+                            let strips = [row, Strip::at(column, width, g.rows.kernel)];
                             let sums = sums.add(tile * g.block * panel.vectors * S::LANES);
                             self.add::<S>(block, group * writes, panel, strips, i, pictures, sums);
                         }
@@ -188,7 +188,9 @@ impl Correlate<'_> {
             for (first, len) in tiles(w.reads, most) {
                 let start = if first == 0 { Start::Zero } else { Start::Output };
                 for (tile, column) in columns.clone().enumerate() {
-                    let Some(j) = Strip::at(column, g.columns.output).point(weights) else { continue };
+                    let Some(j) = Strip::at(column, g.columns.output, g.rows.kernel).point(weights) else {
+                        continue;
+                    };
                     let from = j * value_distance(g.block, w.reads) + tile * g.block * w.reads;
                     let to = j * sum_distance(g.block, width) + tile * g.block * width;
                     let run = Run { x: first, w: first * width, len };
@@ -235,7 +237,7 @@ impl Correlate<'_> {
         let distance = sum_distance(g.block, width);
         for down in 0..row.outputs {
             // Row `down` of Aᵀ: the first output has points 0 to 2, the second 1 to 3, the last two of them subtracted.
-            let (first, last) = if down == 0 { (0, row.points().min(3) - 1) } else { (1, 3) };
+            let (first, last) = if down == 0 { (0, row.points.min(3) - 1) } else { (1, 3) };
             if !(first..=last).contains(&i) {
                 continue;
             }
@@ -246,10 +248,10 @@ impl Correlate<'_> {
                     // SAFETY: the caller's promise.
                     unsafe {
                         let mut m = [S::zero(); SIDE];
-                        for (j, m) in m.iter_mut().enumerate().take(column.points()) {
+                        for (j, m) in m.iter_mut().enumerate().take(column.points) {
                             *m = S::load(sums.add(j * distance + n * width + c));
                         }
-                        let across = outputs_of::<S>(m, column.points());
+                        let across = outputs_of::<S>(m, column.points);
                         for (q, value) in across.into_iter().enumerate().take(column.outputs) {
                             let at = at + (q * g.block + n) * out_c + c;
                             let before = if i > first {

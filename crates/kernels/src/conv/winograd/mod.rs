@@ -24,6 +24,11 @@ pub(super) fn fits(g: &Geometry) -> bool {
         && [g.c, g.k].iter().all(|c| (c / g.groups).is_multiple_of(CHANNELS))
 }
 
+/// Whether it also computes the weight gradient.
+pub(super) fn fits_weight(g: &Geometry) -> bool {
+    fits(g)
+}
+
 /// Whether it is faster than the direct method.
 pub(super) fn pays(g: &Geometry) -> bool {
     // With fewer channels the sums of a point are too short for the work around them, with fewer pictures its weights are

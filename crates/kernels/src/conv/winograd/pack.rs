@@ -40,7 +40,8 @@ impl Packed {
     fn new(isa: Isa, g: &Geometry, reads: usize, writes: usize) -> Packed {
         assert!(fits(g), "a convolution for Winograd's method");
         let (reads, writes) = (reads / g.groups, writes / g.groups);
-        let points = [weight_points(g.rows.output), weight_points(g.columns.output)];
+        let points =
+            [weight_points(g.rows.output, g.rows.kernel), weight_points(g.columns.output, g.rows.kernel)];
         let panels = panels(isa, writes);
         let widest = panels.iter().map(|p| p.vectors).max().unwrap_or(1) * isa.lanes();
         let data = Buffer::zeros(g.groups * points[0] * points[1] * reads * writes);

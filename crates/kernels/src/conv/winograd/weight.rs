@@ -12,7 +12,7 @@
 //!
 //! No sum crosses units, so the result does not depend on the threads. [`Taps`] turns the sums of the points into taps.
 
-use super::{Inputs, fits};
+use super::{Inputs, fits_weight};
 use crate::arena::Buffer;
 use crate::conv::Geometry;
 use crate::isa::Isa;
@@ -20,7 +20,7 @@ use crate::panel::{Panel, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::tile::{self, Output, Run, Start};
-use crate::winograd::{SIDE, Strip, row_of_a, strips_of, weight_gradient, weight_points};
+use crate::winograd::{SIDE, Strip, TAPS, row_of_a, strips_of, weight_gradient, weight_points};
 use std::ops::Range;
 
 /// Tiles that are multiplied together: the longer the sums, the less often they are loaded and stored.
@@ -46,8 +46,8 @@ pub(in crate::conv) struct WeightPlan {
 impl WeightPlan {
     /// The cut for a geometry, which does not depend on the number of threads.
     pub(in crate::conv) fn new(isa: Isa, g: &Geometry) -> WeightPlan {
-        assert!(fits(g), "a convolution for Winograd's method");
-        let points = [weight_points(g.rows.output), weight_points(g.columns.output)];
+        assert!(fits_weight(g), "a convolution for Winograd's method");
+        let points = [weight_points(g.rows.output, TAPS), weight_points(g.columns.output, TAPS)];
         let sums = Buffer::zeros(points[0] * points[1] * g.k * g.c / g.groups);
         WeightPlan { g: *g, panels: panels(isa, g.k / g.groups), lanes: isa.lanes(), points, sums }
     }
@@ -138,7 +138,7 @@ impl Kernel for WeightGradient<'_> {
                 let pictures = (self.count - block * g.block).min(g.block);
                 let x = self.x[block * height * width * g.block * g.c + group * channels..].as_ptr();
                 for row in down.clone() {
-                    let row = Strip::at(row, height);
+                    let row = Strip::at(row, height, TAPS);
                     for first in (0..width.div_ceil(2)).step_by(TILES) {
                         let columns = first..(first + TILES).min(width.div_ceil(2));
                         for (tile, column) in columns.clone().enumerate() {
@@ -189,7 +189,7 @@ impl WeightGradient<'_> {
             let mut runs = [Run::default(); TILES];
             let (mut used, mut point) = (0, 0);
             for (tile, column) in columns.clone().enumerate() {
-                let Some(j) = Strip::at(column, g.columns.output).point(weights) else { continue };
+                let Some(j) = Strip::at(column, g.columns.output, TAPS).point(weights) else { continue };
                 runs[used] = Run { x: tile * pictures * channels, w: tile * pictures * width, len: pictures };
                 (used, point) = (used + 1, j);
             }
@@ -229,7 +229,7 @@ impl WeightGradient<'_> {
         let first = block * g.rows.output * g.columns.output;
         let channel = group * (g.k / g.groups) + panel.first;
         for (tile, column) in columns.enumerate() {
-            let column = Strip::at(column, g.columns.output);
+            let column = Strip::at(column, g.columns.output, TAPS);
             for n in 0..pictures {
                 for c in (0..width).step_by(S::LANES) {
                     // SAFETY: the caller's promise; outputs of a strip are within the map.

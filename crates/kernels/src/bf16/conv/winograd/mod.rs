@@ -1,4 +1,4 @@
-//! Convolution of 3×3 windows by Winograd's minimal filtering ([`crate::winograd`]).
+//! Convolution of 3×3 and 5×5 windows by Winograd's minimal filtering ([`crate::winograd`]).
 //!
 //! Operands are rounded to bf16 once more, after the transformations, whose sums grow by √2 an axis: what is stored is off
 //! by 1.6 to 1.8 times as much as by the direct method, whose own error is the rounding of weights and of results. On small
@@ -15,22 +15,31 @@ pub(super) use weight::{WeightPlan, backward_weight};
 
 use super::Geometry;
 use crate::bf16::EDGE;
+use crate::winograd::TAPS;
 
-/// Channels of a step and of a panel: those of a split fill whole ones.
+/// Channels of a step and of a panel.
 const STEP: usize = 2 * EDGE;
 
 /// Channels that a group must read, at least: with fewer, the sums of a point are too short for the work around them.
-const LEAST_CHANNELS: usize = 64;
+const LEAST_CHANNELS: usize = 48;
 
 /// Most outputs along an axis. A weight gradient holds a block's operands at a row of points: 2 MiB a panel for this many.
 const MOST_SIDE: usize = 32;
 
-/// Whether a geometry is one that this method computes: 3×3 windows at every position, one row of padding on each side, and
-/// splits of whole steps of channels.
+/// Whether forward pass and input gradient of a geometry are ones that this method computes: 3×3 or 5×5 windows at every
+/// position, around which the padding is even, and splits of whole tiles of channels.
 pub(super) fn fits(g: &Geometry) -> bool {
     let axes = [g.rows, g.columns];
-    axes.iter()
-        .all(|a| a.kernel == 3 && a.stride == 1 && a.pad == 1 && a.input == a.output && a.output <= MOST_SIDE)
+    let windows = axes.iter().all(|a| a.stride == 1 && a.input == a.output && a.output <= MOST_SIDE);
+    let odd = axes.iter().all(|a| [(3, 1), (5, 2)].contains(&(a.kernel, a.pad)) && a.kernel == g.rows.kernel);
+    windows && odd && [g.input, g.output].iter().all(|map| map.split_channels().is_multiple_of(EDGE))
+}
+
+/// Whether it also computes the weight gradient: of 3×3 windows, and splits of whole steps of channels. (Of 5×5 windows the
+/// operands would be as many bytes as the products saved are worth.)
+pub(super) fn fits_weight(g: &Geometry) -> bool {
+    fits(g)
+        && g.rows.kernel == TAPS
         && [g.input, g.output].iter().all(|map| map.split_channels().is_multiple_of(STEP))
 }
 

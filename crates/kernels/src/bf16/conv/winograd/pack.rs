@@ -1,14 +1,14 @@
 //! Weights as left operands: U = G g Gᵀ, rounded, for every panel of target channels and every point the steps' tiles one
-//! after the other.
+//! after the other. The depth of a point is (filters of the window that have it, channels).
 
 use super::correlate::scratch_len;
-use super::{STEP, fits};
+use super::fits;
 use crate::arena::Buffer;
 use crate::bf16::conv::{Geometry, Panel, panels};
 use crate::bf16::{EDGE, MapLayout, TILE};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{SIDE, weight_points, weights};
+use crate::winograd::{POINTS, SIDE, TAPS, filters, has_point, weight_points, weights};
 
 /// Rows of G along both axes, and the taps themselves.
 const MOST_POINTS: usize = (SIDE + 1) * (SIDE + 1);
@@ -17,12 +17,18 @@ const MOST_POINTS: usize = (SIDE + 1) * (SIDE + 1);
 #[derive(Debug)]
 pub(in crate::bf16::conv) struct Packed {
     pub(super) panels: Vec<Panel>,
+    /// Where each panel's weights begin, in pairs.
+    pub(super) starts: Vec<usize>,
     /// G of the convolution.
     pub(super) groups: usize,
-    /// Channels that a group reads.
-    pub(super) depth: usize,
+    /// R = S.
+    pub(super) kernel: usize,
+    /// Pairs of channels that a group reads.
+    pub(super) pairs: usize,
     /// Rows of G along both axes.
     pub(super) points: [usize; 2],
+    /// Where the weights of each of these begin within a panel, in steps; and the number of steps.
+    pub(super) steps: Vec<usize>,
     /// The map that is read.
     pub(super) source: MapLayout,
     /// The map that is written.
@@ -43,10 +49,29 @@ impl Packed {
 
     fn new(g: &Geometry, source: MapLayout, target: MapLayout) -> Packed {
         assert!(fits(g), "a convolution for Winograd's method");
-        let (panels, depth) = (panels(&target), source.channels / g.groups);
-        let points = [weight_points(target.height), weight_points(target.width)];
-        let data = Buffer::zeros(panels.len() * points[0] * points[1] * depth / STEP * 2 * TILE);
-        Packed { panels, groups: g.groups, depth, points, source, target, data }
+        let kernel = g.rows.kernel;
+        let mut packed = Packed {
+            panels: panels(&target),
+            starts: vec![0],
+            groups: g.groups,
+            kernel,
+            pairs: source.channels / g.groups / 2,
+            points: [weight_points(target.height, kernel), weight_points(target.width, kernel)],
+            steps: vec![0],
+            source,
+            target,
+            data: Buffer::zeros(0),
+        };
+        for weights in 0..packed.points[0] * packed.points[1] {
+            let steps = packed.depth(packed.point(weights)).div_ceil(EDGE);
+            packed.steps.push(packed.steps[weights] + steps);
+        }
+        let steps = packed.steps[packed.steps.len() - 1];
+        for (i, panel) in packed.panels.iter().enumerate() {
+            packed.starts.push(packed.starts[i] + steps * panel.tiles * TILE);
+        }
+        packed.data = Buffer::zeros(packed.starts[packed.panels.len()]);
+        packed
     }
 
     /// Bytes held.
@@ -59,16 +84,33 @@ impl Packed {
         scratch_len(self)
     }
 
-    /// Pairs of one panel at one point.
+    /// Rows of G along both axes of the weights with this number.
     #[inline(always)]
-    pub(super) fn point_len(&self) -> usize {
-        self.depth / STEP * 2 * TILE
+    pub(super) fn rows_of_g(&self, weights: usize) -> [usize; 2] {
+        [weights / self.points[1], weights % self.points[1]]
     }
 
-    /// Pairs of one panel.
+    /// The point of the weights with this number.
     #[inline(always)]
-    pub(super) fn panel_len(&self) -> usize {
-        self.points[0] * self.points[1] * self.point_len()
+    fn point(&self, weights: usize) -> usize {
+        let [i, j] = self.rows_of_g(weights).map(|row| if row == SIDE { 1 } else { row });
+        i * SIDE + j
+    }
+
+    /// Pairs of the depth of a point's product.
+    #[inline(always)]
+    pub(super) fn depth(&self, point: usize) -> usize {
+        let with = |point| (0..filters(self.kernel)).filter(|&f| has_point(self.kernel, f, point)).count();
+        with(point / SIDE) * with(point % SIDE) * self.pairs
+    }
+
+    /// Where a filter's channels begin in the depth of a point, in pairs, if it has the point.
+    #[inline(always)]
+    pub(super) fn place(&self, [a, b]: [usize; 2], point: usize) -> Option<usize> {
+        let with = |point| (0..filters(self.kernel)).filter(|&f| has_point(self.kernel, f, point)).count();
+        let (i, j) = (point / SIDE, point % SIDE);
+        let has = has_point(self.kernel, a, i) && has_point(self.kernel, b, j);
+        has.then(|| (a * with(j) + b) * self.pairs)
     }
 
     /// The group of a panel.
@@ -78,7 +120,7 @@ impl Packed {
     }
 }
 
-/// Packs w (K, C/G, 3, 3) for the forward pass, or else for the input gradient.
+/// Packs w (K, C/G, R, R) for the forward pass, or else for the input gradient.
 pub(in crate::bf16::conv) fn pack(
     ctx: &mut Context,
     g: &Geometry,
@@ -86,7 +128,8 @@ pub(in crate::bf16::conv) fn pack(
     packed: &mut Packed,
     forward: bool,
 ) {
-    assert_eq!(w.len(), g.output.channels * (g.input.channels / g.groups) * 9, "weights");
+    let taps = packed.kernel * packed.kernel;
+    assert_eq!(w.len(), g.output.channels * (g.input.channels / g.groups) * taps, "weights");
     let mut data = std::mem::replace(&mut packed.data, Buffer::zeros(0));
     ctx.run(&Pack { g: *g, w, packed, forward, data: Ptr::from_mut(&mut data) });
     packed.data = data;
@@ -101,62 +144,66 @@ struct Pack<'a> {
 }
 
 impl Kernel for Pack<'_> {
-    /// Panels.
+    /// Tiles of panels and the filters of a window.
     fn units(&self) -> usize {
-        self.packed.panels.len()
-    }
-
-    /// All points of a step's 32 filters by 32 channels, as pairs of filters.
-    fn scratch_len(&self) -> usize {
-        MOST_POINTS * 2 * TILE
+        let tiles: usize = self.packed.panels.iter().map(|panel| panel.tiles).sum();
+        tiles * filters(self.packed.kernel).pow(2)
     }
 
     #[inline(always)]
-    unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
         let p = self.packed;
-        let panel = &p.panels[unit];
+        let parts = filters(p.kernel);
+        let (tile, filter) = (unit / (parts * parts), unit % (parts * parts));
+        let filter = [filter / parts, filter % parts];
+        // The tile's panel, and its place in it.
+        let mut tiles =
+            p.panels.iter().zip(&p.starts).flat_map(|(p, start)| (0..p.tiles).map(move |t| (p, *start, t)));
+        let Some((panel, start, tile)) = tiles.nth(tile) else { return };
         let group = p.group(panel);
         let (channels, filters) =
             (self.g.input.channels / self.g.groups, self.g.output.channels / self.g.groups);
-        // The panel's first target channel within the group.
-        let first = panel.split % (p.target.splits / p.groups) * p.target.split_channels() + panel.first;
+        // The tile's first target channel within the group.
+        let first = panel.split % (p.target.splits / p.groups) * p.target.split_channels()
+            + panel.first
+            + tile * EDGE;
         let taps = |filter: usize, channel: usize| {
-            self.w[((group * filters + filter) * channels + channel) * 9..][..STEP * 9].as_ptr()
+            let len = p.kernel * p.kernel;
+            &self.w[((group * filters + filter) * channels + channel) * len..][..EDGE * len]
         };
-        let mut u = [[0.0; STEP]; MOST_POINTS];
-        for step in 0..p.depth / STEP {
-            // SAFETY: panels' parts of the data are disjoint and within it; scratch has room for the points of a step.
-            unsafe {
-                let to = self.data.at(unit * p.panel_len() + step * 2 * TILE).cast::<u32>();
-                if self.forward {
-                    // Rows are filters, and the pairs of a row are channels, as w has them.
-                    for m in 0..STEP {
-                        points_of_channels::<S>(taps(first + m, step * STEP), false, &mut u);
-                        for (at, point) in self.points() {
-                            S::round_values(u[point].as_ptr(), to.add(at * p.point_len() + m * EDGE));
+        let (mut u, mut even) = ([[0.0; 2 * EDGE]; MOST_POINTS], [[0.0; 2 * EDGE]; MOST_POINTS]);
+        for source in (0..p.pairs).step_by(EDGE / 2) {
+            if self.forward {
+                // Rows are filters, and the pairs of a row are channels, as w has them.
+                for m in 0..EDGE {
+                    // SAFETY: rows of 16 channels; the tile's part of the data is this unit's own.
+                    unsafe {
+                        self.points_of::<S>(taps(first + m, 2 * source), filter, &mut u);
+                        for (at, point) in self.points(start, panel, filter, source) {
+                            let mut pairs = [0; EDGE];
+                            S::round_values(u[point].as_ptr(), pairs.as_mut_ptr());
+                            let to = self.data.at(at + (tile * EDGE + m) * EDGE).cast::<u32>();
+                            std::ptr::copy_nonoverlapping(pairs.as_ptr(), to, EDGE / 2);
                         }
                     }
-                    continue;
                 }
-                // Rows are channels, and the pairs of a row are filters: pairs of rows of w, transposed.
-                let rows = scratch.cast::<u32>();
-                let mut even = u;
-                for pair in 0..EDGE {
-                    let filter = step * STEP + 2 * pair;
-                    points_of_channels::<S>(taps(filter, first), true, &mut even);
-                    points_of_channels::<S>(taps(filter + 1, first), true, &mut u);
-                    for (_, point) in self.points() {
-                        for c in (0..STEP).step_by(S::LANES) {
-                            let to = rows.add(point * 2 * TILE + pair * STEP + c);
+                continue;
+            }
+            // Rows are channels, and the pairs of a row are filters.
+            for pair in source..source + EDGE / 2 {
+                // SAFETY: as above.
+                unsafe {
+                    self.points_of::<S>(taps(2 * pair, first), filter, &mut even);
+                    self.points_of::<S>(taps(2 * pair + 1, first), filter, &mut u);
+                    for (at, point) in self.points(start, panel, filter, pair) {
+                        let mut pairs = [0; EDGE];
+                        for c in (0..EDGE).step_by(S::LANES) {
                             let [even, odd] = [even[point].as_ptr().add(c), u[point].as_ptr().add(c)];
-                            S::store_pairs(to, S::load(even), S::load(odd));
+                            S::store_pairs(pairs.as_mut_ptr().add(c), S::load(even), S::load(odd));
                         }
-                    }
-                }
-                for (at, point) in self.points() {
-                    for tile in 0..2 {
-                        let from = rows.add(point * 2 * TILE + tile * EDGE);
-                        S::transpose(from, STEP, to.add(at * p.point_len() + tile * TILE));
+                        for (m, pair) in pairs.into_iter().enumerate() {
+                            *self.data.at(at + (tile * EDGE + m) * EDGE).cast::<u32>() = pair;
+                        }
                     }
                 }
             }
@@ -165,42 +212,64 @@ impl Kernel for Pack<'_> {
 }
 
 impl Pack<'_> {
-    /// The points that are packed, each with its place among those of [`weights`].
+    /// For each point that is packed where a pair of a filter's sources goes, for row 0 of the panel, and its place among
+    /// those of [`weights`].
     #[inline(always)]
-    fn points(&self) -> impl Iterator<Item = (usize, usize)> {
-        let [rows, columns] = self.packed.points;
-        (0..rows * columns).map(move |i| (i, i / columns * (SIDE + 1) + i % columns))
+    fn points(
+        &self,
+        start: usize,
+        panel: &Panel,
+        filter: [usize; 2],
+        pair: usize,
+    ) -> impl Iterator<Item = (usize, usize)> {
+        let p = self.packed;
+        let tiles = panel.tiles;
+        (0..p.points[0] * p.points[1]).filter_map(move |weights| {
+            let depth = p.place(filter, p.point(weights))? + pair;
+            let [i, j] = p.rows_of_g(weights);
+            let at = start + (p.steps[weights] + depth / EDGE) * tiles * TILE + depth % EDGE;
+            Some((at, i * (SIDE + 1) + j))
+        })
     }
-}
 
-/// The points of 32 neighbouring channels' taps; `turned` by half a circle for the input gradient.
-///
-/// # Safety
-/// `w` has 9 taps of 32 channels.
-#[inline(always)]
-unsafe fn points_of_channels<S: Simd>(w: *const f32, turned: bool, u: &mut [[f32; STEP]; MOST_POINTS]) {
-    let mut taps = [[0.0f32; STEP]; 9];
-    for c in 0..STEP {
-        for (tap, values) in taps.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            values[c] = unsafe { *w.add(c * 9 + tap) };
-        }
-    }
-    if turned {
-        taps.reverse();
-    }
-    for c in (0..STEP).step_by(S::LANES) {
-        // SAFETY: vectors lie within the rows.
-        unsafe {
-            let mut g = [[S::zero(); 3]; 3];
-            for (tap, values) in taps.iter().enumerate() {
-                g[tap / 3][tap % 3] = S::load(values.as_ptr().add(c));
+    /// The points of a filter of 16 neighbouring channels' windows.
+    ///
+    /// # Safety
+    /// The processor has `S`.
+    #[inline(always)]
+    unsafe fn points_of<S: Simd>(
+        &self,
+        w: &[f32],
+        [a, b]: [usize; 2],
+        u: &mut [[f32; 2 * EDGE]; MOST_POINTS],
+    ) {
+        let kernel = self.packed.kernel;
+        let mut taps = [[0.0f32; EDGE]; TAPS * TAPS];
+        for (c, window) in w.chunks_exact(kernel * kernel).enumerate() {
+            for (tap, values) in taps.iter_mut().enumerate() {
+                let (r, s) = (a * TAPS + tap / TAPS, b * TAPS + tap % TAPS);
+                if r < kernel && s < kernel {
+                    // Turned by half a circle for the input gradient.
+                    let at = r * kernel + s;
+                    values[c] = window[if self.forward { at } else { kernel * kernel - 1 - at }];
+                }
             }
-            for (i, row) in weights::<S>(g).into_iter().enumerate() {
-                for (j, value) in row.into_iter().enumerate() {
-                    S::store(u[i * (SIDE + 1) + j].as_mut_ptr().add(c), value);
+        }
+        for c in (0..EDGE).step_by(S::LANES) {
+            // SAFETY: vectors lie within the rows.
+            unsafe {
+                let mut g = [[S::zero(); TAPS]; TAPS];
+                for (tap, values) in taps.iter().enumerate() {
+                    g[tap / TAPS][tap % TAPS] = S::load(values.as_ptr().add(c));
+                }
+                for (i, row) in weights::<S>(g).into_iter().enumerate() {
+                    for (j, value) in row.into_iter().enumerate() {
+                        S::store(u[i * (SIDE + 1) + j].as_mut_ptr().add(c), value);
+                    }
                 }
             }
         }
     }
 }
+
+const _: () = assert!(POINTS < MOST_POINTS);

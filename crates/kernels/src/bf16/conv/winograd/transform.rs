@@ -15,21 +15,21 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Of the tile whose outputs begin at (row, column) of a map of height × width positions; `at` says where the one at
-    /// (h, w) begins, `step` how long its rows are.
+    /// Of the tile whose first input is at (row, column) of a map of height × width positions, with so many of padding
+    /// before them; `at` says where the position at (h, w) begins, `step` how long its rows are.
     #[inline(always)]
     pub(super) fn of(
         [height, width]: [usize; 2],
         [row, column]: [usize; 2],
+        pad: usize,
         step: usize,
         at: impl Fn(usize, usize) -> *const u32,
     ) -> Inputs {
         let mut inputs = Inputs { from: [ZEROS.as_ptr(); POINTS], step: [0; POINTS] };
         for i in 0..POINTS {
-            // The first input is the one before the first output.
-            let (h, w) = (row + i / SIDE, column + i % SIDE);
-            if (1..=height).contains(&h) && (1..=width).contains(&w) {
-                inputs.from[i] = at(h - 1, w - 1);
+            let (h, w) = ((row + i / SIDE).wrapping_sub(pad), (column + i % SIDE).wrapping_sub(pad));
+            if h < height && w < width {
+                inputs.from[i] = at(h, w);
                 inputs.step[i] = step;
             }
         }
@@ -61,26 +61,28 @@ impl Inputs {
     }
 }
 
-/// Y = Aᵀ M A of a tile with `R` × `Q` points, point i's sums at `m + i * distance`: outputs in rows of two.
+/// Y = Aᵀ M A of a tile with `rows` × `columns` points, point i's sums at `m + i * distance`: outputs in rows of two.
 ///
 /// # Safety
 /// The sums are there.
 #[inline(always)]
-pub(super) unsafe fn output<S: Simd, const R: usize, const Q: usize>(
+pub(super) unsafe fn output<S: Simd>(
     m: *const f32,
     distance: usize,
+    rows: usize,
+    columns: usize,
 ) -> [[S::V; 2]; 2] {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut rows = [[S::zero(); SIDE]; 2];
-        for i in 0..R {
+        let mut across = [[S::zero(); SIDE]; 2];
+        for i in 0..rows {
             let mut row = [S::zero(); SIDE];
-            for (j, value) in row[..Q].iter_mut().enumerate() {
+            for (j, value) in row[..columns].iter_mut().enumerate() {
                 *value = S::load(m.add((i * SIDE + j) * distance));
             }
-            [rows[0][i], rows[1][i]] = outputs_of::<S>(row, Q);
+            [across[0][i], across[1][i]] = outputs_of::<S>(row, columns);
         }
-        let [left, right] = [outputs_of::<S>(rows[0], R), outputs_of::<S>(rows[1], R)];
+        let [left, right] = [outputs_of::<S>(across[0], rows), outputs_of::<S>(across[1], rows)];
         [[left[0], right[0]], [left[1], right[1]]]
     }
 }

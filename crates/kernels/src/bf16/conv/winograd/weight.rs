@@ -15,7 +15,7 @@
 //! about 10 MB for conv3, which the last cache holds. [`Taps`] turns the sums of the points into taps.
 
 use super::transform::{Inputs, output_gradient};
-use super::{MOST_SIDE, STEP, fits};
+use super::{MOST_SIDE, STEP, fits_weight};
 use crate::arena::Buffer;
 use crate::bf16::conv::{Geometry, Panel, panels};
 use crate::bf16::convert::{add_pictures, pair_position, prefetch_pairs, unzip_pairs};
@@ -23,7 +23,7 @@ use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, P
 use crate::bf16::{EDGE, PICTURES, TILE, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{SIDE, Strip, strips_of, weight_gradient, weight_points};
+use crate::winograd::{SIDE, Strip, TAPS, strips_of, weight_gradient, weight_points};
 
 /// Bytes of dy's operands in a unit: with 32 channels' of x they should stay in an L2 of 1 MiB.
 const UNIT_BYTES: usize = 640 << 10;
@@ -47,8 +47,8 @@ pub(in crate::bf16::conv) struct WeightPlan {
 impl WeightPlan {
     /// The cut for a geometry.
     pub(in crate::bf16::conv) fn new(g: &Geometry) -> WeightPlan {
-        assert!(fits(g), "a convolution for Winograd's method");
-        let points = [weight_points(g.rows.output), weight_points(g.columns.output)];
+        assert!(fits_weight(g), "a convolution for Winograd's method");
+        let points = [weight_points(g.rows.output, TAPS), weight_points(g.columns.output, TAPS)];
         let empty = || Buffer::zeros(0);
         let mut plan =
             WeightPlan { g: *g, panels: panels(&g.output), points, sums: empty(), bias_sums: empty() };
@@ -222,12 +222,12 @@ impl MatrixKernel for Operands<'_> {
             let to = panel * SIDE * plan.point_len() + (row * columns + column) * POSITION;
             let to = self.to.at(to).cast::<u32>();
             if panel < plan.panels.len() {
-                let strips = [Strip::at(row, height), Strip::at(column, width)];
+                let strips = [Strip::at(row, height, TAPS), Strip::at(column, width, TAPS)];
                 // SAFETY: a unit has its own part of the operands.
                 unsafe { self.gradient::<M::S>(strips, at, to) };
                 continue;
             }
-            let from = Inputs::of([height, width], [2 * row, 2 * column], EDGE, at);
+            let from = Inputs::of([height, width], [2 * row, 2 * column], 1, EDGE, at);
             for p in 0..POSITION / EDGE {
                 for n in (0..EDGE).step_by(M::S::LANES) {
                     // SAFETY: as above; a position has as many rows.
