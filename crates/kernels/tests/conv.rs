@@ -208,6 +208,8 @@ fn every_kind_of_geometry_exactly_on_integers() {
         Geometry { block: 32, c: 16, k: 32, groups: 1, rows: same(5, 3), columns: same(4, 3) },
         Geometry { block: 7, c: 64, k: 96, groups: 2, rows: same(4, 3), columns: same(7, 3) },
         Geometry { block: 1, c: 112, k: 80, groups: 1, rows: same(1, 3), columns: same(2, 3) },
+        Geometry { block: 32, c: 48, k: 96, groups: 1, rows: same(5, 5), columns: same(4, 5) },
+        Geometry { block: 9, c: 96, k: 224, groups: 2, rows: same(3, 5), columns: same(8, 5) },
     ];
     for isa in Isa::all() {
         for (i, g) in shapes.iter().enumerate() {
@@ -297,17 +299,18 @@ fn random_widths_of_tiles_within_rounding() {
     let mut random = Random(1980);
     for case in 0..20 {
         let groups = 1 + random.below(2);
+        let kernel = [3, 5][random.below(2)];
         let mut same = || {
             let size = 1 + random.below(9);
-            axis(size, 3, 1, 1, size)
+            axis(size, kernel, 1, kernel / 2, size)
         };
         let (rows, columns) = (same(), same());
         let mut channels = || groups * 16 * (1 + random.below(6));
         let g = Geometry { block: 32, c: channels(), k: channels(), groups, rows, columns };
-        assert!(g.weight_fits_winograd());
+        assert!(g.fits_winograd());
         let count = 1 + random.below(2 * g.block);
         for isa in Isa::all() {
-            check(isa, 2, &g, PLAIN(3), count, false, case);
+            check(isa, 2, &g, PLAIN(kernel), count, false, case);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! unit: one block, a row of tiles, two of its tiles (threads)
 //!   group
 //!     row of points
-//!       V = Bᵀ d B of the tiles at these four points: all channels that the group reads
+//!       V = Bᵀ d B of the tiles at these four points: all filters of the window, all channels that the group reads
 //!       panel of output channels (up to 64)
 //!         point, chunk of its weights that fits in half of L1, tile
 //!           some pictures (6-8): dot() over the chunk's channels
@@ -20,23 +20,25 @@ use crate::panel::{Panel, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::tile::{self, Finish, Output, Run, Start};
-use crate::winograd::{SIDE, Strip, outputs_of};
+use crate::winograd::{SIDE, Strip, TAPS, filters, has_point, outputs_of};
 
 /// Tiles of a unit: weights come from beyond L2 once for all of them.
 const TILES: usize = 2;
 /// Weights of a chunk, bytes: half of a 48-KiB L1.
 const CHUNK_BYTES: usize = 24 << 10;
+/// Filters of a window, at most.
+const MOST_FILTERS: usize = 4;
 /// Elements between the points of V, beyond their length: a line, so that they do not share the sets of L1.
 const GAP: usize = 16;
 
-/// Elements of scratch of a unit: V at four points, and the sums of a panel at these.
-pub(super) fn scratch_len(block: usize, reads: usize, widest: usize) -> usize {
-    SIDE * (value_distance(block, reads) + sum_distance(block, widest))
+/// Elements of scratch of a unit: V of all filters' channels at four points, and the sums of a panel at these.
+pub(super) fn scratch_len(block: usize, depth: usize, widest: usize) -> usize {
+    SIDE * (value_distance(block, depth) + sum_distance(block, widest))
 }
 
 /// From a point of V to the next.
-fn value_distance(block: usize, reads: usize) -> usize {
-    TILES * block * reads + GAP
+fn value_distance(block: usize, depth: usize) -> usize {
+    TILES * block * depth + GAP
 }
 
 /// From a point's sums to the next.
@@ -136,17 +138,24 @@ impl Kernel for Correlate<'_> {
         let writes = out_c / g.groups;
         let map = self.x[block * height * width * g.block * in_c..].as_ptr();
         let values = scratch;
-        let sums = scratch.wrapping_add(SIDE * value_distance(g.block, w.reads));
-        let distance = value_distance(g.block, w.reads);
+        let filters = filters(g.rows.kernel);
+        let distance = value_distance(g.block, filters * filters * w.reads);
+        let sums = scratch.wrapping_add(SIDE * distance);
         for group in 0..g.groups {
             for i in 0..row.points {
-                for (tile, column) in columns.clone().enumerate() {
-                    let map = map.wrapping_add(group * w.reads);
-                    let at = [row.first, 2 * column];
-                    let from = Inputs::of(map, [height, width], g.block * in_c, at);
-                    let to = values.wrapping_add(tile * g.block * w.reads);
-                    // SAFETY: the map was checked; scratch has room for the points of the unit's tiles.
-                    unsafe { from.row::<S>(i, pictures, in_c, w.reads, to, distance) };
+                for filter in 0..filters * filters {
+                    let [a, b] = [filter / filters, filter % filters];
+                    if !has_point(g.rows.kernel, a, i) {
+                        continue;
+                    }
+                    for (tile, column) in columns.clone().enumerate() {
+                        let map = map.wrapping_add(group * w.reads);
+                        let at = [row.first + a * TAPS, 2 * column + b * TAPS];
+                        let from = Inputs::of(map, [height, width], g.block * in_c, at, g.rows.pad);
+                        let to = values.wrapping_add((filter * TILES + tile) * g.block * w.reads);
+                        // SAFETY: the map was checked; scratch has room for the points of the unit's tiles.
+                        unsafe { from.row::<S>(i, pictures, in_c, w.reads, to, distance) };
+                    }
                 }
                 for panel in &w.panels {
                     // SAFETY: as above, and for their sums.
@@ -183,33 +192,44 @@ impl Correlate<'_> {
         let (g, w) = (&self.g, self.w);
         let width = panel.vectors * S::LANES;
         let most = (CHUNK_BYTES / size_of::<f32>() / width).max(1);
+        let filters = filters(g.rows.kernel);
+        let distance = value_distance(g.block, filters * filters * w.reads);
         for weights in 0..w.points[1] {
             let data = w.data[w.at(group, panel, row.weights(i), weights)..].as_ptr();
-            for (first, len) in tiles(w.reads, most) {
-                let start = if first == 0 { Start::Zero } else { Start::Output };
+            // Pieces of the depth, (filters, channels), and how much of it is done.
+            let pieces = (0..filters * filters).filter_map(|filter| {
+                let place = w.place([filter / filters, filter % filters], row.weights(i), weights)?;
+                Some((filter, place))
+            });
+            let pieces = pieces.flat_map(|(filter, place)| {
+                tiles(w.reads, most).map(move |(first, len)| (filter, place * w.reads, first, len))
+            });
+            let (mut pieces, mut started) = (pieces.peekable(), false);
+            while pieces.peek().is_some() {
+                // As many as a chunk has room for.
+                let (mut runs, mut used, mut depth) = ([Run::default(); MOST_FILTERS], 0, 0);
+                while let Some((filter, place, first, len)) =
+                    pieces.next_if(|piece| used < MOST_FILTERS && (used == 0 || depth + piece.3 <= most))
+                {
+                    let x = filter * TILES * g.block * w.reads + first;
+                    runs[used] = Run { x, w: (place + first) * width, len };
+                    (used, depth) = (used + 1, depth + len);
+                }
+                let start = if started { Start::Output } else { Start::Zero };
+                started = true;
                 for (tile, column) in columns.clone().enumerate() {
-                    let Some(j) = Strip::at(column, g.columns.output, g.rows.kernel).point(weights) else {
-                        continue;
-                    };
-                    let from = j * value_distance(g.block, w.reads) + tile * g.block * w.reads;
+                    let strip = Strip::at(column, g.columns.output, g.rows.kernel);
+                    let Some(j) = strip.point(weights) else { continue };
+                    let from = j * distance + tile * g.block * w.reads;
                     let to = j * sum_distance(g.block, width) + tile * g.block * width;
-                    let run = Run { x: first, w: first * width, len };
                     for (n, rows) in tiles(pictures, S::ROWS[panel.vectors - 1]) {
                         // SAFETY: the caller's promise.
                         unsafe {
                             let x = values.add(from + n * w.reads);
                             let y = sums.add(to + n * width);
                             let out = Output { y, stride: width, rows, valid: width };
-                            tile::dot::<S>(
-                                panel.vectors,
-                                &[run],
-                                x,
-                                w.reads,
-                                data,
-                                start,
-                                out,
-                                Finish::Store,
-                            );
+                            let runs = &runs[..used];
+                            tile::dot::<S>(panel.vectors, runs, x, w.reads, data, start, out, Finish::Store);
                         }
                     }
                 }

@@ -1,4 +1,4 @@
-//! Convolution of 3×3 windows by Winograd's minimal filtering ([`crate::winograd`]).
+//! Convolution of 3×3 and 5×5 windows by Winograd's minimal filtering ([`crate::winograd`]).
 //!
 //! Sums and differences of operands are rounded to f32 before they are multiplied, so results are off by about twice as much
 //! as by the direct method: still f32's own error, and none on small integers.
@@ -13,20 +13,23 @@ pub(super) use weight::{WeightPlan, backward_weight};
 
 use super::Geometry;
 use crate::simd::Simd;
-use crate::winograd::{FIRST, SECOND, SIDE, row_of_b};
+use crate::winograd::{FIRST, SECOND, SIDE, TAPS, row_of_b};
 
 /// Channels of a group are a multiple of this: whole vectors on every instruction set.
 const CHANNELS: usize = 16;
 
-/// Whether a geometry is one that this method computes: 3×3 windows at every position, one row of padding on each side.
+/// Whether forward pass and input gradient of a geometry are ones that this method computes: 3×3 or 5×5 windows at every
+/// position, around which the padding is even.
 pub(super) fn fits(g: &Geometry) -> bool {
-    [g.rows, g.columns].iter().all(|a| a.kernel == 3 && a.stride == 1 && a.pad == 1 && a.input == a.output)
+    let axes = [g.rows, g.columns];
+    let odd = axes.iter().all(|a| [(3, 1), (5, 2)].contains(&(a.kernel, a.pad)) && a.kernel == g.rows.kernel);
+    odd && axes.iter().all(|a| a.stride == 1 && a.input == a.output)
         && [g.c, g.k].iter().all(|c| (c / g.groups).is_multiple_of(CHANNELS))
 }
 
-/// Whether it also computes the weight gradient.
+/// Whether it also computes the weight gradient: of 3×3 windows.
 pub(super) fn fits_weight(g: &Geometry) -> bool {
-    fits(g)
+    fits(g) && g.rows.kernel == TAPS
 }
 
 /// Whether it is faster than the direct method.
@@ -46,14 +49,20 @@ static ZEROS: [f32; CHANNELS] = [0.0; CHANNELS];
 struct Inputs([Option<*const f32>; SIDE * SIDE]);
 
 impl Inputs {
-    /// Of the tile whose outputs begin at (row, column) of a map of height × width positions, each so long.
-    fn of(map: *const f32, [height, width]: [usize; 2], len: usize, [row, column]: [usize; 2]) -> Inputs {
+    /// Of the tile whose first input is at (row, column) of a map of height × width positions, each so long, with so many of
+    /// padding before them.
+    fn of(
+        map: *const f32,
+        [height, width]: [usize; 2],
+        len: usize,
+        [row, column]: [usize; 2],
+        pad: usize,
+    ) -> Inputs {
         let mut inputs = [None; SIDE * SIDE];
         for (i, input) in inputs.iter_mut().enumerate() {
-            // The first input is the one before the first output.
-            let (h, w) = (row + i / SIDE, column + i % SIDE);
-            if (1..=height).contains(&h) && (1..=width).contains(&w) {
-                *input = Some(map.wrapping_add(((h - 1) * width + w - 1) * len));
+            let (h, w) = ((row + i / SIDE).wrapping_sub(pad), (column + i % SIDE).wrapping_sub(pad));
+            if h < height && w < width {
+                *input = Some(map.wrapping_add((h * width + w) * len));
             }
         }
         Inputs(inputs)

@@ -1,4 +1,5 @@
-//! U = G g Gᵀ of the weights: for every panel of every group, point by point, channel by channel, one panel-wide row each.
+//! U = G g Gᵀ of the weights: for every panel of every group, point by point, filter of the window by filter that has the
+//! point, channel by channel, one panel-wide row each.
 
 use super::fits;
 use crate::arena::Buffer;
@@ -7,15 +8,19 @@ use crate::isa::Isa;
 use crate::panel::{Panel, panels};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{SIDE, weight_points, weights};
+use crate::winograd::{TAPS, filters, has_point, weight_points, weights};
 
 /// Packed weights of one direction.
 #[derive(Debug)]
 pub(in crate::conv) struct Packed {
     /// Panels of each group.
     pub(super) panels: Vec<Panel>,
+    /// R = S.
+    kernel: usize,
     /// Rows of G along both axes.
     pub(super) points: [usize; 2],
+    /// Where each of these points begins within a panel, in rows; and the number of rows.
+    starts: Vec<usize>,
     /// Channels that a group reads.
     pub(super) reads: usize,
     /// Channels that a group writes.
@@ -44,9 +49,15 @@ impl Packed {
             [weight_points(g.rows.output, g.rows.kernel), weight_points(g.columns.output, g.rows.kernel)];
         let panels = panels(isa, writes);
         let widest = panels.iter().map(|p| p.vectors).max().unwrap_or(1) * isa.lanes();
-        let data = Buffer::zeros(g.groups * points[0] * points[1] * reads * writes);
-        let scratch_len = super::correlate::scratch_len(g.block, reads, widest);
-        Packed { panels, points, reads, writes, lanes: isa.lanes(), scratch_len, data }
+        let kernel = g.rows.kernel;
+        let mut starts = vec![0];
+        for point in (0..points[0]).flat_map(|i| (0..points[1]).map(move |j| [i, j])) {
+            let [down, across] = point.map(|row| filters_at(kernel, row));
+            starts.push(starts[starts.len() - 1] + down * across * reads);
+        }
+        let data = Buffer::zeros(g.groups * starts[starts.len() - 1] * writes);
+        let scratch_len = super::correlate::scratch_len(g.block, reads * filters(kernel).pow(2), widest);
+        Packed { panels, kernel, points, starts, reads, writes, lanes: isa.lanes(), scratch_len, data }
     }
 
     /// Bytes held.
@@ -63,15 +74,27 @@ impl Packed {
     #[inline(always)]
     pub(super) fn at(&self, group: usize, panel: &Panel, i: usize, j: usize) -> usize {
         let width = panel.vectors * self.lanes;
-        let points = self.points[0] * self.points[1];
-        (group * self.writes + panel.first) * points * self.reads
-            + (i * self.points[1] + j) * self.reads * width
+        (group * self.writes + panel.first) * self.starts[self.points[0] * self.points[1]]
+            + self.starts[i * self.points[1] + j] * width
+    }
+
+    /// Which of the filters at these rows of G a filter of the window is, if it is one of them.
+    #[inline(always)]
+    pub(super) fn place(&self, [a, b]: [usize; 2], i: usize, j: usize) -> Option<usize> {
+        (a < filters_at(self.kernel, i) && b < filters_at(self.kernel, j))
+            .then(|| a * filters_at(self.kernel, j) + b)
     }
 }
 
-/// Packs w (K, C/G, 3, 3) for the forward pass, or else for the input gradient.
+/// Filters of a window that have the point of row `row` of G.
+#[inline(always)]
+fn filters_at(kernel: usize, row: usize) -> usize {
+    (0..filters(kernel)).filter(|&filter| has_point(kernel, filter, row)).count()
+}
+
+/// Packs w (K, C/G, R, R) for the forward pass, or else for the input gradient.
 pub(in crate::conv) fn pack(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Packed, backward: bool) {
-    assert_eq!(w.len(), g.k * (g.c / g.groups) * 9, "weights");
+    assert_eq!(w.len(), g.k * (g.c / g.groups) * g.taps(), "weights");
     assert_eq!(packed.lanes, ctx.isa().lanes(), "packed for another instruction set");
     let data = Ptr::from_mut(&mut packed.data);
     ctx.run(&Pack { g: *g, w, backward, packed, data });
@@ -101,29 +124,39 @@ impl Kernel for Pack<'_> {
         let (group, panel) = (i / p.panels.len(), &p.panels[i % p.panels.len()]);
         let (kg, cg) = (self.g.k / self.g.groups, self.g.c / self.g.groups);
         let width = panel.vectors * S::LANES;
-        for read in first..(first + UNIT).min(p.reads) {
+        let (kernel, parts) = (p.kernel, filters(p.kernel));
+        for (read, filter) in
+            (first..(first + UNIT).min(p.reads)).flat_map(|read| (0..parts * parts).map(move |f| (read, f)))
+        {
+            let [a, b] = [filter / parts, filter % parts];
             for v in 0..panel.vectors {
-                let mut taps = [[0.0f32; 16]; 9];
+                let mut taps = [[0.0f32; 16]; TAPS * TAPS];
                 for lane in 0..S::LANES {
                     let write = panel.first + v * S::LANES + lane;
                     let (k, c) = if self.backward { (read, write) } else { (write, read) };
-                    let from = &self.w[((group * kg + k) * cg + c) * 9..][..9];
-                    for (tap, value) in from.iter().enumerate() {
-                        // Turned by half a circle for the input gradient.
-                        taps[if self.backward { 8 - tap } else { tap }][lane] = *value;
+                    let len = kernel * kernel;
+                    let window = &self.w[((group * kg + k) * cg + c) * len..][..len];
+                    for (tap, values) in taps.iter_mut().enumerate() {
+                        let (r, s) = (a * TAPS + tap / TAPS, b * TAPS + tap % TAPS);
+                        if r < kernel && s < kernel {
+                            // Turned by half a circle for the input gradient.
+                            let at = r * kernel + s;
+                            values[lane] = window[if self.backward { len - 1 - at } else { at }];
+                        }
                     }
                 }
                 // SAFETY: rows are within the panel, whose room `Packed::new` added up; this unit owns them.
                 unsafe {
-                    let mut g = [[S::zero(); 3]; 3];
+                    let mut g = [[S::zero(); TAPS]; TAPS];
                     for (tap, values) in taps.iter().enumerate() {
-                        g[tap / 3][tap % 3] = S::load(values.as_ptr());
+                        g[tap / TAPS][tap % TAPS] = S::load(values.as_ptr());
                     }
                     let u = weights::<S>(g);
                     for i in 0..p.points[0] {
                         for j in 0..p.points[1] {
-                            debug_assert!(i <= SIDE && j <= SIDE);
-                            let to = p.at(group, panel, i, j) + read * width + v * S::LANES;
+                            let Some(place) = p.place([a, b], i, j) else { continue };
+                            let row = place * p.reads + read;
+                            let to = p.at(group, panel, i, j) + row * width + v * S::LANES;
                             S::store(self.data.at(to), u[i][j]);
                         }
                     }

@@ -143,7 +143,7 @@ impl Kernel for WeightGradient<'_> {
                         let columns = first..(first + TILES).min(width.div_ceil(2));
                         for (tile, column) in columns.clone().enumerate() {
                             let at = [row.first, 2 * column];
-                            let from = Inputs::of(x, [height, width], g.block * g.c, at);
+                            let from = Inputs::of(x, [height, width], g.block * g.c, at, 1);
                             let to = values.add(tile * pictures * channels);
                             from.row::<S>(point, pictures, g.c, channels, to, distance);
                         }
