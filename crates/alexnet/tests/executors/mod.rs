@@ -111,13 +111,13 @@ pub const WIDE: &str = r#"
 name = "wide"
 input = [3, 20, 18]
 layer = [
-  { name = "c1", type = "conv", filters = 64, kernel = 4, stride = 2 },
+  { name = "c1", type = "conv", filters = 96, kernel = 4, stride = 2 },
   { name = "t1", type = "tanh" },
-  { name = "c2", type = "conv", filters = 128, kernel = 3, pad = 1 },
+  { name = "c2", type = "conv", filters = 192, kernel = 3, pad = 1 },
   { name = "t2", type = "tanh" },
-  { name = "c3", type = "conv", filters = 128, kernel = 3, pad = 1, groups = 2 },
+  { name = "c3", type = "conv", filters = 192, kernel = 3, pad = 1, groups = 2 },
   { name = "t3", type = "tanh" },
-  { name = "c4", type = "conv", filters = 64, kernel = 3, pad = 1 },
+  { name = "c4", type = "conv", filters = 96, kernel = 3, pad = 1 },
   { name = "p4", type = "pool", kind = "average", size = 3, stride = 2 },
   { name = "f1", type = "linear", outputs = 10 },
 ]

@@ -15,13 +15,14 @@ pub(super) use weight::{WeightPlan, backward_weight};
 
 use super::Geometry;
 use crate::bf16::EDGE;
-use crate::winograd::TAPS;
+use crate::winograd::{TAPS, filters};
 
 /// Channels of a step and of a panel.
 const STEP: usize = 2 * EDGE;
 
-/// Channels that a group must read, at least: with fewer, the sums of a point are too short for the work around them.
-const LEAST_CHANNELS: usize = 48;
+/// Terms of a point's sum, (filters of a window, channels), at least: with fewer than three steps there is too little to gain
+/// for the work around them.
+const LEAST_DEPTH: usize = 3 * STEP;
 
 /// Most outputs along an axis. A weight gradient holds a block's operands at a row of points: 2 MiB a panel for this many.
 const MOST_SIDE: usize = 32;
@@ -45,7 +46,11 @@ pub(super) fn fits_weight(g: &Geometry) -> bool {
 
 /// Whether it is faster than the direct method where products take most of the time.
 pub(super) fn pays(g: &Geometry) -> bool {
-    let channels = [g.input, g.output].map(|map| map.channels / g.groups);
+    let deep = |channels: usize| channels / g.groups * filters(g.rows.kernel).pow(2) >= LEAST_DEPTH;
     // At least 4×4 outputs: below, most taps of the direct method fall on padding.
-    fits(g) && channels.iter().all(|&c| c >= LEAST_CHANNELS) && g.rows.output >= 4 && g.columns.output >= 4
+    fits(g)
+        && deep(g.input.channels)
+        && deep(g.output.channels)
+        && g.rows.output >= 4
+        && g.columns.output >= 4
 }
