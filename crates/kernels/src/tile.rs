@@ -41,6 +41,9 @@ pub(crate) enum Finish {
     Mask(*const f32),
 }
 
+// SAFETY: threads only read the array that it may point to.
+unsafe impl Sync for Finish {}
+
 /// Where a tile of results goes: `rows` rows at `stride`, each `valid` elements of the panel's width.
 #[derive(Clone, Copy)]
 pub(crate) struct Output {

@@ -21,6 +21,7 @@
 //! zero, and so is its last point: 7 products for 10 along an axis, 49 for 100 in the plane. All filters of a window share
 //! the points of a tile, so theirs is one sum over (filters, channels), and only the inputs are transformed for each.
 
+use crate::conv::Axis;
 use crate::simd::Simd;
 use std::ops::Range;
 
@@ -44,6 +45,42 @@ pub(crate) fn filters(kernel: usize) -> usize {
 #[inline(always)]
 pub(crate) fn has_point(kernel: usize, filter: usize, point: usize) -> bool {
     point + 1 != SIDE || (filter + 1) * TAPS <= kernel
+}
+
+/// Filters of a window that have a product at point `point`.
+#[inline(always)]
+pub(crate) fn filters_at(kernel: usize, point: usize) -> usize {
+    (0..filters(kernel)).filter(|&filter| has_point(kernel, filter, point)).count()
+}
+
+/// Which of the filters that have a product at a point of the plane filter `filter` is, if it is one of them.
+#[inline(always)]
+pub(crate) fn place(kernel: usize, filter: [usize; 2], point: [usize; 2]) -> Option<usize> {
+    let [a, b] = filter;
+    let [i, j] = point;
+    let has = has_point(kernel, a, i) && has_point(kernel, b, j);
+    has.then(|| a * filters_at(kernel, j) + b)
+}
+
+/// Whether a convolution has windows that the method computes: 3×3 or 5×5, at every position, with even padding around them.
+pub(crate) fn has_windows(rows: &Axis, columns: &Axis) -> bool {
+    let axis =
+        |a: &Axis| [(3, 1), (5, 2)].contains(&(a.kernel, a.pad)) && a.stride == 1 && a.input == a.output;
+    axis(rows) && axis(columns) && rows.kernel == columns.kernel
+}
+
+/// The 4×4 positions that a tile reads of a map of height × width, from (row, column) on after so many of padding: their
+/// numbers, none where they are outside.
+#[inline(always)]
+pub(crate) fn positions(
+    [height, width]: [usize; 2],
+    [row, column]: [usize; 2],
+    pad: usize,
+) -> [Option<usize>; POINTS] {
+    std::array::from_fn(|i| {
+        let (h, w) = ((row + i / SIDE).wrapping_sub(pad), (column + i % SIDE).wrapping_sub(pad));
+        (h < height && w < width).then_some(h * width + w)
+    })
 }
 
 /// One or two outputs along an axis.

@@ -102,10 +102,13 @@ impl Engine {
 
     /// Whether it multiplies tiles (AMX), some ten times as fast as vectors.
     pub fn has_tiles(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return self.0 == Unit::Amx;
-        #[cfg(not(target_arch = "x86_64"))]
-        return false;
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Unit::Amx => true,
+            #[cfg(target_arch = "x86_64")]
+            Unit::Dot => false,
+            Unit::Widen => false,
+        }
     }
 
     /// The f32 instruction set beside it.

@@ -1,6 +1,6 @@
 //! Convolution in blocks of pictures: maps are (blocks, H, W, block, C), so that the rows of every tile are pictures at
 //! one position. [`forward`], [`backward_input`] and [`backward_weight`] are computed by one of two [`Method`]s, a folder
-//! each: `direct` takes every tap of every window, `winograd` computes 3×3 windows four at a time.
+//! each: `direct` takes every tap of every window, `winograd` takes the windows of 2×2 outputs together.
 //!
 //! In both, [`forward`] and [`backward_input`] are one loop over differently packed weights ([`Packed`]).
 

@@ -1,5 +1,5 @@
 //! Convolution on bf16 maps: [`forward`], [`backward_input`], [`backward_weight`], computed by one of two [`Method`]s, a
-//! folder each: `direct` takes every tap of every window, `winograd` computes 3×3 windows four at a time.
+//! folder each: `direct` takes every tap of every window, `winograd` takes the windows of 2×2 outputs together.
 //!
 //! In both, [`forward`] and [`backward_input`] are one loop over differently packed weights ([`Packed`]).
 

@@ -49,7 +49,7 @@ pub(in crate::conv) fn forward(
         x: x.as_ptr() as usize,
         w,
         bias: Some(bias),
-        finish: Masked(finish),
+        finish,
         y: Ptr::from_mut(y),
     };
     ctx.run(&kernel);
@@ -75,16 +75,11 @@ pub(in crate::conv) fn backward_input(
         x: dy.as_ptr() as usize,
         w,
         bias: None,
-        finish: Masked(finish),
+        finish,
         y: Ptr::from_mut(dx),
     };
     ctx.run(&kernel);
 }
-
-/// `Finish` may hold a pointer into an input, which threads only read.
-struct Masked(Finish);
-// SAFETY: see above.
-unsafe impl Sync for Masked {}
 
 /// Forward, or backward with input and output exchanged.
 struct Correlate<'a> {
@@ -95,7 +90,7 @@ struct Correlate<'a> {
     x: usize,
     w: &'a Packed,
     bias: Option<&'a [f32]>,
-    finish: Masked,
+    finish: Finish,
     y: Ptr,
 }
 
@@ -176,7 +171,7 @@ impl Kernel for Correlate<'_> {
                                 ((block * out_h + out_row) * out_w + out_column) * g.block * out_c + channel;
                             for (first, n) in tiles(rows_here, S::ROWS[panel.vectors - 1]) {
                                 let y = at + first * out_c;
-                                let finish = match self.finish.0 {
+                                let finish = match self.finish {
                                     _ if !last => Finish::Store,
                                     Finish::Mask(mask) => Finish::Mask(mask.add(y)),
                                     other => other,

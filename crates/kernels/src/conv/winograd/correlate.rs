@@ -20,7 +20,7 @@ use crate::panel::{Panel, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::tile::{self, Finish, Output, Run, Start};
-use crate::winograd::{SIDE, Strip, TAPS, filters, has_point, outputs_of};
+use crate::winograd::{SIDE, Strip, TAPS, filters, has_point, outputs_of, place};
 
 /// Tiles of a unit: weights come from beyond L2 once for all of them.
 const TILES: usize = 2;
@@ -89,14 +89,8 @@ fn correlate(
 ) {
     assert_eq!(w.lanes, ctx.isa().lanes(), "packed for another instruction set");
     assert_eq!(w.reads * g.groups, channels[0], "packed for another geometry");
-    let finish = Masked(finish);
     ctx.run(&Correlate { g: *g, channels, count, x, w, bias, finish, y: Ptr::from_mut(y) });
 }
-
-/// `Finish` may hold a pointer into an input, which threads only read.
-struct Masked(Finish);
-// SAFETY: see above.
-unsafe impl Sync for Masked {}
 
 struct Correlate<'a> {
     g: Geometry,
@@ -105,7 +99,7 @@ struct Correlate<'a> {
     x: &'a [f32],
     w: &'a Packed,
     bias: Option<&'a [f32]>,
-    finish: Masked,
+    finish: Finish,
     y: Ptr,
 }
 
@@ -196,9 +190,10 @@ impl Correlate<'_> {
         let distance = value_distance(g.block, filters * filters * w.reads);
         for weights in 0..w.points[1] {
             let data = w.data[w.at(group, panel, row.weights(i), weights)..].as_ptr();
-            // Pieces of the depth, (filters, channels), and how much of it is done.
+            // Pieces of the depth, (filters, channels).
             let pieces = (0..filters * filters).filter_map(|filter| {
-                let place = w.place([filter / filters, filter % filters], row.weights(i), weights)?;
+                let place =
+                    place(g.rows.kernel, [filter / filters, filter % filters], [row.weights(i), weights])?;
                 Some((filter, place))
             });
             let pieces = pieces.flat_map(|(filter, place)| {
@@ -286,7 +281,7 @@ impl Correlate<'_> {
                             } else {
                                 S::add(before, value)
                             };
-                            let sum = match self.finish.0 {
+                            let sum = match self.finish {
                                 _ if i < last => sum,
                                 Finish::Store => sum,
                                 // In this order a NaN passes through.

@@ -13,18 +13,14 @@ pub(super) use weight::{WeightPlan, backward_weight};
 
 use super::Geometry;
 use crate::simd::Simd;
-use crate::winograd::{FIRST, SECOND, SIDE, TAPS, row_of_b};
+use crate::winograd::{FIRST, POINTS, SECOND, SIDE, TAPS, has_windows, positions, row_of_b};
 
 /// Channels of a group are a multiple of this: whole vectors on every instruction set.
 const CHANNELS: usize = 16;
 
-/// Whether forward pass and input gradient of a geometry are ones that this method computes: 3×3 or 5×5 windows at every
-/// position, around which the padding is even.
+/// Whether forward pass and input gradient of a geometry are ones that this method computes.
 pub(super) fn fits(g: &Geometry) -> bool {
-    let axes = [g.rows, g.columns];
-    let odd = axes.iter().all(|a| [(3, 1), (5, 2)].contains(&(a.kernel, a.pad)) && a.kernel == g.rows.kernel);
-    odd && axes.iter().all(|a| a.stride == 1 && a.input == a.output)
-        && [g.c, g.k].iter().all(|c| (c / g.groups).is_multiple_of(CHANNELS))
+    has_windows(&g.rows, &g.columns) && [g.c, g.k].iter().all(|c| (c / g.groups).is_multiple_of(CHANNELS))
 }
 
 /// Whether it also computes the weight gradient: of 3×3 windows.
@@ -46,26 +42,13 @@ pub(super) fn pays(g: &Geometry) -> bool {
 static ZEROS: [f32; CHANNELS] = [0.0; CHANNELS];
 
 /// The 4×4 positions that a tile reads of a block: where each begins, or none if it is outside.
-struct Inputs([Option<*const f32>; SIDE * SIDE]);
+struct Inputs([Option<*const f32>; POINTS]);
 
 impl Inputs {
-    /// Of the tile whose first input is at (row, column) of a map of height × width positions, each so long, with so many of
-    /// padding before them.
-    fn of(
-        map: *const f32,
-        [height, width]: [usize; 2],
-        len: usize,
-        [row, column]: [usize; 2],
-        pad: usize,
-    ) -> Inputs {
-        let mut inputs = [None; SIDE * SIDE];
-        for (i, input) in inputs.iter_mut().enumerate() {
-            let (h, w) = ((row + i / SIDE).wrapping_sub(pad), (column + i % SIDE).wrapping_sub(pad));
-            if h < height && w < width {
-                *input = Some(map.wrapping_add((h * width + w) * len));
-            }
-        }
-        Inputs(inputs)
+    /// Of the tile whose first input is at `first` of a map of height × width positions, each `len` long, with `pad` of padding
+    /// before them.
+    fn of(map: *const f32, extents: [usize; 2], len: usize, first: [usize; 2], pad: usize) -> Inputs {
+        Inputs(positions(extents, first, pad).map(|at| at.map(|position| map.wrapping_add(position * len))))
     }
 
     /// Row `i` of V = Bᵀ d B: `channels` channels of `pictures` pictures, which lie `stride` apart, to consecutive rows;

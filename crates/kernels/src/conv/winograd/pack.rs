@@ -8,7 +8,7 @@ use crate::isa::Isa;
 use crate::panel::{Panel, panels};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{TAPS, filters, has_point, weight_points, weights};
+use crate::winograd::{TAPS, filters, filters_at, place, weight_points, weights};
 
 /// Packed weights of one direction.
 #[derive(Debug)]
@@ -77,19 +77,6 @@ impl Packed {
         (group * self.writes + panel.first) * self.starts[self.points[0] * self.points[1]]
             + self.starts[i * self.points[1] + j] * width
     }
-
-    /// Which of the filters at these rows of G a filter of the window is, if it is one of them.
-    #[inline(always)]
-    pub(super) fn place(&self, [a, b]: [usize; 2], i: usize, j: usize) -> Option<usize> {
-        (a < filters_at(self.kernel, i) && b < filters_at(self.kernel, j))
-            .then(|| a * filters_at(self.kernel, j) + b)
-    }
-}
-
-/// Filters of a window that have the point of row `row` of G.
-#[inline(always)]
-fn filters_at(kernel: usize, row: usize) -> usize {
-    (0..filters(kernel)).filter(|&filter| has_point(kernel, filter, row)).count()
 }
 
 /// Packs w (K, C/G, R, R) for the forward pass, or else for the input gradient.
@@ -154,7 +141,7 @@ impl Kernel for Pack<'_> {
                     let u = weights::<S>(g);
                     for i in 0..p.points[0] {
                         for j in 0..p.points[1] {
-                            let Some(place) = p.place([a, b], i, j) else { continue };
+                            let Some(place) = place(kernel, [a, b], [i, j]) else { continue };
                             let row = place * p.reads + read;
                             let to = p.at(group, panel, i, j) + row * width + v * S::LANES;
                             S::store(self.data.at(to), u[i][j]);

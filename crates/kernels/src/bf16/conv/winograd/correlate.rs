@@ -146,7 +146,8 @@ impl MatrixKernel for Correlate<'_> {
                     let at = [row.first + filter[0] * TAPS, column.first + filter[1] * TAPS];
                     for split in 0..group_splits {
                         let map = &p.source;
-                        let position = |h, w| source.wrapping_add(map.at(group * group_splits + split, h, w));
+                        let start = map.at(group * group_splits + split, 0, 0);
+                        let position = |i| source.wrapping_add(start + i * map.position_len());
                         let from = Inputs::of([height, width], at, p.kernel / 2, PICTURES, position);
                         let mut to = [None; POINTS];
                         for (point, to) in to.iter_mut().enumerate() {

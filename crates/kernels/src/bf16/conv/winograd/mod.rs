@@ -15,7 +15,7 @@ pub(super) use weight::{WeightPlan, backward_weight};
 
 use super::Geometry;
 use crate::bf16::EDGE;
-use crate::winograd::{TAPS, filters};
+use crate::winograd::{TAPS, filters, has_windows};
 
 /// Channels of a step and of a panel.
 const STEP: usize = 2 * EDGE;
@@ -27,13 +27,12 @@ const LEAST_DEPTH: usize = 3 * STEP;
 /// Most outputs along an axis. A weight gradient holds a block's operands at a row of points: 2 MiB a panel for this many.
 const MOST_SIDE: usize = 32;
 
-/// Whether forward pass and input gradient of a geometry are ones that this method computes: 3×3 or 5×5 windows at every
-/// position, around which the padding is even, and splits of whole tiles of channels.
+/// Whether forward pass and input gradient of a geometry are ones that this method computes: with splits of whole tiles of
+/// channels.
 pub(super) fn fits(g: &Geometry) -> bool {
-    let axes = [g.rows, g.columns];
-    let windows = axes.iter().all(|a| a.stride == 1 && a.input == a.output && a.output <= MOST_SIDE);
-    let odd = axes.iter().all(|a| [(3, 1), (5, 2)].contains(&(a.kernel, a.pad)) && a.kernel == g.rows.kernel);
-    windows && odd && [g.input, g.output].iter().all(|map| map.split_channels().is_multiple_of(EDGE))
+    has_windows(&g.rows, &g.columns)
+        && g.rows.output.max(g.columns.output) <= MOST_SIDE
+        && [g.input, g.output].iter().all(|map| map.split_channels().is_multiple_of(EDGE))
 }
 
 /// Whether it also computes the weight gradient: of 3×3 windows, and splits of whole steps of channels. (Of 5×5 windows the

@@ -8,7 +8,7 @@ use crate::bf16::conv::{Geometry, Panel, panels};
 use crate::bf16::{EDGE, MapLayout, TILE};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{POINTS, SIDE, TAPS, filters, has_point, weight_points, weights};
+use crate::winograd::{SIDE, TAPS, filters, filters_at, place, weight_points, weights};
 
 /// Rows of G along both axes, and the taps themselves.
 const MOST_POINTS: usize = (SIDE + 1) * (SIDE + 1);
@@ -100,17 +100,13 @@ impl Packed {
     /// Pairs of the depth of a point's product.
     #[inline(always)]
     pub(super) fn depth(&self, point: usize) -> usize {
-        let with = |point| (0..filters(self.kernel)).filter(|&f| has_point(self.kernel, f, point)).count();
-        with(point / SIDE) * with(point % SIDE) * self.pairs
+        filters_at(self.kernel, point / SIDE) * filters_at(self.kernel, point % SIDE) * self.pairs
     }
 
     /// Where a filter's channels begin in the depth of a point, in pairs, if it has the point.
     #[inline(always)]
-    pub(super) fn place(&self, [a, b]: [usize; 2], point: usize) -> Option<usize> {
-        let with = |point| (0..filters(self.kernel)).filter(|&f| has_point(self.kernel, f, point)).count();
-        let (i, j) = (point / SIDE, point % SIDE);
-        let has = has_point(self.kernel, a, i) && has_point(self.kernel, b, j);
-        has.then(|| (a * with(j) + b) * self.pairs)
+    pub(super) fn place(&self, filter: [usize; 2], point: usize) -> Option<usize> {
+        Some(place(self.kernel, filter, [point / SIDE, point % SIDE])? * self.pairs)
     }
 
     /// The group of a panel.
@@ -171,6 +167,7 @@ impl Kernel for Pack<'_> {
             let len = p.kernel * p.kernel;
             &self.w[((group * filters + filter) * channels + channel) * len..][..EDGE * len]
         };
+        // 16 values each, and as many zeros, since rounding takes 32.
         let (mut u, mut even) = ([[0.0; 2 * EDGE]; MOST_POINTS], [[0.0; 2 * EDGE]; MOST_POINTS]);
         for source in (0..p.pairs).step_by(EDGE / 2) {
             if self.forward {
@@ -271,5 +268,3 @@ impl Pack<'_> {
         }
     }
 }
-
-const _: () = assert!(POINTS < MOST_POINTS);

@@ -2,7 +2,7 @@
 
 use crate::bf16::PICTURES;
 use crate::simd::Simd;
-use crate::winograd::{FIRST, POINTS, SECOND, SIDE, outputs_of, row_of_a, row_of_b};
+use crate::winograd::{FIRST, POINTS, SECOND, SIDE, outputs_of, positions, row_of_a, row_of_b};
 
 /// What lies outside a map.
 static ZEROS: [u32; PICTURES] = [0; PICTURES];
@@ -15,21 +15,20 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Of the tile whose first input is at (row, column) of a map of height × width positions, with so many of padding
-    /// before them; `at` says where the position at (h, w) begins, `step` how long its rows are.
+    /// Of the tile whose first input is at `first` of a map of height × width positions, with `pad` of padding before them;
+    /// `at` says where a position begins, `step` how long its rows are.
     #[inline(always)]
     pub(super) fn of(
-        [height, width]: [usize; 2],
-        [row, column]: [usize; 2],
+        extents: [usize; 2],
+        first: [usize; 2],
         pad: usize,
         step: usize,
-        at: impl Fn(usize, usize) -> *const u32,
+        at: impl Fn(usize) -> *const u32,
     ) -> Inputs {
         let mut inputs = Inputs { from: [ZEROS.as_ptr(); POINTS], step: [0; POINTS] };
-        for i in 0..POINTS {
-            let (h, w) = ((row + i / SIDE).wrapping_sub(pad), (column + i % SIDE).wrapping_sub(pad));
-            if h < height && w < width {
-                inputs.from[i] = at(h, w);
+        for (i, position) in positions(extents, first, pad).into_iter().enumerate() {
+            if let Some(position) = position {
+                inputs.from[i] = at(position);
                 inputs.step[i] = step;
             }
         }

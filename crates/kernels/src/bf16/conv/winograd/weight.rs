@@ -217,7 +217,7 @@ impl MatrixKernel for Operands<'_> {
         let [height, width] = [plan.g.rows.output, plan.g.columns.output];
         let (panel, row) = (unit / rows, unit % rows);
         let map = self.maps[panel * plan.map_len()..][..plan.map_len()].as_ptr();
-        let at = |h: usize, w: usize| map.wrapping_add((h * width + w) * POSITION);
+        let at = |position: usize| map.wrapping_add(position * POSITION);
         for column in 0..columns {
             let to = panel * SIDE * plan.point_len() + (row * columns + column) * POSITION;
             let to = self.to.at(to).cast::<u32>();
@@ -252,13 +252,14 @@ impl Operands<'_> {
     unsafe fn gradient<S: Simd>(
         &self,
         [row, column]: [Strip; 2],
-        at: impl Fn(usize, usize) -> *const u32,
+        at: impl Fn(usize) -> *const u32,
         to: *mut u32,
     ) {
+        let width = self.plan.g.columns.output;
         let mut from = [[std::ptr::null(); 2]; 2];
         for (i, from) in from.iter_mut().enumerate().take(row.outputs) {
             for (j, from) in from.iter_mut().enumerate().take(column.outputs) {
-                *from = at(row.first + i, column.first + j);
+                *from = at((row.first + i) * width + column.first + j);
             }
         }
         for n in (0..POSITION).step_by(S::LANES) {
