@@ -89,8 +89,8 @@ fn check(isa: Isa, threads: usize, g: &Geometry, fold: Fold, count: usize, integ
             continue;
         }
         let what = format!("{what} {method:?}");
-        let mut packed = Packed::for_forward(isa, g, method);
-        conv::pack_forward(&mut ctx, g, fold, &w, &mut packed);
+        let mut packed = Packed::for_forward(isa, g, fold, method);
+        conv::pack_forward(&mut ctx, g, &w, &mut packed);
         for relu in [false, true] {
             let mut y = vec![CANARY; dy.len()];
             let epilogue = if relu { Epilogue::BiasRelu } else { Epilogue::Bias };
@@ -134,8 +134,7 @@ fn check(isa: Isa, threads: usize, g: &Geometry, fold: Fold, count: usize, integ
         conv::backward_weight(
             &mut ctx,
             g,
-            fold,
-            &mut WeightPlan::new(isa, g, method),
+            &mut WeightPlan::new(isa, g, fold, method),
             count,
             &x,
             &dy,
@@ -151,8 +150,6 @@ fn check(isa: Isa, threads: usize, g: &Geometry, fold: Fold, count: usize, integ
 fn axis(input: usize, kernel: usize, stride: usize, pad: usize, output: usize) -> Axis {
     Axis { input, output, kernel, stride, pad }
 }
-
-const PLAIN: fn(usize) -> Fold = |kernel| Fold { kernel, fold: 1 };
 
 #[test]
 fn every_kind_of_geometry_exactly_on_integers() {
@@ -214,7 +211,7 @@ fn every_kind_of_geometry_exactly_on_integers() {
     for isa in Isa::all() {
         for (i, g) in shapes.iter().enumerate() {
             for count in [1, g.block - g.block / 3, g.block, g.block + 1] {
-                check(isa, 2, g, PLAIN(g.columns.kernel), count, true, i as u64);
+                check(isa, 2, g, Fold::none(g.columns.kernel), count, true, i as u64);
             }
         }
     }
@@ -245,7 +242,7 @@ fn widths_around_the_tile_exactly_on_integers() {
                     rows: axis(3, 3, 1, 1, 3),
                     columns: axis(2, 2, 1, 0, 1),
                 };
-                check(isa, 1, &g, PLAIN(2), 11, true, (k * c) as u64);
+                check(isa, 1, &g, Fold::none(2), 11, true, (k * c) as u64);
             }
         }
     }
@@ -289,7 +286,7 @@ fn random_shapes_within_rounding() {
         };
         let count = 1 + random.below(2 * g.block);
         for isa in Isa::all() {
-            check(isa, 2, &g, PLAIN(g.columns.kernel), count, false, case);
+            check(isa, 2, &g, Fold::none(g.columns.kernel), count, false, case);
         }
     }
 }
@@ -310,7 +307,7 @@ fn random_widths_of_tiles_within_rounding() {
         assert!(g.fits_winograd());
         let count = 1 + random.below(2 * g.block);
         for isa in Isa::all() {
-            check(isa, 2, &g, PLAIN(kernel), count, false, case);
+            check(isa, 2, &g, Fold::none(kernel), count, false, case);
         }
     }
 }
@@ -325,7 +322,7 @@ fn threads_do_not_change_a_bit() {
         rows: axis(7, 3, 1, 1, 7),
         columns: axis(6, 3, 1, 1, 6),
     };
-    let fold = PLAIN(3);
+    let fold = Fold::none(3);
     let mut random = Random(5);
     let (x, dy) = (random.reals(g.input_len(3)), random.reals(g.output_len(3)));
     let (w, bias) = (random.reals(64 * 16 * 9), random.reals(64));
@@ -335,8 +332,8 @@ fn threads_do_not_change_a_bit() {
         let run = |threads| {
             let mut ctx = Context::new(isa, threads);
             let (mut forward, mut backward) =
-                (Packed::for_forward(isa, &g, method), Packed::for_backward(isa, &g, method));
-            conv::pack_forward(&mut ctx, &g, fold, &w, &mut forward);
+                (Packed::for_forward(isa, &g, fold, method), Packed::for_backward(isa, &g, method));
+            conv::pack_forward(&mut ctx, &g, &w, &mut forward);
             conv::pack_backward(&mut ctx, &g, &w, &mut backward);
             let (mut y, mut dx) = (vec![0.0; dy.len()], vec![0.0; x.len()]);
             let (mut dw, mut db) = (vec![0.0; w.len()], vec![0.0; 64]);
@@ -345,8 +342,7 @@ fn threads_do_not_change_a_bit() {
             conv::backward_weight(
                 &mut ctx,
                 &g,
-                fold,
-                &mut WeightPlan::new(isa, &g, method),
+                &mut WeightPlan::new(isa, &g, fold, method),
                 90,
                 &x,
                 &dy,

@@ -126,6 +126,17 @@ pub struct Fold {
 }
 
 impl Fold {
+    /// Of a kernel that is as it is.
+    pub fn none(kernel: usize) -> Fold {
+        Fold { kernel, fold: 1 }
+    }
+
+    /// How many of a group's `channels` channels the canonical kernel has at folded column `s`; they are the first.
+    #[inline(always)]
+    fn channels_at(&self, channels: usize, s: usize) -> usize {
+        channels / self.fold * self.kernel.saturating_sub(s * self.fold).min(self.fold)
+    }
+
     /// Canonical (channel, column) of folded (channel, column), if the canonical kernel has it.
     #[inline(always)]
     fn canonical(&self, channels: usize, c: usize, s: usize) -> Option<(usize, usize)> {
@@ -149,10 +160,13 @@ impl Packed {
     ///
     /// # Panics
     /// If the method does not fit the geometry ([`Geometry::fits_winograd`]).
-    pub fn for_forward(isa: Isa, g: &Geometry, method: Method) -> Packed {
+    pub fn for_forward(isa: Isa, g: &Geometry, fold: Fold, method: Method) -> Packed {
         Packed(match method {
-            Method::Direct => Weights::Direct(direct::Packed::for_forward(isa, g)),
-            Method::Winograd => Weights::Winograd(winograd::Packed::for_forward(isa, g)),
+            Method::Direct => Weights::Direct(direct::Packed::for_forward(isa, g, fold)),
+            Method::Winograd => {
+                assert_eq!(fold.fold, 1, "Winograd's method folds nothing");
+                Weights::Winograd(winograd::Packed::for_forward(isa, g))
+            }
         })
     }
 
@@ -185,9 +199,9 @@ impl Packed {
 }
 
 /// Packs canonical weights `w` (K, C/G, R, S) for [`forward`].
-pub fn pack_forward(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed) {
+pub fn pack_forward(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Packed) {
     match &mut packed.0 {
-        Weights::Direct(packed) => direct::pack(ctx, g, fold, w, packed, false),
+        Weights::Direct(packed) => direct::pack(ctx, g, w, packed, false),
         Weights::Winograd(packed) => winograd::pack(ctx, g, w, packed, false),
     }
 }
@@ -195,9 +209,7 @@ pub fn pack_forward(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], pack
 /// Packs canonical weights `w` (K, C/G, R, S) for [`backward_input`]. The kernel must not be folded.
 pub fn pack_backward(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Packed) {
     match &mut packed.0 {
-        Weights::Direct(packed) => {
-            direct::pack(ctx, g, Fold { kernel: g.columns.kernel, fold: 1 }, w, packed, true);
-        }
+        Weights::Direct(packed) => direct::pack(ctx, g, w, packed, true),
         Weights::Winograd(packed) => winograd::pack(ctx, g, w, packed, true),
     }
 }
@@ -261,10 +273,13 @@ impl WeightPlan {
     ///
     /// # Panics
     /// If the method does not fit the geometry ([`Geometry::weight_fits_winograd`]).
-    pub fn new(isa: Isa, g: &Geometry, method: Method) -> WeightPlan {
+    pub fn new(isa: Isa, g: &Geometry, fold: Fold, method: Method) -> WeightPlan {
         WeightPlan(match method {
-            Method::Direct => Cut::Direct(direct::WeightPlan::new(isa, g)),
-            Method::Winograd => Cut::Winograd(winograd::WeightPlan::new(isa, g)),
+            Method::Direct => Cut::Direct(direct::WeightPlan::new(isa, g, fold)),
+            Method::Winograd => {
+                assert_eq!(fold.fold, 1, "Winograd's method folds nothing");
+                Cut::Winograd(winograd::WeightPlan::new(isa, g))
+            }
         })
     }
 
@@ -291,7 +306,6 @@ impl WeightPlan {
 pub fn backward_weight(
     ctx: &mut Context,
     g: &Geometry,
-    fold: Fold,
     plan: &mut WeightPlan,
     count: usize,
     x: &[f32],
@@ -301,10 +315,9 @@ pub fn backward_weight(
 ) {
     let blocks = count.div_ceil(g.block);
     assert!(x.len() >= g.input_len(blocks) && dy.len() >= g.output_len(blocks), "maps");
-    assert_eq!(dw.len(), g.k * (g.c / g.groups / fold.fold) * g.rows.kernel * fold.kernel, "weight gradient");
     assert_eq!(db.len(), g.k, "bias gradient");
     match &mut plan.0 {
-        Cut::Direct(plan) => direct::backward_weight(ctx, g, fold, plan, count, x, dy, dw, db),
+        Cut::Direct(plan) => direct::backward_weight(ctx, g, plan, count, x, dy, dw, db),
         Cut::Winograd(plan) => winograd::backward_weight(ctx, plan, count, x, dy, dw, db),
     }
 }

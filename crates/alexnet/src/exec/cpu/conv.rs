@@ -12,7 +12,6 @@ use alexnet_kernels::conv::{self, Epilogue, Fold, Geometry, Method, Packed, Weig
 /// The geometry of a stage and its packed weights.
 pub(super) struct State {
     geometry: Geometry,
-    fold: Fold,
     relu: bool,
     method: Method,
     weight_method: Method,
@@ -35,15 +34,15 @@ impl State {
         let geometry =
             Geometry { block: plan.block, c: input.c * fold, k: output.c, groups: op.groups, rows, columns };
         let (stage, [method, weight_method]) = (&plan.stages[i], geometry.best_methods());
+        let fold = Fold { kernel: op.kernel, fold };
         State {
             geometry,
-            fold: Fold { kernel: op.kernel, fold },
             relu,
             method,
             weight_method,
-            forward: Packed::for_forward(isa, &geometry, method),
+            forward: Packed::for_forward(isa, &geometry, fold, method),
             backward: stage.input_gradient.then(|| Packed::for_backward(isa, &geometry, method)),
-            weight_plan: stage.moves.then(|| WeightPlan::new(isa, &geometry, weight_method)),
+            weight_plan: stage.moves.then(|| WeightPlan::new(isa, &geometry, fold, weight_method)),
         }
     }
 
@@ -72,7 +71,7 @@ impl Cpu {
         let [w] = self.frame.tensors_of(i).map(|t| t.value);
         let StageState::Conv(state) = &mut self.stages[i] else { unreachable!("stage {i} is a convolution") };
         let w = self.frame.arena.get(w);
-        conv::pack_forward(&mut self.frame.ctx, &state.geometry, state.fold, w, &mut state.forward);
+        conv::pack_forward(&mut self.frame.ctx, &state.geometry, w, &mut state.forward);
         if let Some(backward) = &mut state.backward {
             conv::pack_backward(&mut self.frame.ctx, &state.geometry, w, backward);
         }
@@ -121,8 +120,7 @@ impl Cpu {
             .arena
             .split([self.frame.maps[i], self.frame.gradients[i + 1]], [w.gradient, b.gradient]);
         let x = Self::input_of(x, batch, i);
-        let (ctx, fold) = (&mut self.frame.ctx, state.fold);
-        conv::backward_weight(ctx, g, fold, plan, batch.count, x, dy, dw, db);
+        conv::backward_weight(&mut self.frame.ctx, g, plan, batch.count, x, dy, dw, db);
         self.frame.watch.lap(i, Pass::WeightGradient);
         let finite = self.frame.update_all(i, tensors, settings);
         self.conv_pack(i);

@@ -24,13 +24,14 @@ pub(super) struct Piece {
     pub step: usize,
 }
 
-/// Cuts the reduction over `kernel` taps of `channels` each into chunks of at most `most` steps.
-fn chunks(rows: usize, columns: usize, channels: usize, most: usize) -> Vec<Chunk> {
+/// Cuts the reduction over rows × columns taps of `channels` channels each into chunks of at most `most` steps, without those
+/// that the canonical kernel has not.
+fn chunks(rows: usize, columns: usize, channels: usize, fold: Fold, most: usize) -> Vec<Chunk> {
     let mut chunks = vec![];
     let (mut pieces, mut steps) = (vec![], 0);
     for r in 0..rows {
         for s in 0..columns {
-            for (first, len) in tiles(channels, most) {
+            for (first, len) in tiles(fold.channels_at(channels, s), most) {
                 if steps + len > most || pieces.len() == CHUNK_TAPS {
                     chunks.push(Chunk { pieces: std::mem::take(&mut pieces) });
                     steps = 0;
@@ -54,12 +55,15 @@ pub struct Packed {
     pub(super) chunks: Vec<Chunk>,
     /// Steps of the reduction: taps × channels read.
     pub(super) steps: usize,
+    fold: Fold,
     pub(super) lanes: usize,
     pub(super) data: Buffer,
 }
 
 impl Packed {
-    fn new(isa: Isa, groups: usize, reads: usize, writes: usize, rows: usize, columns: usize) -> Self {
+    fn new(isa: Isa, g: &Geometry, fold: Fold, reads: usize, writes: usize) -> Self {
+        let Geometry { groups, rows, columns, .. } = *g;
+        let (rows, columns) = (rows.kernel, columns.kernel);
         let lanes = isa.lanes();
         let panels = panels(isa, writes / groups);
         let widest = panels.iter().map(|p| p.vectors * lanes).max().unwrap_or(lanes);
@@ -73,18 +77,18 @@ impl Packed {
             }
         }
         let most = (CHUNK_BYTES / size_of::<f32>() / widest).max(1);
-        let chunks = chunks(rows, columns, reads / groups, most);
-        Packed { panels, offsets, chunks, steps, lanes, data: Buffer::zeros(len) }
+        let chunks = chunks(rows, columns, reads / groups, fold, most);
+        Packed { panels, offsets, chunks, steps, fold, lanes, data: Buffer::zeros(len) }
     }
 
     /// Room for the weights of the forward pass.
-    pub fn for_forward(isa: Isa, g: &Geometry) -> Self {
-        Packed::new(isa, g.groups, g.c, g.k, g.rows.kernel, g.columns.kernel)
+    pub fn for_forward(isa: Isa, g: &Geometry, fold: Fold) -> Self {
+        Packed::new(isa, g, fold, g.c, g.k)
     }
 
     /// Room for the weights of the input gradient.
     pub fn for_backward(isa: Isa, g: &Geometry) -> Self {
-        Packed::new(isa, g.groups, g.k, g.c, g.rows.kernel, g.columns.kernel)
+        Packed::new(isa, g, Fold::none(g.columns.kernel), g.k, g.c)
     }
 
     /// Bytes held.
@@ -94,26 +98,19 @@ impl Packed {
 }
 
 /// Packs canonical weights `w` (K, C/G, R, S) for the forward pass, or else for the input gradient.
-pub(in crate::conv) fn pack(
-    ctx: &mut Context,
-    g: &Geometry,
-    fold: Fold,
-    w: &[f32],
-    packed: &mut Packed,
-    backward: bool,
-) {
+pub(in crate::conv) fn pack(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Packed, backward: bool) {
+    let fold = packed.fold;
     let canonical_channels = g.c / g.groups / fold.fold;
     assert_eq!(w.len(), g.k * canonical_channels * g.rows.kernel * fold.kernel, "weights");
     let reads = if backward { g.k } else { g.c } / g.groups;
     assert_eq!(packed.lanes, ctx.isa().lanes(), "packed for another instruction set");
     assert_eq!(packed.steps, g.taps() * reads, "packed for another geometry");
     let data = Ptr::from_mut(&mut packed.data);
-    ctx.run(&Pack { g: *g, fold, w, backward, packed, data });
+    ctx.run(&Pack { g: *g, w, backward, packed, data });
 }
 
 struct Pack<'a> {
     g: Geometry,
-    fold: Fold,
     w: &'a [f32],
     backward: bool,
     packed: &'a Packed,
@@ -129,7 +126,7 @@ impl Kernel for Pack<'_> {
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
-        let Pack { g, fold, w, .. } = self;
+        let (Pack { g, w, .. }, fold) = (self, self.packed.fold);
         let (i, tap) = (unit / g.taps(), unit % g.taps());
         let (r, s) = (tap / g.columns.kernel, tap % g.columns.kernel);
         let panels = &self.packed.panels;

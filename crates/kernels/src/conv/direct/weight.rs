@@ -5,7 +5,7 @@ use crate::conv::{Fold, Geometry};
 use crate::isa::Isa;
 use crate::panel::{Panel, copy_rows, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch_far};
 use crate::tile::{self, Output, Run, Start};
 
 /// dw and db, summed over the first `count` pictures, in canonical order.
@@ -16,7 +16,6 @@ use crate::tile::{self, Output, Run, Start};
 pub(in crate::conv) fn backward_weight(
     ctx: &mut Context,
     g: &Geometry,
-    fold: Fold,
     plan: &WeightPlan,
     count: usize,
     x: &[f32],
@@ -25,22 +24,17 @@ pub(in crate::conv) fn backward_weight(
     db: &mut [f32],
 ) {
     assert_eq!(plan.lanes, ctx.isa().lanes(), "planned for another instruction set");
-    ctx.run(&WeightGradient {
-        g: *g,
-        fold,
-        count,
-        x,
-        dy,
-        plan,
-        dw: Ptr::from_mut(dw),
-        db: Ptr::from_mut(db),
-    });
+    let canonical_channels = g.c / g.groups / plan.fold.fold;
+    assert_eq!(dw.len(), g.k * canonical_channels * g.rows.kernel * plan.fold.kernel, "weight gradient");
+    let (dw, db) = (Ptr::from_mut(dw), Ptr::from_mut(db));
+    ctx.run(&WeightGradient { g: *g, count, x, dy, plan, dw, db });
 }
 
 /// How [`super::backward_weight`] is cut into units; made once a plan.
 #[derive(Clone, Debug)]
 pub struct WeightPlan {
     panels: Vec<Panel>,
+    fold: Fold,
     lanes: usize,
     /// Positions of dy copied together.
     together: usize,
@@ -52,7 +46,7 @@ pub struct WeightPlan {
 
 impl WeightPlan {
     /// The cut for a geometry, which does not depend on the number of threads.
-    pub fn new(isa: Isa, g: &Geometry) -> Self {
+    pub fn new(isa: Isa, g: &Geometry, fold: Fold) -> Self {
         let panels = panels(isa, g.k / g.groups);
         let width = panels.iter().map(|p| p.vectors).max().unwrap_or(1) * isa.lanes();
         let together = CHUNK_BYTES / size_of::<f32>() / width / g.block;
@@ -62,7 +56,7 @@ impl WeightPlan {
         let unit_rows =
             (rows * panels.len() * g.groups).div_ceil(8).min((512 << 10) / row_bytes).clamp(1, rows);
         let together = together.clamp(1, g.columns.output.min(CHUNK_TAPS));
-        WeightPlan { panels, lanes: isa.lanes(), together, unit_rows, width }
+        WeightPlan { panels, fold, lanes: isa.lanes(), together, unit_rows, width }
     }
 
     /// Elements of scratch that each thread needs.
@@ -74,7 +68,6 @@ impl WeightPlan {
 
 struct WeightGradient<'a> {
     g: Geometry,
-    fold: Fold,
     count: usize,
     x: &'a [f32],
     dy: &'a [f32],
@@ -146,7 +139,16 @@ impl Kernel for WeightGradient<'_> {
                         if with_bias {
                             add_rows::<S>(copy, panel.vectors, positions * pictures, row_sum);
                         }
+                        // The rows of dy that follow are fetched meanwhile, some at each product: rows of a panel are
+                        // too short for the processor to foresee.
+                        let rows_of_dy = positions * g.block;
+                        let next = self.dy.as_ptr().wrapping_add(from + rows_of_dy * g.k);
+                        let calls =
+                            columns.kernel * kernel_rows.len() * cg.div_ceil(S::ROWS[panel.vectors - 1]);
+                        let share = rows_of_dy.div_ceil(calls);
+                        let mut fetched = 0;
                         for s in 0..columns.kernel {
+                            let channels = self.plan.fold.channels_at(cg, s);
                             let mut runs = [Run::default(); CHUNK_TAPS];
                             let mut used = 0;
                             for position in 0..positions {
@@ -163,7 +165,13 @@ impl Kernel for WeightGradient<'_> {
                                 let Some(h) = rows.forward(p, r) else { continue };
                                 let x = (block * rows.input + h) * columns.input * g.block * g.c + group * cg;
                                 let sums = sums.add((r - first_r) * self.row_sums(width));
-                                for (c, n) in tiles(cg, S::ROWS[panel.vectors - 1]) {
+                                for (c, n) in tiles(channels, S::ROWS[panel.vectors - 1]) {
+                                    for row in fetched..(fetched + share).min(rows_of_dy) {
+                                        for v in 0..panel.vectors {
+                                            prefetch_far(next.wrapping_add(row * g.k + v * S::LANES));
+                                        }
+                                    }
+                                    fetched += share;
                                     let y = sums.add((s * cg + c) * width);
                                     tile::outer::<S>(
                                         panel.vectors,
@@ -184,15 +192,16 @@ impl Kernel for WeightGradient<'_> {
                     }
                 }
             }
-            let channels = cg / self.fold.fold;
+            let fold = self.plan.fold;
+            let channels = cg / fold.fold;
             for r in kernel_rows {
                 let sums = sums.add((r - first_r) * self.row_sums(width));
                 for s in 0..columns.kernel {
                     for c in 0..cg {
-                        let Some((c_out, s_out)) = self.fold.canonical(channels, c, s) else { continue };
+                        let Some((c_out, s_out)) = fold.canonical(channels, c, s) else { continue };
                         for lane in 0..panel.valid {
                             let k = channel + lane;
-                            let at = ((k * channels + c_out) * rows.kernel + r) * self.fold.kernel + s_out;
+                            let at = ((k * channels + c_out) * rows.kernel + r) * fold.kernel + s_out;
                             *self.dw.at(at) = *sums.add((s * cg + c) * width + lane);
                         }
                     }

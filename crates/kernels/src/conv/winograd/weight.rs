@@ -91,6 +91,8 @@ pub(in crate::conv) fn backward_weight(
     db: &mut [f32],
 ) {
     assert_eq!(plan.lanes, ctx.isa().lanes(), "planned for another instruction set");
+    let g = &plan.g;
+    assert_eq!(dw.len(), g.k * (g.c / g.groups) * g.taps(), "weight gradient");
     let mut sums = std::mem::replace(&mut plan.sums, Buffer::zeros(0));
     let to = Ptr::from_mut(&mut sums);
     ctx.run(&WeightGradient { plan, count, x, dy, sums: to, db: Ptr::from_mut(db) });
