@@ -17,9 +17,10 @@
 //! whole of it: G's first row, and a fifth that is the middle tap alone, in place of the second (`Strip`). So 13 outputs
 //! take 26 products, and 37 taps lie within the map: 676 against 1,369 in the plane.
 //!
-//! A window of 5 is the sum of two filters, of the first 3 taps and of the last 2. The second is one of 3 taps whose last is
-//! zero, and so is its last point: 7 products for 10 along an axis, 49 for 100 in the plane. All filters of a window share
-//! the points of a tile, so theirs is one sum over (filters, channels), and only the inputs are transformed for each.
+//! A window of 5 is the sum of two filters two taps apart: one of its first three taps, and one of a zero and the last two,
+//! whose first point is zero too: 7 products for 10 along an axis, 49 for 100 in the plane. Two taps apart is as far as tiles
+//! are, so what the second filter reads of a tile is what the first reads of the next: inputs are transformed once. And all
+//! filters of a window share the points of a tile, so theirs is one sum over (filters, channels).
 
 use crate::conv::Axis;
 use crate::simd::Simd;
@@ -31,35 +32,34 @@ pub(crate) const SIDE: usize = 4;
 /// Points of a tile.
 pub(crate) const POINTS: usize = SIDE * SIDE;
 
-/// The taps that one filter takes of a window along an axis: a window of 5 is one of 3 and one of 2, which is one of 3 whose
-/// last tap is zero.
+/// Taps of a filter along an axis.
 pub(crate) const TAPS: usize = 3;
 
-/// Filters of 3 taps along an axis that make a window of `kernel`.
-pub(crate) fn filters(kernel: usize) -> usize {
-    kernel.div_ceil(TAPS)
-}
-
-/// Whether filter `filter` of a window of `kernel` has a product at point `point`: the last point of one whose last tap is
-/// zero is zero.
+/// Filters along an axis that make a window of `kernel`.
 #[inline(always)]
-pub(crate) fn has_point(kernel: usize, filter: usize, point: usize) -> bool {
-    point + 1 != SIDE || (filter + 1) * TAPS <= kernel
+pub(crate) fn filters(kernel: usize) -> usize {
+    (kernel - 1) / 2
 }
 
-/// Filters of a window that have a product at point `point`.
+/// Which tap of the window a filter's is, unless it is a zero: the filters of a window are two taps apart, and the tap that
+/// two of them share is the first's.
+#[inline(always)]
+pub(crate) fn tap(filter: usize, tap: usize) -> Option<usize> {
+    (filter == 0 || tap != 0).then_some(2 * filter + tap)
+}
+
+/// Filters along an axis that have a product at point `point`, the first ones: where the first tap is zero, so is the first
+/// point.
 #[inline(always)]
 pub(crate) fn filters_at(kernel: usize, point: usize) -> usize {
-    (0..filters(kernel)).filter(|&filter| has_point(kernel, filter, point)).count()
+    if point == 0 { 1 } else { filters(kernel) }
 }
 
 /// Which of the filters that have a product at a point of the plane filter `filter` is, if it is one of them.
 #[inline(always)]
 pub(crate) fn place(kernel: usize, filter: [usize; 2], point: [usize; 2]) -> Option<usize> {
-    let [a, b] = filter;
-    let [i, j] = point;
-    let has = has_point(kernel, a, i) && has_point(kernel, b, j);
-    has.then(|| a * filters_at(kernel, j) + b)
+    let [down, across] = point.map(|point| filters_at(kernel, point));
+    (filter[0] < down && filter[1] < across).then(|| filter[0] * across + filter[1])
 }
 
 /// Whether a convolution has windows that the method computes: 3×3 or 5×5, at every position, with even padding around them.

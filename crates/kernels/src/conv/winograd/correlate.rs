@@ -4,7 +4,7 @@
 //! unit: one block, a row of tiles, two of its tiles (threads)
 //!   group
 //!     row of points
-//!       V = Bᵀ d B of the tiles at these four points: all filters of the window, all channels that the group reads
+//!       V = Bᵀ d B of all tiles that the filters of the window read, at these four points: all channels of the group
 //!       panel of output channels (up to 64)
 //!         point, chunk of its weights that fits in half of L1, tile
 //!           some pictures (6-8): dot() over the chunk's channels
@@ -20,7 +20,7 @@ use crate::panel::{Panel, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::tile::{self, Finish, Output, Run, Start};
-use crate::winograd::{SIDE, Strip, TAPS, filters, has_point, outputs_of, place};
+use crate::winograd::{SIDE, Strip, filters, filters_at, outputs_of, place};
 
 /// Tiles of a unit: weights come from beyond L2 once for all of them.
 const TILES: usize = 2;
@@ -31,14 +31,19 @@ const MOST_FILTERS: usize = 4;
 /// Elements between the points of V, beyond their length: a line, so that they do not share the sets of L1.
 const GAP: usize = 16;
 
-/// Elements of scratch of a unit: V of all filters' channels at four points, and the sums of a panel at these.
-pub(super) fn scratch_len(block: usize, depth: usize, widest: usize) -> usize {
-    SIDE * (value_distance(block, depth) + sum_distance(block, widest))
+/// Elements of scratch of a unit: V of `reads` channels at four points, and the sums of a panel at these.
+pub(super) fn scratch_len(block: usize, kernel: usize, reads: usize, widest: usize) -> usize {
+    SIDE * (value_distance(block, kernel, reads) + sum_distance(block, widest))
+}
+
+/// Tiles that the filters of a window read for those of a unit, in a row.
+fn row_tiles(kernel: usize) -> usize {
+    TILES + filters(kernel) - 1
 }
 
 /// From a point of V to the next.
-fn value_distance(block: usize, depth: usize) -> usize {
-    TILES * block * depth + GAP
+fn value_distance(block: usize, kernel: usize, reads: usize) -> usize {
+    filters(kernel) * row_tiles(kernel) * block * reads + GAP
 }
 
 /// From a point's sums to the next.
@@ -132,21 +137,18 @@ impl Kernel for Correlate<'_> {
         let writes = out_c / g.groups;
         let map = self.x[block * height * width * g.block * in_c..].as_ptr();
         let values = scratch;
-        let filters = filters(g.rows.kernel);
-        let distance = value_distance(g.block, filters * filters * w.reads);
+        let kernel = g.rows.kernel;
+        let distance = value_distance(g.block, kernel, w.reads);
         let sums = scratch.wrapping_add(SIDE * distance);
         for group in 0..g.groups {
             for i in 0..row.points {
-                for filter in 0..filters * filters {
-                    let [a, b] = [filter / filters, filter % filters];
-                    if !has_point(g.rows.kernel, a, i) {
-                        continue;
-                    }
-                    for (tile, column) in columns.clone().enumerate() {
+                for down in 0..filters_at(kernel, i) {
+                    for tile in 0..columns.len() + filters(kernel) - 1 {
                         let map = map.wrapping_add(group * w.reads);
-                        let at = [row.first + a * TAPS, 2 * column + b * TAPS];
+                        let at = [row.first + 2 * down, 2 * (columns.start + tile)];
                         let from = Inputs::of(map, [height, width], g.block * in_c, at, g.rows.pad);
-                        let to = values.wrapping_add((filter * TILES + tile) * g.block * w.reads);
+                        let to = (down * row_tiles(kernel) + tile) * g.block * w.reads;
+                        let to = values.wrapping_add(to);
                         // SAFETY: the map was checked; scratch has room for the points of the unit's tiles.
                         unsafe { from.row::<S>(i, pictures, in_c, w.reads, to, distance) };
                     }
@@ -186,15 +188,14 @@ impl Correlate<'_> {
         let (g, w) = (&self.g, self.w);
         let width = panel.vectors * S::LANES;
         let most = (CHUNK_BYTES / size_of::<f32>() / width).max(1);
-        let filters = filters(g.rows.kernel);
-        let distance = value_distance(g.block, filters * filters * w.reads);
+        let (kernel, filters) = (g.rows.kernel, filters(g.rows.kernel));
+        let distance = value_distance(g.block, kernel, w.reads);
         for weights in 0..w.points[1] {
             let data = w.data[w.at(group, panel, row.weights(i), weights)..].as_ptr();
             // Pieces of the depth, (filters, channels).
             let pieces = (0..filters * filters).filter_map(|filter| {
-                let place =
-                    place(g.rows.kernel, [filter / filters, filter % filters], [row.weights(i), weights])?;
-                Some((filter, place))
+                let filter = [filter / filters, filter % filters];
+                Some((filter, place(kernel, filter, [row.weights(i), weights])?))
             });
             let pieces = pieces.flat_map(|(filter, place)| {
                 tiles(w.reads, most).map(move |(first, len)| (filter, place * w.reads, first, len))
@@ -206,7 +207,7 @@ impl Correlate<'_> {
                 while let Some((filter, place, first, len)) =
                     pieces.next_if(|piece| used < MOST_FILTERS && (used == 0 || depth + piece.3 <= most))
                 {
-                    let x = filter * TILES * g.block * w.reads + first;
+                    let x = (filter[0] * row_tiles(kernel) + filter[1]) * g.block * w.reads + first;
                     runs[used] = Run { x, w: (place + first) * width, len };
                     (used, depth) = (used + 1, depth + len);
                 }

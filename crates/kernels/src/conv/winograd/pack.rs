@@ -8,7 +8,7 @@ use crate::isa::Isa;
 use crate::panel::{Panel, panels};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{TAPS, filters, filters_at, place, weight_points, weights};
+use crate::winograd::{TAPS, filters, filters_at, place, tap, weight_points, weights};
 
 /// Packed weights of one direction.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Packed {
             starts.push(starts[starts.len() - 1] + down * across * reads);
         }
         let data = Buffer::zeros(g.groups * starts[starts.len() - 1] * writes);
-        let scratch_len = super::correlate::scratch_len(g.block, reads * filters(kernel).pow(2), widest);
+        let scratch_len = super::correlate::scratch_len(g.block, kernel, reads, widest);
         Packed { panels, kernel, points, starts, reads, writes, lanes: isa.lanes(), scratch_len, data }
     }
 
@@ -123,9 +123,8 @@ impl Kernel for Pack<'_> {
                     let (k, c) = if self.backward { (read, write) } else { (write, read) };
                     let len = kernel * kernel;
                     let window = &self.w[((group * kg + k) * cg + c) * len..][..len];
-                    for (tap, values) in taps.iter_mut().enumerate() {
-                        let (r, s) = (a * TAPS + tap / TAPS, b * TAPS + tap % TAPS);
-                        if r < kernel && s < kernel {
+                    for (i, values) in taps.iter_mut().enumerate() {
+                        if let (Some(r), Some(s)) = (tap(a, i / TAPS), tap(b, i % TAPS)) {
                             // Turned by half a circle for the input gradient.
                             let at = r * kernel + s;
                             values[lane] = window[if self.backward { len - 1 - at } else { at }];

@@ -1,8 +1,8 @@
 //! The forward pass and the input gradient: one loop over packed weights.
 //!
 //! ```text
-//! for block, group, for some tiles     (a unit)
-//!   for tile, filter of the window     V = Bᵀ d B of all channels that the group reads: stays in L2
+//! for block, group, patch of tiles     (a unit)
+//!   for tile that a filter reads       V = Bᵀ d B of all channels that the group reads: stays in L2
 //!   for panel                          32 target channels
 //!     for point, for tile              32 × 32 sums over filters and channels, in registers
 //!     for tile                         Y = Aᵀ M A; bias, ReLU or mask; rounded to pairs
@@ -18,36 +18,97 @@ use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, P
 use crate::bf16::{EDGE, PICTURES, TAIL, TILE, pairs};
 use crate::parallel::{Context, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{POINTS, SIDE, Strip, TAPS, filters};
+use crate::winograd::{POINTS, SIDE, Strip, filters, filters_at};
 
-/// Bytes of the tiles of a unit: half of an L2 of 1 MiB.
-const TILES_BYTES: usize = 512 << 10;
+/// Bytes of V in a unit: half of an L2 of 1 MiB where a window is one filter, and three quarters where more tiles together
+/// share more.
+const VALUES_BYTES: [usize; 2] = [512 << 10, 768 << 10];
 /// Most tiles of a unit.
 const MOST_TILES: usize = 8;
+/// Filters of a window along an axis, at most.
+const MOST_FILTERS: usize = 2;
 /// From a point's sums to the next: a line more than they are long, so that 16 points do not share the sets of L1.
 const C_DISTANCE: usize = C_LEN + EDGE;
 
-/// Where the points of a unit's tiles begin, in pairs, and how long all are. Behind each are a step of zeros, which the last
-/// step of a product may reach into, and a line, so that 16 points do not share the sets of L1.
-fn point_starts(packed: &Packed, tiles: usize) -> ([usize; POINTS], usize) {
-    let (mut starts, mut len) = ([0; POINTS], 0);
-    for (point, start) in starts.iter_mut().enumerate() {
-        *start = len;
-        len += (tiles * packed.depth(point) + EDGE) * PICTURES + EDGE;
-    }
-    (starts, len)
+/// The tiles of a unit, rows × columns, and V of those that their filters read: as many rows and columns of tiles more as
+/// filters of a window begin further on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Patch {
+    /// Rows and columns.
+    tiles: [usize; 2],
+    /// Rows and columns of V.
+    values: [usize; 2],
+    /// Pairs of channels of a tile at a point.
+    pairs: usize,
 }
 
-/// Tiles of a unit.
-fn unit_tiles(packed: &Packed) -> usize {
-    let pairs: usize = (0..POINTS).map(|point| packed.depth(point)).sum();
-    (TILES_BYTES / (pairs * PICTURES * size_of::<u32>())).clamp(1, MOST_TILES)
+impl Patch {
+    fn new(tiles: [usize; 2], kernel: usize, pairs: usize) -> Patch {
+        Patch { tiles, values: tiles.map(|tiles| tiles + filters(kernel) - 1), pairs }
+    }
+
+    /// The patch that cuts a map into the fewest units, of those that fit.
+    fn best(packed: &Packed) -> Patch {
+        let [rows, columns] = strips(packed);
+        let tile_bytes = POINTS * packed.pairs * PICTURES * size_of::<u32>();
+        let most = VALUES_BYTES[filters(packed.kernel) - 1];
+        (1..=rows.min(MOST_TILES))
+            .flat_map(|down| (1..=columns.min(MOST_TILES / down)).map(move |across| [down, across]))
+            .map(|tiles| Patch::new(tiles, packed.kernel, packed.pairs))
+            .filter(|patch| patch.tiles == [1; 2] || patch.value_tiles() * tile_bytes <= most)
+            .min_by_key(|patch| {
+                (rows.div_ceil(patch.tiles[0]) * columns.div_ceil(patch.tiles[1]), patch.value_tiles())
+            })
+            .expect("a patch of one tile always fits")
+    }
+
+    fn value_tiles(&self) -> usize {
+        self.values[0] * self.values[1]
+    }
+
+    /// From a point of V to the next, in pairs. Behind each are a step of zeros, which the last step of a product may reach
+    /// into, and a line, so that 16 points do not share the sets of L1.
+    fn point_distance(&self) -> usize {
+        (self.value_tiles() * self.pairs + EDGE) * PICTURES + EDGE
+    }
+
+    /// Where V of a tile begins at point (i, j), in pairs. What the filters read that have the point shall lie side by side:
+    /// column by column at the points that only the first filter of a row has, otherwise row by row.
+    #[inline(always)]
+    fn value(&self, [row, column]: [usize; 2], [i, j]: [usize; 2]) -> usize {
+        let tile = if j == 0 { column * self.values[0] + row } else { row * self.values[1] + column };
+        (i * SIDE + j) * self.point_distance() + tile * self.pairs * PICTURES
+    }
+
+    /// Whether a filter reads V of a tile at a point: beyond the patch the first does not, which alone has the first points.
+    /// (The very first point has all: at it a product's last step may read into the next tile.)
+    #[inline(always)]
+    fn has_value(&self, [row, column]: [usize; 2], [i, j]: [usize; 2]) -> bool {
+        let [down, across] = self.tiles;
+        (i == 0 && j == 0) || ((i != 0 || row < down) && (j != 0 || column < across))
+    }
+
+    /// Where the sums of a tile begin, counted from the first's.
+    #[inline(always)]
+    fn sums(&self, [row, column]: [usize; 2]) -> usize {
+        (row * self.tiles[1] + column) * POINTS * C_DISTANCE
+    }
+
+    /// Elements of scratch of V, and of all.
+    fn scratch_len(&self) -> [usize; 2] {
+        let values = POINTS * self.point_distance();
+        [values, values + self.tiles[0] * self.tiles[1] * POINTS * C_DISTANCE]
+    }
+}
+
+/// Strips of the target along both axes.
+fn strips(packed: &Packed) -> [usize; 2] {
+    [packed.target.height.div_ceil(2), packed.target.width.div_ceil(2)]
 }
 
 /// Elements of scratch that each thread needs.
 pub(super) fn scratch_len(packed: &Packed) -> usize {
-    let tiles = unit_tiles(packed);
-    point_starts(packed, tiles).1 + tiles * POINTS * C_DISTANCE
+    Patch::best(packed).scratch_len()[1]
 }
 
 /// The sums of every position of the target and what follows them, for the first `count` pictures.
@@ -74,7 +135,7 @@ pub(in crate::bf16::conv) fn correlate(
             weights: pairs(&packed.data),
             finish,
             target: Ptr::from_mut(target),
-            tiles: unit_tiles(packed),
+            patch: Patch::best(packed),
         },
     );
 }
@@ -88,26 +149,21 @@ struct Correlate<'a> {
     weights: &'a [u32],
     finish: Finish<'a>,
     target: Ptr,
-    /// Tiles of a unit.
-    tiles: usize,
+    /// Of a unit, but at the end of the map.
+    patch: Patch,
 }
 
 impl Correlate<'_> {
-    /// Strips along both axes.
-    fn strips(&self) -> [usize; 2] {
-        [self.packed.target.height.div_ceil(2), self.packed.target.width.div_ceil(2)]
-    }
-
-    /// Units of one group of one block.
-    fn group_units(&self) -> usize {
-        let [rows, columns] = self.strips();
-        (rows * columns).div_ceil(self.tiles)
+    /// Patches along both axes.
+    fn patches(&self) -> [usize; 2] {
+        let ([rows, columns], [down, across]) = (strips(self.packed), self.patch.tiles);
+        [rows.div_ceil(down), columns.div_ceil(across)]
     }
 }
 
 impl MatrixKernel for Correlate<'_> {
     fn units(&self) -> usize {
-        self.blocks * self.packed.groups * self.group_units()
+        self.blocks * self.packed.groups * self.patches().iter().product::<usize>()
     }
 
     fn scratch_len(&self) -> usize {
@@ -116,60 +172,60 @@ impl MatrixKernel for Correlate<'_> {
 
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
-        let (p, units) = (self.packed, self.group_units());
+        let p = self.packed;
+        let [patch_rows, patch_columns] = self.patches();
+        let units = patch_rows * patch_columns;
         let (block, group, unit) = (unit / (p.groups * units), unit / units % p.groups, unit % units);
-        let [rows, columns] = self.strips();
-        let tiles = unit * self.tiles..((unit + 1) * self.tiles).min(rows * columns);
-        let mut strips = [[Strip { first: 0, outputs: 0, points: 0 }; 2]; MOST_TILES];
+        let [rows, columns] = strips(p);
+        let (first_row, first_column) =
+            (unit / patch_columns * self.patch.tiles[0], unit % patch_columns * self.patch.tiles[1]);
+        let tiles =
+            [self.patch.tiles[0].min(rows - first_row), self.patch.tiles[1].min(columns - first_column)];
+        let patch = Patch::new(tiles, p.kernel, p.pairs);
         let [height, width] = [p.target.height, p.target.width];
-        for (tile, strips) in tiles.clone().zip(&mut strips) {
-            *strips =
-                [Strip::at(tile / columns, height, p.kernel), Strip::at(tile % columns, width, p.kernel)];
+        let mut strips = [([0; 2], [Strip::at(0, 1, p.kernel); 2]); MOST_TILES];
+        for (i, (tile, strips)) in strips.iter_mut().enumerate().take(tiles[0] * tiles[1]) {
+            *tile = [i / tiles[1], i % tiles[1]];
+            let [row, column] = [first_row + tile[0], first_column + tile[1]];
+            *strips = [Strip::at(row, height, p.kernel), Strip::at(column, width, p.kernel)];
         }
-        let strips = &strips[..tiles.len()];
-        let (values, (starts, len)) = (scratch.cast::<u32>(), point_starts(p, self.tiles));
-        let sums = scratch.wrapping_add(len);
+        let strips = &strips[..tiles[0] * tiles[1]];
+        let (values, sums) = (scratch.cast::<u32>(), scratch.wrapping_add(patch.scratch_len()[0]));
         let group_splits = p.source.splits / p.groups;
         let lanes = if self.narrow { EDGE } else { PICTURES };
         let source = self.source[block * p.source.block_len()..].as_ptr();
-        let filters = filters(p.kernel);
-        // SAFETY: `correlate` checked the maps; scratch has room for the points of the unit's tiles and for their sums;
-        // this unit owns the group's channels at the tiles' outputs.
+        // SAFETY: `correlate` checked the maps; scratch has room for V of a whole patch and for its sums; this unit owns
+        // the group's channels at the tiles' outputs.
         unsafe {
-            for (point, start) in starts.iter().enumerate() {
-                let end = start + strips.len() * p.depth(point) * PICTURES;
+            for point in 0..POINTS {
+                let end = (point * patch.point_distance()) + patch.value_tiles() * p.pairs * PICTURES;
                 std::ptr::write_bytes(values.add(end), 0, EDGE * PICTURES);
             }
-            for (tile, [row, column]) in strips.iter().enumerate() {
-                for filter in 0..filters * filters {
-                    let filter = [filter / filters, filter % filters];
-                    let at = [row.first + filter[0] * TAPS, column.first + filter[1] * TAPS];
-                    for split in 0..group_splits {
-                        let map = &p.source;
-                        let start = map.at(group * group_splits + split, 0, 0);
-                        let position = |i| source.wrapping_add(start + i * map.position_len());
-                        let from = Inputs::of([height, width], at, p.kernel / 2, PICTURES, position);
-                        let mut to = [None; POINTS];
-                        for (point, to) in to.iter_mut().enumerate() {
-                            let depth = p.place(filter, point).map(|place| place + split * map.split_pairs());
-                            *to =
-                                depth.map(|depth| starts[point] + (tile * p.depth(point) + depth) * PICTURES);
-                        }
-                        input::<M::S>(&from, map.split_pairs(), lanes, values, &to);
-                    }
+            for i in 0..patch.value_tiles() {
+                let tile = [i / patch.values[1], i % patch.values[1]];
+                let at = [2 * (first_row + tile[0]), 2 * (first_column + tile[1])];
+                for split in 0..group_splits {
+                    let map = &p.source;
+                    let start = map.at(group * group_splits + split, 0, 0);
+                    let position = |i| source.wrapping_add(start + i * map.position_len());
+                    let from = Inputs::of([height, width], at, p.kernel / 2, PICTURES, position);
+                    let depth = split * map.split_pairs() * PICTURES;
+                    let to = std::array::from_fn(|i| {
+                        let point = [i / SIDE, i % SIDE];
+                        patch.has_value(tile, point).then(|| patch.value(tile, point) + depth)
+                    });
+                    input::<M::S>(&from, map.split_pairs(), lanes, values, &to);
                 }
             }
             let group_panels = p.panels.len() / p.groups;
             for index in group * group_panels..(group + 1) * group_panels {
                 let panel = &p.panels[index];
                 for weights in 0..p.points[0] * p.points[1] {
-                    let steps = p.steps[weights + 1] - p.steps[weights];
-                    let a = p.starts[index] + p.steps[weights] * panel.tiles * TILE;
                     let [i, j] = p.rows_of_g(weights);
-                    for (tile, [row, column]) in strips.iter().enumerate() {
+                    let a = p.starts[index] + p.steps[weights] * panel.tiles * TILE;
+                    for &(tile, [row, column]) in strips {
                         let (Some(i), Some(j)) = (row.point(i), column.point(j)) else { continue };
-                        let point = i * SIDE + j;
-                        let depth = p.depth(point);
+                        let (runs, last) = self.runs(&patch, tile, [i, j], a, panel);
                         let shape = Product {
                             rows: panel.tiles,
                             columns: if self.narrow { 1 } else { 2 },
@@ -177,19 +233,19 @@ impl MatrixKernel for Correlate<'_> {
                             right: Right::Rows,
                             a_step: panel.tiles * TILE,
                             b_step: EDGE * PICTURES,
-                            last: depth - (steps - 1) * EDGE,
+                            last,
                         };
-                        let run = Run { a, b: starts[point] + tile * depth * PICTURES, steps };
-                        let c = sums.add((tile * POINTS + point) * C_DISTANCE);
-                        M::product(shape, &[run], self.weights.as_ptr(), values, c, false);
+                        let runs = &runs[..if j == 0 { 1 } else { filters_at(p.kernel, i) }];
+                        let c = sums.add(patch.sums(tile) + (i * SIDE + j) * C_DISTANCE);
+                        M::product(shape, runs, self.weights.as_ptr(), values, c, false);
                     }
                 }
-                for (tile, [row, column]) in strips.iter().enumerate() {
-                    let sums = sums.add(tile * POINTS * C_DISTANCE);
+                for &(tile, [row, column]) in strips {
+                    let sums = sums.add(patch.sums(tile));
                     if [row.points, column.points] == [SIDE; 2] {
-                        self.store::<M::S, true>(block, panel, row, column, sums);
+                        self.store::<M::S, true>(block, panel, &row, &column, sums);
                     } else {
-                        self.store::<M::S, false>(block, panel, row, column, sums);
+                        self.store::<M::S, false>(block, panel, &row, &column, sums);
                     }
                 }
             }
@@ -197,7 +253,7 @@ impl MatrixKernel for Correlate<'_> {
     }
 }
 
-/// V of a tile for `pairs` pairs of channels of the first `lanes` pictures, rounded: point i's to `values + to[i]`, if there.
+/// V of a tile for `pairs` pairs of channels of the first `lanes` pictures, rounded: point i's to `values + to[i]`, if it is asked for.
 ///
 /// # Safety
 /// The inputs are within their map and `values` has room.
@@ -227,6 +283,28 @@ unsafe fn input<S: Simd>(
 }
 
 impl Correlate<'_> {
+    /// The runs of a tile's product at a point, whose weights begin at `a`, and the pairs of the last step of each: one for
+    /// all filters where they have V side by side, one for each row of them otherwise.
+    #[inline(always)]
+    fn runs(
+        &self,
+        patch: &Patch,
+        [row, column]: [usize; 2],
+        [i, j]: [usize; 2],
+        a: usize,
+        panel: &Panel,
+    ) -> ([Run; MOST_FILTERS], usize) {
+        let kernel = self.packed.kernel;
+        let filters = filters_at(kernel, if j == 0 { i } else { j });
+        let depth = filters * self.packed.pairs;
+        let steps = depth.div_ceil(EDGE);
+        let runs = std::array::from_fn(|down| {
+            let a = a + down * steps * panel.tiles * TILE;
+            Run { a, b: patch.value([row + down, column], [i, j]), steps }
+        });
+        (runs, depth - (steps - 1) * EDGE)
+    }
+
     /// Finishes the outputs of a tile; `WHOLE` if it has all points.
     #[inline(always)]
     unsafe fn store<S: Simd, const WHOLE: bool>(

@@ -8,7 +8,7 @@ use crate::bf16::conv::{Geometry, Panel, panels};
 use crate::bf16::{EDGE, MapLayout, TILE};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{SIDE, TAPS, filters, filters_at, place, weight_points, weights};
+use crate::winograd::{SIDE, TAPS, filters, filters_at, place, tap, weight_points, weights};
 
 /// Rows of G along both axes, and the taps themselves.
 const MOST_POINTS: usize = (SIDE + 1) * (SIDE + 1);
@@ -99,13 +99,13 @@ impl Packed {
 
     /// Pairs of the depth of a point's product.
     #[inline(always)]
-    pub(super) fn depth(&self, point: usize) -> usize {
+    fn depth(&self, point: usize) -> usize {
         filters_at(self.kernel, point / SIDE) * filters_at(self.kernel, point % SIDE) * self.pairs
     }
 
     /// Where a filter's channels begin in the depth of a point, in pairs, if it has the point.
     #[inline(always)]
-    pub(super) fn place(&self, filter: [usize; 2], point: usize) -> Option<usize> {
+    fn place(&self, filter: [usize; 2], point: usize) -> Option<usize> {
         Some(place(self.kernel, filter, [point / SIDE, point % SIDE])? * self.pairs)
     }
 
@@ -243,9 +243,8 @@ impl Pack<'_> {
         let kernel = self.packed.kernel;
         let mut taps = [[0.0f32; EDGE]; TAPS * TAPS];
         for (c, window) in w.chunks_exact(kernel * kernel).enumerate() {
-            for (tap, values) in taps.iter_mut().enumerate() {
-                let (r, s) = (a * TAPS + tap / TAPS, b * TAPS + tap % TAPS);
-                if r < kernel && s < kernel {
+            for (i, values) in taps.iter_mut().enumerate() {
+                if let (Some(r), Some(s)) = (tap(a, i / TAPS), tap(b, i % TAPS)) {
                     // Turned by half a circle for the input gradient.
                     let at = r * kernel + s;
                     values[c] = window[if self.forward { at } else { kernel * kernel - 1 - at }];
