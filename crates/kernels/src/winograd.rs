@@ -131,10 +131,17 @@ pub(crate) fn weight_points(outputs: usize, kernel: usize) -> usize {
     SIDE + if kernel == TAPS { outputs % 2 } else { 0 }
 }
 
-/// The point whose product has row `weights` of G, and the strips of windows of 3 that have it, consecutive ones.
+/// The products of a window along an axis: which row of G each has, and which filter.
+pub(crate) fn products(outputs: usize, kernel: usize) -> Vec<[usize; 2]> {
+    let of_row = |row| (0..filters_at(kernel, row)).map(move |filter| [row, filter]);
+    (0..weight_points(outputs, kernel)).flat_map(of_row).collect()
+}
+
+/// The point whose product has row `weights` of G, and the strips that have it, consecutive ones.
 #[inline(always)]
-pub(crate) fn strips_of(strips: usize, outputs: usize, weights: usize) -> (usize, Range<usize>) {
-    let mut with = (0..strips).filter_map(|i| Some((i, Strip::at(i, outputs, TAPS).point(weights)?)));
+pub(crate) fn strips_of(outputs: usize, kernel: usize, weights: usize) -> (usize, Range<usize>) {
+    let strips = 0..outputs.div_ceil(2);
+    let mut with = strips.filter_map(|i| Some((i, Strip::at(i, outputs, kernel).point(weights)?)));
     let Some((first, point)) = with.next() else { return (0, 0..0) };
     (point, first..first + 1 + with.count())
 }

@@ -93,21 +93,14 @@ impl Geometry {
         blocks * self.rows.output * self.columns.output * self.block * self.k
     }
 
-    /// Whether Winograd's method computes its forward pass and input gradient.
+    /// Whether Winograd's method computes it.
     pub fn fits_winograd(&self) -> bool {
         winograd::fits(self)
     }
 
-    /// Whether Winograd's method also computes its weight gradient.
-    pub fn weight_fits_winograd(&self) -> bool {
-        winograd::fits_weight(self)
-    }
-
-    /// The faster methods: of the forward pass and the input gradient, and of the weight gradient.
-    pub fn best_methods(&self) -> [Method; 2] {
-        let pays = winograd::pays(self);
-        [pays, pays && self.weight_fits_winograd()]
-            .map(|winograd| if winograd { Method::Winograd } else { Method::Direct })
+    /// The faster method.
+    pub fn best_method(&self) -> Method {
+        if winograd::pays(self) { Method::Winograd } else { Method::Direct }
     }
 
     fn taps(&self) -> usize {
@@ -272,7 +265,7 @@ impl WeightPlan {
     /// The cut for a geometry, which does not depend on the number of threads.
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Geometry::weight_fits_winograd`]).
+    /// If the method does not fit the geometry ([`Geometry::fits_winograd`]).
     pub fn new(isa: Isa, g: &Geometry, fold: Fold, method: Method) -> WeightPlan {
         WeightPlan(match method {
             Method::Direct => Cut::Direct(direct::WeightPlan::new(isa, g, fold)),

@@ -14,7 +14,6 @@ pub(super) struct State {
     geometry: Geometry,
     relu: bool,
     method: Method,
-    weight_method: Method,
     forward: Packed,
     /// For the input gradient, if that is needed.
     backward: Option<Packed>,
@@ -33,23 +32,21 @@ impl State {
         let columns = conv_axis(op, fold, width, output.w);
         let geometry =
             Geometry { block: plan.block, c: input.c * fold, k: output.c, groups: op.groups, rows, columns };
-        let (stage, [method, weight_method]) = (&plan.stages[i], geometry.best_methods());
+        let (stage, method) = (&plan.stages[i], geometry.best_method());
         let fold = Fold { kernel: op.kernel, fold };
         State {
             geometry,
             relu,
             method,
-            weight_method,
             forward: Packed::for_forward(isa, &geometry, fold, method),
             backward: stage.input_gradient.then(|| Packed::for_backward(isa, &geometry, method)),
-            weight_plan: stage.moves.then(|| WeightPlan::new(isa, &geometry, fold, weight_method)),
+            weight_plan: stage.moves.then(|| WeightPlan::new(isa, &geometry, fold, method)),
         }
     }
 
-    /// Whether Winograd's method computes this pass.
-    pub(super) fn by_winograd(&self, pass: Pass) -> bool {
-        let method = if pass == Pass::WeightGradient { self.weight_method } else { self.method };
-        method == Method::Winograd
+    /// Whether Winograd's method computes it.
+    pub(super) fn by_winograd(&self) -> bool {
+        self.method == Method::Winograd
     }
 
     pub(super) fn bytes(&self) -> usize {

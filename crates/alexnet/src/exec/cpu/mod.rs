@@ -110,8 +110,8 @@ impl Cpu {
 impl Stages for Cpu {
     const VALUE_BYTES: usize = size_of::<f32>();
 
-    fn by_winograd(&self, i: usize, pass: Pass) -> bool {
-        matches!(&self.stages[i], StageState::Conv(state) if state.by_winograd(pass))
+    fn by_winograd(&self, i: usize, _pass: Pass) -> bool {
+        matches!(&self.stages[i], StageState::Conv(state) if state.by_winograd())
     }
 
     fn frame(&self) -> &Frame {

@@ -13,19 +13,14 @@ pub(super) use weight::{WeightPlan, backward_weight};
 
 use super::Geometry;
 use crate::simd::Simd;
-use crate::winograd::{FIRST, POINTS, SECOND, SIDE, TAPS, has_windows, positions, row_of_b};
+use crate::winograd::{FIRST, POINTS, SECOND, SIDE, has_windows, positions, row_of_b};
 
 /// Channels of a group are a multiple of this: whole vectors on every instruction set.
 const CHANNELS: usize = 16;
 
-/// Whether forward pass and input gradient of a geometry are ones that this method computes.
+/// Whether a geometry is one that this method computes.
 pub(super) fn fits(g: &Geometry) -> bool {
     has_windows(&g.rows, &g.columns) && [g.c, g.k].iter().all(|c| (c / g.groups).is_multiple_of(CHANNELS))
-}
-
-/// Whether it also computes the weight gradient: of 3×3 windows.
-pub(super) fn fits_weight(g: &Geometry) -> bool {
-    fits(g) && g.rows.kernel == TAPS
 }
 
 /// Whether it is faster than the direct method.

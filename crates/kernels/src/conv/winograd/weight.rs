@@ -3,16 +3,16 @@
 //! ```text
 //! dg = Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ d B) ] G
 //!
-//! unit: one group, two panels of filters, one row of weights in G (threads)
-//!   block, row of tiles, two of its tiles
-//!     Bᵀ d B of all channels of the group at this row of points
+//! unit: one group, two panels of filters, one row of weights in G of one row of filters of the window (threads)
+//!   block, row of tiles, four of its tiles
+//!     Bᵀ d B of all channels of the group at this row of points, of the tiles that these filters read
 //!     panel: A dy Aᵀ
-//!       point: outer() over the pictures of both tiles
+//!       point, filter of the row: outer() over the pictures of all four
 //! ```
 //!
 //! No sum crosses units, so the result does not depend on the threads. [`Taps`] turns the sums of the points into taps.
 
-use super::{Inputs, fits_weight};
+use super::{Inputs, fits};
 use crate::arena::Buffer;
 use crate::conv::Geometry;
 use crate::isa::Isa;
@@ -20,11 +20,11 @@ use crate::panel::{Panel, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::tile::{self, Output, Run, Start};
-use crate::winograd::{SIDE, Strip, TAPS, row_of_a, strips_of, weight_gradient, weight_points};
+use crate::winograd::{SIDE, Strip, TAPS, filters, products, row_of_a, strips_of, tap, weight_gradient};
 use std::ops::Range;
 
 /// Tiles that are multiplied together: the longer the sums, the less often they are loaded and stored.
-const TILES: usize = 2;
+const TILES: usize = 4;
 /// Panels of filters in a unit: V is transformed for all of them.
 const PANELS: usize = 2;
 /// Elements between the points of an operand, beyond their length.
@@ -37,19 +37,19 @@ pub(in crate::conv) struct WeightPlan {
     /// Panels of each group.
     panels: Vec<Panel>,
     lanes: usize,
-    /// Rows of G along both axes.
-    points: [usize; 2],
-    /// (groups, panels, points, C/G, width)
+    /// The products along both axes: a row of G and a filter of the window each.
+    products: [Vec<[usize; 2]>; 2],
+    /// (groups, panels, products, C/G, width)
     sums: Buffer,
 }
 
 impl WeightPlan {
     /// The cut for a geometry, which does not depend on the number of threads.
     pub(in crate::conv) fn new(isa: Isa, g: &Geometry) -> WeightPlan {
-        assert!(fits_weight(g), "a convolution for Winograd's method");
-        let points = [weight_points(g.rows.output, TAPS), weight_points(g.columns.output, TAPS)];
-        let sums = Buffer::zeros(points[0] * points[1] * g.k * g.c / g.groups);
-        WeightPlan { g: *g, panels: panels(isa, g.k / g.groups), lanes: isa.lanes(), points, sums }
+        assert!(fits(g), "a convolution for Winograd's method");
+        let products = [g.rows, g.columns].map(|axis| products(axis.output, axis.kernel));
+        let sums = Buffer::zeros(products[0].len() * products[1].len() * g.k * g.c / g.groups);
+        WeightPlan { g: *g, panels: panels(isa, g.k / g.groups), lanes: isa.lanes(), products, sums }
     }
 
     /// Bytes held.
@@ -59,7 +59,7 @@ impl WeightPlan {
 
     /// Elements of scratch that each thread needs: both operands at four points.
     pub(in crate::conv) fn scratch_len(&self) -> usize {
-        SIDE * (self.distance(self.g.c / self.g.groups) + self.distance(self.width()))
+        SIDE * (self.value_distance() + self.gradient_distance(self.width()))
     }
 
     /// The widest panel, elements.
@@ -67,16 +67,22 @@ impl WeightPlan {
         self.panels.iter().map(|p| p.vectors).max().unwrap_or(1) * self.lanes
     }
 
-    /// From a point of an operand of so many channels to the next.
-    fn distance(&self, channels: usize) -> usize {
-        TILES * self.g.block * channels + GAP
+    /// From a point of V to the next.
+    fn value_distance(&self) -> usize {
+        (TILES + filters(self.g.columns.kernel) - 1) * self.g.block * (self.g.c / self.g.groups) + GAP
     }
 
-    /// Where the sums of a panel begin at a point.
-    fn at(&self, group: usize, panel: &Panel, i: usize, j: usize) -> usize {
+    /// From a point of A dy Aᵀ, of a panel so wide, to the next.
+    fn gradient_distance(&self, width: usize) -> usize {
+        TILES * self.g.block * width + GAP
+    }
+
+    /// Where the sums of a panel begin for two products along the axes.
+    fn at(&self, group: usize, panel: &Panel, down: usize, across: usize) -> usize {
         let (channels, width) = (self.g.c / self.g.groups, panel.vectors * self.lanes);
         let first = group * (self.g.k / self.g.groups) + panel.first;
-        (first * self.points[0] * self.points[1] + (i * self.points[1] + j) * width) * channels
+        let [rows, columns] = [self.products[0].len(), self.products[1].len()];
+        (first * rows * columns + (down * columns + across) * width) * channels
     }
 }
 
@@ -111,7 +117,7 @@ struct WeightGradient<'a> {
 
 impl Kernel for WeightGradient<'_> {
     fn units(&self) -> usize {
-        self.plan.g.groups * self.group_units() * self.plan.points[0]
+        self.plan.g.groups * self.group_units() * self.plan.products[0].len()
     }
 
     fn scratch_len(&self) -> usize {
@@ -121,43 +127,45 @@ impl Kernel for WeightGradient<'_> {
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
         let (plan, g) = (self.plan, &self.plan.g);
-        let (panels, i) = (unit / plan.points[0], unit % plan.points[0]);
+        let (panels, down) = (unit / plan.products[0].len(), unit % plan.products[0].len());
+        let [weights, filter] = plan.products[0][down];
         let (group, first) = (panels / self.group_units(), panels % self.group_units() * PANELS);
         let panels = &plan.panels[first..(first + PANELS).min(plan.panels.len())];
         let [height, width] = [g.rows.output, g.columns.output];
         let channels = g.c / g.groups;
-        let (values, distance) = (scratch, plan.distance(channels));
+        let (values, distance) = (scratch, plan.value_distance());
         let gradient = scratch.wrapping_add(SIDE * distance);
-        let (point, down) = strips_of(height.div_ceil(2), height, i);
+        let kernel = g.rows.kernel;
+        let (point, rows) = strips_of(height, kernel, weights);
         // SAFETY: maps were checked; scratch has room for both operands; the unit owns its sums, and the first row of G
         // the panels' biases.
         unsafe {
             for panel in panels {
-                let len = plan.points[1] * channels * panel.vectors * S::LANES;
-                std::ptr::write_bytes(self.sums.at(plan.at(group, panel, i, 0)), 0, len);
+                let len = plan.products[1].len() * channels * panel.vectors * S::LANES;
+                std::ptr::write_bytes(self.sums.at(plan.at(group, panel, down, 0)), 0, len);
             }
             for block in 0..self.count.div_ceil(g.block) {
                 let pictures = (self.count - block * g.block).min(g.block);
                 let x = self.x[block * height * width * g.block * g.c + group * channels..].as_ptr();
-                for row in down.clone() {
-                    let row = Strip::at(row, height, TAPS);
+                for row in rows.clone() {
+                    let row = Strip::at(row, height, kernel);
                     for first in (0..width.div_ceil(2)).step_by(TILES) {
                         let columns = first..(first + TILES).min(width.div_ceil(2));
-                        for (tile, column) in columns.clone().enumerate() {
-                            let at = [row.first, 2 * column];
-                            let from = Inputs::of(x, [height, width], g.block * g.c, at, 1);
+                        for tile in 0..columns.len() + filters(kernel) - 1 {
+                            let at = [row.first + 2 * filter, 2 * (first + tile)];
+                            let from = Inputs::of(x, [height, width], g.block * g.c, at, g.rows.pad);
                             let to = values.add(tile * pictures * channels);
                             from.row::<S>(point, pictures, g.c, channels, to, distance);
                         }
                         for panel in panels {
-                            let at = (group, panel, i);
+                            let at = (group, panel, down);
                             self.gradient::<S>(at, block, row, columns.clone(), point, gradient);
                             self.products::<S>(at, columns.clone(), pictures, values, gradient);
                         }
                     }
                 }
             }
-            if i == 0 {
+            if down == 0 {
                 for panel in panels {
                     self.biases::<S>(panel, group * (g.k / g.groups) + panel.first);
                 }
@@ -167,7 +175,7 @@ impl Kernel for WeightGradient<'_> {
 }
 
 impl WeightGradient<'_> {
-    /// Units of a group at one row of G.
+    /// Units of a group for one product down.
     fn group_units(&self) -> usize {
         self.plan.panels.len().div_ceil(PANELS)
     }
@@ -179,7 +187,7 @@ impl WeightGradient<'_> {
     #[inline(always)]
     unsafe fn products<S: Simd>(
         &self,
-        (group, panel, i): (usize, &Panel, usize),
+        (group, panel, down): (usize, &Panel, usize),
         columns: Range<usize>,
         pictures: usize,
         values: *const f32,
@@ -187,24 +195,26 @@ impl WeightGradient<'_> {
     ) {
         let (plan, g) = (self.plan, &self.plan.g);
         let (channels, width) = (g.c / g.groups, panel.vectors * S::LANES);
-        for weights in 0..plan.points[1] {
+        for (across, &[weights, filter]) in plan.products[1].iter().enumerate() {
             let mut runs = [Run::default(); TILES];
             let (mut used, mut point) = (0, 0);
             for (tile, column) in columns.clone().enumerate() {
-                let Some(j) = Strip::at(column, g.columns.output, TAPS).point(weights) else { continue };
-                runs[used] = Run { x: tile * pictures * channels, w: tile * pictures * width, len: pictures };
+                let strip = Strip::at(column, g.columns.output, g.columns.kernel);
+                let Some(j) = strip.point(weights) else { continue };
+                let x = (tile + filter) * pictures * channels;
+                runs[used] = Run { x, w: tile * pictures * width, len: pictures };
                 (used, point) = (used + 1, j);
             }
             if used == 0 {
                 continue;
             }
-            let sums = plan.at(group, panel, i, weights);
+            let sums = plan.at(group, panel, down, across);
             for (c, rows) in tiles(channels, S::ROWS[panel.vectors - 1]) {
                 let out = Output { y: self.sums.at(sums + c * width), stride: width, rows, valid: width };
                 // SAFETY: the caller's promise.
                 unsafe {
-                    let x = values.add(point * plan.distance(channels) + c);
-                    let w = gradient.add(point * plan.distance(width));
+                    let x = values.add(point * plan.value_distance() + c);
+                    let w = gradient.add(point * plan.gradient_distance(width));
                     tile::outer::<S>(panel.vectors, &runs[..used], x, channels, w, Start::Output, out);
                 }
             }
@@ -226,12 +236,13 @@ impl WeightGradient<'_> {
         to: *mut f32,
     ) {
         let g = &self.plan.g;
-        let (width, distance) = (panel.vectors * S::LANES, self.plan.distance(panel.vectors * S::LANES));
+        let width = panel.vectors * S::LANES;
+        let distance = self.plan.gradient_distance(width);
         let pictures = (self.count - block * g.block).min(g.block);
         let first = block * g.rows.output * g.columns.output;
         let channel = group * (g.k / g.groups) + panel.first;
         for (tile, column) in columns.enumerate() {
-            let column = Strip::at(column, g.columns.output, TAPS);
+            let column = Strip::at(column, g.columns.output, g.columns.kernel);
             for n in 0..pictures {
                 for c in (0..width).step_by(S::LANES) {
                     // SAFETY: the caller's promise; outputs of a strip are within the map.
@@ -309,28 +320,37 @@ impl Kernel for Taps<'_> {
         let (group, panel) = (panel / plan.panels.len(), &plan.panels[panel % plan.panels.len()]);
         let filter = group * (g.k / g.groups) + panel.first;
         let width = panel.vectors * S::LANES;
-        for c in first..(first + UNIT).min(cg) {
+        let (kernel, parts) = (g.rows.kernel, filters(g.rows.kernel));
+        for (c, part) in
+            (first..(first + UNIT).min(cg)).flat_map(|c| (0..parts * parts).map(move |part| (c, part)))
+        {
+            let part = [part / parts, part % parts];
             for v in (0..width).step_by(S::LANES) {
-                let mut taps = [[0.0f32; 16]; 9];
+                let mut taps = [[0.0f32; 16]; TAPS * TAPS];
                 // SAFETY: vectors lie within the sums.
                 unsafe {
                     let mut du = [[S::zero(); SIDE + 1]; SIDE + 1];
-                    for i in 0..plan.points[0] {
-                        for j in 0..plan.points[1] {
-                            let from = &plan.sums[plan.at(group, panel, i, j) + c * width + v..][..S::LANES];
-                            du[i][j] = S::load(from.as_ptr());
+                    for (down, &[i, a]) in plan.products[0].iter().enumerate() {
+                        for (across, &[j, b]) in plan.products[1].iter().enumerate() {
+                            if [a, b] == part {
+                                let from = plan.at(group, panel, down, across) + c * width + v;
+                                du[i][j] = S::load(plan.sums[from..][..S::LANES].as_ptr());
+                            }
                         }
                     }
                     let dg = weight_gradient::<S>(du);
-                    for (tap, values) in taps.iter_mut().enumerate() {
-                        S::store(values.as_mut_ptr(), dg[tap / 3][tap % 3]);
+                    for (i, values) in taps.iter_mut().enumerate() {
+                        S::store(values.as_mut_ptr(), dg[i / TAPS][i % TAPS]);
                     }
                 }
                 for lane in 0..S::LANES {
-                    let to = ((filter + v + lane) * cg + c) * 9;
-                    for (tap, values) in taps.iter().enumerate() {
+                    let to = ((filter + v + lane) * cg + c) * kernel * kernel;
+                    for (i, values) in taps.iter().enumerate() {
+                        let (Some(r), Some(s)) = (tap(part[0], i / TAPS), tap(part[1], i % TAPS)) else {
+                            continue;
+                        };
                         // SAFETY: the unit owns these elements of dw.
-                        unsafe { *self.dw.at(to + tap) = values[lane] };
+                        unsafe { *self.dw.at(to + r * kernel + s) = values[lane] };
                     }
                 }
             }

@@ -319,9 +319,9 @@ impl MatrixKernel for Products<'_> {
         let first = group * group_panels + unit * plan.unit_panels();
         let panels = first..(first + plan.unit_panels()).min((group + 1) * group_panels);
         // The tiles that have a product with these weights, row by row, are at the same place in both operands.
-        let [rows, columns] = plan.strips();
-        let (_, down) = strips_of(rows, plan.g.rows.output, i);
-        let (point, across) = strips_of(columns, plan.g.columns.output, j);
+        let [_, columns] = plan.strips();
+        let (_, down) = strips_of(plan.g.rows.output, TAPS, i);
+        let (point, across) = strips_of(plan.g.columns.output, TAPS, j);
         let mut runs = [Run::default(); MOST_SIDE];
         let used = if across.is_empty() { 0 } else { down.len() };
         for (run, row) in runs.iter_mut().zip(down) {
