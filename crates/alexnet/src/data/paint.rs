@@ -17,8 +17,9 @@ pub struct Painter {
     crop: usize,
     factor: [f32; 3],
     offset: [f32; 3],
-    /// Times the factor, (side, side, 3); empty with channel means.
+    /// The mean picture times the factor, (side, side, 3), and after it the same mirrored; a row of zeros with channel means.
     mean: Vec<f32>,
+    has_mean: bool,
     mean_at: MeanAt,
     augment: Augment,
 }
@@ -65,19 +66,24 @@ const LONGEST_RUN: usize = 24;
 pub struct Scratch {
     /// A row of each picture, (pictures, W, C), mirrored where the view is.
     bytes: Vec<u8>,
-    /// What is subtracted from them, (lines, W, C).
-    means: Vec<f32>,
-    /// The line of each picture.
-    line_of: Vec<usize>,
+    /// Where in the painter's mean what is subtracted from each begins.
+    means: Vec<usize>,
 }
 
 impl Painter {
     /// For one preparation and one set of variations.
     pub fn new(preprocess: &Preprocess, augment: &Augment) -> Self {
         let (factor, offset) = preprocess.affine();
-        let mean = preprocess.scaled_mean();
+        let (mean, side) = (preprocess.scaled_mean(), preprocess.side);
+        let has_mean = !mean.is_empty();
+        let mean = if has_mean {
+            let mirrored = mean.chunks_exact(side * 3).flat_map(|row| row.rchunks_exact(3).flatten());
+            mean.iter().chain(mirrored).copied().collect()
+        } else {
+            vec![0.0; preprocess.crop * 3]
+        };
         Painter {
-            side: preprocess.side,
+            side,
             keep: preprocess.keep,
             fit: preprocess.fit,
             resize: preprocess.resize,
@@ -85,6 +91,7 @@ impl Painter {
             factor,
             offset,
             mean,
+            has_mean,
             mean_at: preprocess.mean_at,
             augment: augment.clone(),
         }
@@ -164,17 +171,18 @@ impl Painter {
         scratch: &mut Scratch,
     ) {
         self.gather(views, y, scratch);
-        let (fold, width) = (layout.fold, self.crop);
-        let run = fold * 3;
+        // A picture alone in its block has all its columns side by side.
+        let (fold, pad) = if layout.block == 1 { (LONGEST_RUN / 3, 0) } else { (layout.fold, layout.pad) };
+        let (run, width) = (fold * 3, self.crop);
         // Columns up to the first whole fold, then whole folds, then the rest.
-        let first = ((fold - layout.pad % fold) % fold).min(width);
+        let first = ((fold - pad % fold) % fold).min(width);
         let whole = if matches!(run, 3 | 6 | 12 | 24) { (width - first) / fold } else { 0 };
         let at = layout.offset_in_row(0, first);
         for (n, view) in views.iter().enumerate() {
             let Some(view) = view else { continue };
             for x in (0..first).chain(first + whole * fold..width) {
                 let to = layout.offset_in_row(n, x);
-                scratch.write_run::<3>(view, n, width * 3, x * 3, &mut row[to..]);
+                self.write_run::<3>(view, n, x * 3, &mut row[to..], scratch);
             }
         }
         for fold_x in 0..whole {
@@ -183,22 +191,20 @@ impl Painter {
                 let Some(view) = view else { continue };
                 let to = &mut row[at + n * run..];
                 match run {
-                    3 => scratch.write_run::<3>(view, n, width * 3, x, to),
-                    6 => scratch.write_run::<6>(view, n, width * 3, x, to),
-                    12 => scratch.write_run::<12>(view, n, width * 3, x, to),
-                    _ => scratch.write_run::<24>(view, n, width * 3, x, to),
+                    3 => self.write_run::<3>(view, n, x, to, scratch),
+                    6 => self.write_run::<6>(view, n, x, to, scratch),
+                    12 => self.write_run::<12>(view, n, x, to, scratch),
+                    _ => self.write_run::<24>(view, n, x, to, scratch),
                 }
             }
         }
     }
 
-    /// Row `y` of all pictures as bytes, and what is subtracted from each.
+    /// Row `y` of all pictures as bytes, and where what is subtracted from each begins.
     fn gather(&self, views: &[Option<Prepared>], y: usize, scratch: &mut Scratch) {
         let len = self.crop * 3;
         scratch.bytes.resize(views.len() * len, 0);
         scratch.means.clear();
-        scratch.line_of.clear();
-        let mut last = None;
         for (view, bytes) in views.iter().zip(scratch.bytes.chunks_exact_mut(len)) {
             if let Some(view) = view {
                 let frame = &view.frame;
@@ -208,53 +214,40 @@ impl Painter {
                 } else {
                     bytes.copy_from_slice(source);
                 }
-                // Most pictures share a line.
-                let mean = (!self.mean.is_empty()).then_some((view.mean_part, view.mean_factor));
-                if last != Some(mean) {
-                    last = Some(mean);
-                    self.push_mean(y, view, &mut scratch.means);
-                }
             }
-            scratch.line_of.push((scratch.means.len() / len).saturating_sub(1));
+            scratch.means.push(view.as_ref().map_or(0, |view| self.mean_start(view, y)));
         }
     }
 
-    /// Appends what is subtracted from row `y` of a view: zeros where there is no mean picture.
-    fn push_mean(&self, y: usize, view: &Prepared, means: &mut Vec<f32>) {
-        let len = self.crop * 3;
-        if self.mean.is_empty() {
-            means.resize(means.len() + len, 0.0);
-            return;
-        }
+    /// Where in the mean what is subtracted from row `y` of a view begins.
+    fn mean_start(&self, view: &Prepared, y: usize) -> usize {
         let (left, top, mirrored) = view.mean_part;
-        let mean = &self.mean[((top + y) * self.side + left) * 3..][..len];
-        if mirrored {
-            means.extend(mean.rchunks_exact(3).flatten().map(|m| view.mean_factor * m));
-        } else {
-            means.extend(mean.iter().map(|m| view.mean_factor * m));
+        match (self.has_mean, mirrored) {
+            (false, _) => 0,
+            (true, false) => ((top + y) * self.side + left) * 3,
+            (true, true) => ((self.side + top + y + 1) * self.side - left - self.crop) * 3,
         }
     }
-}
 
-impl Scratch {
-    /// Writes `RUN` numbers of picture `n`, whole pixels from `from` on of a row of `len`: factor · byte + offset − mean.
+    /// Writes `RUN` numbers of picture `n`, whole pixels from `from` on of its row: factor · byte + offset − mean.
     #[inline(always)]
     fn write_run<const RUN: usize>(
         &self,
         view: &Prepared,
         n: usize,
-        len: usize,
         from: usize,
         to: &mut [f32],
+        scratch: &Scratch,
     ) {
-        let bytes: &[u8; RUN] = self.bytes[n * len + from..].first_chunk().expect("a run within the row");
-        let mean: &[f32; RUN] =
-            self.means[self.line_of[n] * len + from..].first_chunk().expect("a run within the row");
+        let bytes = &scratch.bytes[n * self.crop * 3 + from..];
+        let bytes: &[u8; RUN] = bytes.first_chunk().expect("a run within the row");
+        let mean = &self.mean[scratch.means[n] + from..];
+        let mean: &[f32; RUN] = mean.first_chunk().expect("a run within the row");
         let factor: &[f32; RUN] = view.factor.first_chunk().expect("no run is longer");
         let offset: &[f32; RUN] = view.offset.first_chunk().expect("no run is longer");
         let to: &mut [f32; RUN] = to.first_chunk_mut().expect("a run within the block's row");
         for i in 0..RUN {
-            to[i] = f32::from(bytes[i]) * factor[i] + offset[i] - mean[i];
+            to[i] = f32::from(bytes[i]) * factor[i] + offset[i] - view.mean_factor * mean[i];
         }
     }
 }
