@@ -36,7 +36,7 @@ pub(super) fn fits(g: &Geometry) -> bool {
 }
 
 /// Whether it also computes the weight gradient: of 3×3 windows, and splits of whole steps of channels. (Of 5×5 windows the
-/// operands would be as many bytes as the products saved are worth.)
+/// operands at a row of points would outgrow the last cache.)
 pub(super) fn fits_weight(g: &Geometry) -> bool {
     fits(g)
         && g.rows.kernel == TAPS
