@@ -67,15 +67,10 @@ pub fn forward<T: Real>(
     x: &[T],     // (N, C, H, W)
     y: &mut [T], // (N, C, H, W)
 ) {
-    forward_from(dropout, mask, 0, x, y);
-}
-
-/// [`forward`] of a part of the batch that begins with element number 4·`quad`.
-pub fn forward_from<T: Real>(dropout: &Dropout, mask: &Mask, quad: usize, x: &[T], y: &mut [T]) {
     assert_eq!(x.len(), y.len(), "x and y differ in shape");
     let scale = scale(dropout);
-    for (i, (y, x)) in y.chunks_mut(4).zip(x.chunks(4)).enumerate() {
-        for ((y, &x), keep) in y.iter_mut().zip(x).zip(mask.keeps_four(quad + i)) {
+    for (quad, (y, x)) in y.chunks_mut(4).zip(x.chunks(4)).enumerate() {
+        for ((y, &x), keep) in y.iter_mut().zip(x).zip(mask.keeps_four(quad)) {
             *y = if keep { x * scale } else { T::zero() };
         }
     }

@@ -4,12 +4,16 @@
 use super::{Cpu, StageState};
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Form;
-use crate::net::{Dropout, Shape};
+use crate::net::Shape;
 use crate::ops::activation;
 use crate::ops::dropout::{self, Mask};
+use alexnet_kernels::parallel::ChunkWork;
 
 /// Elements that a thread takes at a time.
 const CHUNK: usize = 1 << 14;
+
+/// Elements whose draws are made side by side: four to a draw, a vector of draws.
+const DRAWN: usize = 64;
 
 impl Cpu {
     pub(super) fn activation_forward(&mut self, i: usize, batch: &Batch) {
@@ -45,13 +49,12 @@ impl Cpu {
         let order = self.order(i);
         let ([x], [y]) = self.frame.arena.split([self.frame.maps[i]], [self.frame.maps[i + 1].first(used)]);
         let x = &Self::input_of(x, batch, i)[..used];
-        self.frame.ctx.for_each_chunk(y, CHUNK, |c, y| {
-            let x = &x[c * CHUNK..][..y.len()];
-            match &mask {
-                Some(mask) => order.drop(&op, mask, c * CHUNK, x, y),
-                None => dropout::forward_test(&op, x, y),
-            }
-        });
+        let Some(mask) = mask else {
+            let test = |c, y: &mut [f32]| dropout::forward_test(&op, &x[c * CHUNK..][..y.len()], y);
+            return self.frame.ctx.for_each_chunk(y, CHUNK, test);
+        };
+        let work = Drop { order, mask, scale: dropout::scale(&op), x, relu: None };
+        self.frame.ctx.for_each_chunk_in_vectors(y, DRAWN, &work);
     }
 
     pub(super) fn dropout_backward(&mut self, i: usize, batch: &Batch, settings: &StepSettings) {
@@ -64,11 +67,8 @@ impl Cpu {
             [self.frame.maps[i].first(used), self.frame.gradients[i + 1].first(used)],
             [self.frame.gradients[i].first(used)],
         );
-        self.frame.ctx.for_each_chunk(dx, CHUNK, |c, dx| {
-            let part = c * CHUNK..c * CHUNK + dx.len();
-            order.drop(&op, &mask, c * CHUNK, &dy[part.clone()], dx);
-            mask_where(masked, &x[part], dx);
-        });
+        let work = Drop { order, mask, scale: dropout::scale(&op), x: dy, relu: masked.then_some(x) };
+        self.frame.ctx.for_each_chunk_in_vectors(dx, DRAWN, &work);
     }
 
     /// How the elements of map `i` are ordered.
@@ -91,11 +91,14 @@ impl Cpu {
             .arena
             .split([self.frame.maps[i]], [self.frame.maps[i + 1].first(batch.count * shape.len())]);
         let x = Self::input_of(x, batch, i);
+        let positions = shape.h * shape.w;
         self.frame.ctx.for_each_chunk(y, shape.len(), |n, row| {
-            for (e, y) in row.iter_mut().enumerate() {
-                let (c, h, w) = (e / (shape.h * shape.w), e / shape.w % shape.h, e % shape.w);
-                *y =
-                    x[if from_input { layout.offset(n, c, h, w) } else { blocked(shape, block, n, c, h, w) }];
+            for (position, (h, w)) in (0..shape.h).flat_map(|h| (0..shape.w).map(move |w| (h, w))).enumerate()
+            {
+                let from =
+                    if from_input { layout.offset(n, 0, h, w) } else { blocked(shape, block, n, 0, h, w) };
+                let to = row[position..].iter_mut().step_by(positions);
+                to.zip(&x[from..][..shape.c]).for_each(|(y, x)| *y = *x);
             }
         });
     }
@@ -112,10 +115,15 @@ impl Cpu {
         let row_len = shape.w * block * shape.c;
         self.frame.ctx.for_each_chunk(dx, row_len, |unit, row| {
             let (b, h) = (unit / shape.h, unit % shape.h);
-            for (e, dx) in row.iter_mut().enumerate() {
-                let (c, n, w) = (e % shape.c, b * block + e / shape.c % block, e / (shape.c * block));
-                let at = n * shape.len() + (c * shape.h + h) * shape.w + w;
-                *dx = if n < batch.count && !(masked && x[unit * row_len + e] <= 0.0) { dy[at] } else { 0.0 };
+            for (place, dx) in row.chunks_exact_mut(shape.c).enumerate() {
+                let (w, n) = (place / block, b * block + place % block);
+                if n >= batch.count {
+                    dx.fill(0.0);
+                    continue;
+                }
+                let from = dy[n * shape.len() + h * shape.w + w..].iter().step_by(shape.h * shape.w);
+                dx.iter_mut().zip(from).for_each(|(dx, dy)| *dx = *dy);
+                mask_where(masked, &x[unit * row_len + place * shape.c..][..shape.c], dx);
             }
         });
     }
@@ -135,18 +143,6 @@ struct Order {
 }
 
 impl Order {
-    /// Dropout of the elements from `first` on, a multiple of four.
-    fn drop(&self, op: &Dropout, mask: &Mask, first: usize, x: &[f32], y: &mut [f32]) {
-        if self.block.is_none() {
-            dropout::forward_from(op, mask, first / 4, x, y);
-            return;
-        }
-        let scale = dropout::scale::<f32>(op);
-        for (e, (y, &x)) in y.iter_mut().zip(x).enumerate() {
-            *y = if mask.keeps(self.canonical(first + e)) { x * scale } else { 0.0 };
-        }
-    }
-
     /// The canonical index, picture by picture in C, H, W order, of the element at `offset`.
     #[inline(always)]
     fn canonical(&self, offset: usize) -> usize {
@@ -159,7 +155,43 @@ impl Order {
     }
 }
 
+/// Dropout of `x` while training; with `relu`, zero where that is not positive.
+struct Drop<'a> {
+    order: Order,
+    mask: Mask,
+    /// Of the elements kept.
+    scale: f32,
+    x: &'a [f32],
+    relu: Option<&'a [f32]>,
+}
+
+impl ChunkWork<f32> for Drop<'_> {
+    #[inline(always)]
+    fn chunk(&self, index: usize, y: &mut [f32]) {
+        let first = index * DRAWN;
+        let x = &self.x[first..][..y.len()];
+        if self.order.block.is_none() {
+            let mut quads = [0; DRAWN / 4];
+            for (i, quad) in quads.iter_mut().enumerate() {
+                *quad = (first / 4 + i) as u64;
+            }
+            let keep = self.mask.keeps_fours(quads);
+            for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
+                *y = f32::from_bits((x * self.scale).to_bits() & keep[i % 4][i / 4]);
+            }
+        } else {
+            for (e, (y, &x)) in y.iter_mut().zip(x).enumerate() {
+                *y = if self.mask.keeps(self.order.canonical(first + e)) { x * self.scale } else { 0.0 };
+            }
+        }
+        if let Some(relu) = self.relu {
+            mask_where(true, &relu[first..][..y.len()], y);
+        }
+    }
+}
+
 /// Zero where x is not positive, if asked.
+#[inline(always)]
 fn mask_where(masked: bool, x: &[f32], dx: &mut [f32]) {
     if masked {
         dx.iter_mut().zip(x).for_each(|(dx, &x)| *dx = if x > 0.0 { *dx } else { 0.0 });
