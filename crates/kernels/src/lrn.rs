@@ -70,22 +70,22 @@ struct Normalize<'a> {
     relu: bool,
 }
 
-/// d^−β and 1/d. For β = 3/4 without a division or a root: with r = d^−½, d^−β = r·√r = r²·(r^−½).
+/// d^−β; for β = 3/4 by square roots: 1 / (√d · √√d).
 #[inline(always)]
-pub(crate) unsafe fn powers<S: Simd>(d: S::V, beta: f32) -> (S::V, S::V) {
+pub(crate) unsafe fn power<S: Simd>(d: S::V, beta: f32) -> S::V {
     // SAFETY: the caller's promise; no vector is longer than the array.
     unsafe {
         if beta == 0.75 {
-            let root = S::rsqrt(d);
-            let inverse = S::mul(root, root);
-            return (S::mul(inverse, S::rsqrt(root)), inverse);
+            let root = S::sqrt(d);
+            S::div(S::splat(1.0), S::mul(root, S::sqrt(root)))
+        } else {
+            let mut lanes = [0.0f32; 16];
+            S::store(lanes.as_mut_ptr(), d);
+            for lane in &mut lanes[..S::LANES] {
+                *lane = lane.powf(-beta);
+            }
+            S::load(lanes.as_ptr())
         }
-        let mut lanes = [0.0f32; 16];
-        S::store(lanes.as_mut_ptr(), d);
-        for lane in &mut lanes[..S::LANES] {
-            *lane = lane.powf(-beta);
-        }
-        (S::load(lanes.as_ptr()), S::div(S::splat(1.0), d))
     }
 }
 
@@ -99,18 +99,6 @@ pub(crate) unsafe fn window_sum<S: Simd>(first: *const f32, size: usize) -> S::V
             sum = S::add(sum, S::load(first.add(j)));
         }
         sum
-    }
-}
-
-/// Zeros before and behind the `width` elements at `p` of a row of scratch.
-#[inline(always)]
-unsafe fn clear_margins<S: Simd>(p: *mut f32, width: usize) {
-    for i in (0..MARGIN).step_by(S::LANES) {
-        // SAFETY: the caller's promise that the row has its margins.
-        unsafe {
-            S::store(p.sub(MARGIN).add(i), S::zero());
-            S::store(p.add(width + i), S::zero());
-        }
     }
 }
 
@@ -138,9 +126,9 @@ impl Kernel for Normalize<'_> {
         // SAFETY: rows of `width` elements are consecutive in x, dy and out; scratch rows have a margin on both sides
         // that is at least as wide as half a window plus a vector's overhang.
         unsafe {
+            std::ptr::write_bytes(squares, 0, rows * row);
             for i in 0..rows {
                 let (x, s) = (x.add(i * width), squares.add(i * row + MARGIN));
-                clear_margins::<S>(s, width);
                 for (c, n) in vectors(width, S::LANES) {
                     let v = S::load_part(x.add(c), n);
                     S::store(s.add(c), S::mul(v, v));
@@ -153,7 +141,7 @@ impl Kernel for Normalize<'_> {
                     let s = squares.add(i * row + MARGIN - before);
                     for (c, n) in vectors(width, S::LANES) {
                         let d = S::fma(alpha, window_sum::<S>(s.add(c), size), k);
-                        let (p, _) = powers::<S>(d, beta);
+                        let p = power::<S>(d, beta);
                         if n == S::LANES {
                             S::store(y.add(c), S::mul(S::load(x.add(c)), p));
                         } else {
@@ -164,22 +152,22 @@ impl Kernel for Normalize<'_> {
                 return;
             };
             let dy = dy.as_ptr().add(first * channels);
+            std::ptr::write_bytes(terms, 0, rows * row);
             // The terms g·x·d^(−β−1); the powers g·d^−β wait in `out`.
             for i in 0..rows {
                 let (x, g, out) = (x.add(i * width), dy.add(i * width), out.add(i * width));
                 let (s, t) = (squares.add(i * row + MARGIN - before), terms.add(i * row + MARGIN));
-                clear_margins::<S>(t, width);
                 for (c, n) in vectors(width, S::LANES) {
                     let d = S::fma(alpha, window_sum::<S>(s.add(c), size), k);
-                    let (p, inverse) = powers::<S>(d, beta);
+                    let p = power::<S>(d, beta);
                     if n == S::LANES {
                         let gp = S::mul(S::load(g.add(c)), p);
                         S::store(out.add(c), gp);
-                        S::store(t.add(c), S::mul(S::mul(gp, S::load(x.add(c))), inverse));
+                        S::store(t.add(c), S::div(S::mul(gp, S::load(x.add(c))), d));
                     } else {
                         let gp = S::mul(S::load_first(g.add(c), n), p);
                         S::store_first(out.add(c), gp, n);
-                        S::store_first(t.add(c), S::mul(S::mul(gp, S::load_first(x.add(c), n)), inverse), n);
+                        S::store_first(t.add(c), S::div(S::mul(gp, S::load_first(x.add(c), n)), d), n);
                     }
                 }
             }

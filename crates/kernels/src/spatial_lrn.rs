@@ -2,7 +2,7 @@
 //! clipped to it (run #145 of the 2012 code has one after conv2). Maps are (blocks, H, W, block, C); all pictures and
 //! channels of a position are handled lane by lane.
 
-use crate::lrn::powers;
+use crate::lrn::power;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, vectors};
 
@@ -113,7 +113,7 @@ impl Kernel for Forward<'_> {
             unsafe {
                 let d = self.lrn.denominator::<S>(self.x, position, lane, n);
                 let x = S::load_part(self.x.as_ptr().add(at), n);
-                S::store_part(self.y.at(at), S::mul(x, powers::<S>(d, self.lrn.beta).0), n);
+                S::store_part(self.y.at(at), S::mul(x, power::<S>(d, self.lrn.beta)), n);
             }
         }
     }
@@ -143,10 +143,9 @@ impl Kernel for Terms<'_> {
                 let d = self.lrn.denominator::<S>(self.x, position, lane, n);
                 let x = S::load_part(self.x.as_ptr().add(at), n);
                 let g = S::load_part(self.dy.as_ptr().add(at), n);
-                let (power, inverse) = powers::<S>(d, self.lrn.beta);
-                let gp = S::mul(g, power);
+                let gp = S::mul(g, power::<S>(d, self.lrn.beta));
                 S::store_part(self.dx.at(at), gp, n);
-                S::store_part(self.terms.at(at), S::mul(S::mul(gp, x), inverse), n);
+                S::store_part(self.terms.at(at), S::div(S::mul(gp, x), d), n);
             }
         }
     }

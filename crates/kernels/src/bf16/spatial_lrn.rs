@@ -11,7 +11,7 @@
 //! ```
 
 use super::{MapLayout, PICTURES, pairs};
-use crate::lrn::powers;
+use crate::lrn::power;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::spatial_lrn::SpatialLrn;
@@ -246,7 +246,7 @@ impl Down<'_> {
                     let sum = self.sum_rows::<S>(SQUARES, rows.clone(), place(w, lane));
                     let d0 = S::fma(S::splat(alpha), sum.0, S::splat(k));
                     let d1 = S::fma(S::splat(alpha), sum.1, S::splat(k));
-                    let ((p0, i0), (p1, i1)) = (powers::<S>(d0, beta), powers::<S>(d1, beta));
+                    let (p0, p1) = (power::<S>(d0, beta), power::<S>(d1, beta));
                     let x = self.load::<S>(self.of.x, h, w, lane);
                     let Some(dy) = self.of.dy else {
                         let to = self.of.out.at(self.at(h, w, lane)).cast();
@@ -256,7 +256,7 @@ impl Down<'_> {
                     let g = self.load::<S>(dy, h, w, lane);
                     let products = (S::mul(g.0, p0), S::mul(g.1, p1));
                     store::<S>(self.ring(PRODUCTS, h).add(place(w, lane)), products);
-                    let terms = (S::mul(S::mul(products.0, x.0), i0), S::mul(S::mul(products.1, x.1), i1));
+                    let terms = (S::div(S::mul(products.0, x.0), d0), S::div(S::mul(products.1, x.1), d1));
                     store::<S>(self.scratch.add(place(w, lane)), terms);
                 }
             }

@@ -4,8 +4,9 @@
 //! a few unaligned loads.
 
 use super::{PictureLayout, widen_values};
+use crate::bf16::lrn::powers;
 use crate::bf16::{pairs, round_values};
-use crate::lrn::{Lrn, MARGIN, powers, window_sum};
+use crate::lrn::{Lrn, MARGIN, window_sum};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, vectors};
 

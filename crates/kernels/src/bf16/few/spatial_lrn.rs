@@ -2,7 +2,7 @@
 
 use super::{PictureLayout, store_first_pairs};
 use crate::bf16::pairs;
-use crate::lrn::powers;
+use crate::lrn::power;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, vectors};
 use crate::spatial_lrn::SpatialLrn;
@@ -61,7 +61,7 @@ impl Kernel for Forward<'_> {
                     }
                     let scaled = |x: S::V, sum: S::V| {
                         let d = S::fma(S::splat(self.lrn.alpha), sum, S::splat(self.lrn.k));
-                        S::mul(x, powers::<S>(d, self.lrn.beta).0)
+                        S::mul(x, power::<S>(d, self.lrn.beta))
                     };
                     let x = load(h, w);
                     let to = self.y.at(start + map.at(split, h, w) + p).cast();

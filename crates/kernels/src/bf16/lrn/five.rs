@@ -1,8 +1,9 @@
 //! The window of five channels, two on either side: a position is one walk along its pairs, with everything that a window
 //! needs in registers. What is before or behind a normalization can be computed in the same walk ([`Sink`], [`Source`]).
 
+use super::powers;
 use crate::bf16::{MapLayout, PICTURES};
-use crate::lrn::{Lrn, powers};
+use crate::lrn::Lrn;
 use crate::parallel::Ptr;
 use crate::simd::{Simd, prefetch};
 

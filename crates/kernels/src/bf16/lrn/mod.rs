@@ -8,7 +8,7 @@ mod five;
 pub(super) use five::{Five, Sink, Source, Two, Walk};
 
 use super::{MapLayout, PICTURES, pairs};
-use crate::lrn::{Lrn, powers};
+use crate::lrn::Lrn;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, prefetch};
 
@@ -75,6 +75,21 @@ struct Normalize<'a> {
     dy: Option<&'a [u32]>,
     relu: bool,
     out: Ptr,
+}
+
+/// d^−β and 1/d. For β = 3/4 without a division or a root: with r = d^−½, d^−β = r·√r = r²·(r^−½).
+#[inline(always)]
+pub(super) unsafe fn powers<S: Simd>(d: S::V, beta: f32) -> (S::V, S::V) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if beta == 0.75 {
+            let root = S::rsqrt(d);
+            let inverse = S::mul(root, root);
+            (S::mul(inverse, S::rsqrt(root)), inverse)
+        } else {
+            (crate::lrn::power::<S>(d, beta), S::div(S::splat(1.0), d))
+        }
+    }
 }
 
 /// y where x has its pair.
