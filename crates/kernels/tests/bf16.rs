@@ -196,6 +196,9 @@ fn convolutions_of_every_kind() {
         (geometry([48, 1], [96, 2], 1, axis(5, 5, 1, 2, 2), axis(4, 5, 1, 2, 2)), 32),
         (geometry([96, 2], [160, 2], 2, axis(2, 5, 1, 2, 2), axis(7, 5, 1, 2, 2)), 17),
         (geometry([64, 4], [96, 2], 2, axis(3, 5, 1, 2, 2), axis(1, 5, 1, 2, 2)), 5),
+        // More tiles than a unit takes, in both directions.
+        (geometry([48, 1], [32, 1], 1, axis(9, 5, 1, 2, 2), axis(19, 5, 1, 2, 2)), 3),
+        (geometry([32, 1], [48, 1], 1, axis(19, 3, 1, 1, 1), axis(9, 3, 1, 1, 1)), 3),
     ];
     for engine in engines() {
         for (i, (g, count)) in cases.iter().enumerate() {

@@ -8,6 +8,9 @@ use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, prefetch_far};
 use crate::tile::{self, Output, Run, Start};
 
+/// Elements of a cache line.
+const LINE: usize = 16;
+
 /// dw and db, summed over the first `count` pictures, in canonical order.
 ///
 /// A unit is one group, one panel of filters and a few rows of the kernel, over all pictures: no sum crosses units, so
@@ -167,8 +170,8 @@ impl Kernel for WeightGradient<'_> {
                                 let sums = sums.add((r - first_r) * self.row_sums(width));
                                 for (c, n) in tiles(channels, S::ROWS[panel.vectors - 1]) {
                                     for row in fetched..(fetched + share).min(rows_of_dy) {
-                                        for v in 0..panel.vectors {
-                                            prefetch_far(next.wrapping_add(row * g.k + v * S::LANES));
+                                        for c in (0..width).step_by(LINE) {
+                                            prefetch_far(next.wrapping_add(row * g.k + c));
                                         }
                                     }
                                     fetched += share;

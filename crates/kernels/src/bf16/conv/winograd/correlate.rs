@@ -167,7 +167,7 @@ impl MatrixKernel for Correlate<'_> {
     }
 
     fn scratch_len(&self) -> usize {
-        scratch_len(self.packed)
+        self.patch.scratch_len()[1]
     }
 
     #[inline(always)]
