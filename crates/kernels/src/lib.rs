@@ -23,7 +23,6 @@ pub mod simd;
 pub mod spatial_lrn;
 pub mod threads;
 mod tile;
-mod winograd;
 
 pub use isa::Isa;
 pub use parallel::Context;

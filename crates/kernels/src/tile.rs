@@ -19,14 +19,15 @@ pub(crate) struct Run {
     pub len: usize,
 }
 
-/// What the accumulators start with.
+/// What sums start with.
 #[derive(Clone, Copy)]
 pub(crate) enum Start {
     /// Zero.
     Zero,
     /// The same panel-wide row for every row of the tile.
     Row(*const f32),
-    /// What the output holds.
+    /// What the output holds. It is added at the end: a short sum to a long one is rounded once, and long sums of many tiles
+    /// stay as exact as if they were summed in pairs.
     Output,
 }
 
@@ -95,7 +96,7 @@ unsafe fn dot_tile<S: Simd, const KV: usize, const NR: usize>(
 ) {
     // SAFETY: the caller's promise; all offsets stay within the arrays that it describes.
     unsafe {
-        let mut acc = begin::<S, KV, NR>(start, out);
+        let mut acc = begin::<S, KV, NR>(start);
         for run in runs {
             let mut wp = w.add(run.w);
             let xp = x.add(run.x);
@@ -113,7 +114,7 @@ unsafe fn dot_tile<S: Simd, const KV: usize, const NR: usize>(
                 wp = wp.add(KV * S::LANES);
             }
         }
-        end::<S, KV, NR>(acc, out, finish);
+        end::<S, KV, NR>(acc, start, out, finish);
     }
 }
 
@@ -157,7 +158,7 @@ unsafe fn outer_tile<S: Simd, const KV: usize, const MR: usize>(
 ) {
     // SAFETY: the caller's promise; all offsets stay within the arrays that it describes.
     unsafe {
-        let mut acc = begin::<S, KV, MR>(start, out);
+        let mut acc = begin::<S, KV, MR>(start);
         for run in runs {
             let mut wp = w.add(run.w);
             let mut xp = x.add(run.x);
@@ -176,44 +177,24 @@ unsafe fn outer_tile<S: Simd, const KV: usize, const MR: usize>(
                 xp = xp.add(x_stride);
             }
         }
-        end::<S, KV, MR>(acc, out, Finish::Store);
+        end::<S, KV, MR>(acc, start, out, Finish::Store);
     }
 }
 
 /// Most elements of a tile: 24 accumulators of 16 lanes.
 const TILE: usize = 24 * 16;
 
-/// The starting accumulators. The loops over them must unroll entirely, or the compiler keeps them in memory: hence one
+/// The starting accumulators. Loops over them must unroll entirely, or the compiler keeps them in memory: hence one
 /// plain loop nest a case, and partial panels by way of a buffer.
 #[inline(always)]
-unsafe fn begin<S: Simd, const KV: usize, const NR: usize>(start: Start, out: Output) -> [[S::V; KV]; NR] {
-    let width = KV * S::LANES;
-    // SAFETY: the caller's promise; a partial panel is only read up to `valid`.
+unsafe fn begin<S: Simd, const KV: usize, const NR: usize>(start: Start) -> [[S::V; KV]; NR] {
+    // SAFETY: the caller's promise.
     unsafe {
         let mut acc = [[S::zero(); KV]; NR];
-        match start {
-            Start::Zero => {}
-            Start::Row(row) => {
-                for j in 0..NR {
-                    for v in 0..KV {
-                        acc[j][v] = S::load(row.add(v * S::LANES));
-                    }
-                }
-            }
-            Start::Output if out.valid == width => {
-                for j in 0..NR {
-                    for v in 0..KV {
-                        acc[j][v] = S::load(out.y.add(j * out.stride + v * S::LANES));
-                    }
-                }
-            }
-            Start::Output => {
-                let mut buffer = [0.0f32; TILE];
-                copy_part(out.y, out.stride, buffer.as_mut_ptr(), width, NR, out.valid);
-                for j in 0..NR {
-                    for v in 0..KV {
-                        acc[j][v] = S::load(buffer.as_ptr().add(j * width + v * S::LANES));
-                    }
+        if let Start::Row(row) = start {
+            for j in 0..NR {
+                for v in 0..KV {
+                    acc[j][v] = S::load(row.add(v * S::LANES));
                 }
             }
         }
@@ -223,12 +204,27 @@ unsafe fn begin<S: Simd, const KV: usize, const NR: usize>(start: Start, out: Ou
 
 /// Stores the accumulators; see [`begin`] on the form of the loops.
 #[inline(always)]
-unsafe fn end<S: Simd, const KV: usize, const NR: usize>(acc: [[S::V; KV]; NR], out: Output, finish: Finish) {
+unsafe fn end<S: Simd, const KV: usize, const NR: usize>(
+    mut acc: [[S::V; KV]; NR],
+    start: Start,
+    out: Output,
+    finish: Finish,
+) {
     let width = KV * S::LANES;
-    // SAFETY: the caller's promise; a partial panel is only written up to `valid`.
+    // SAFETY: the caller's promise; a partial panel is only read and written up to `valid`.
     unsafe {
         let mut buffer = [0.0f32; TILE];
         let (y, stride) = if out.valid == width { (out.y, out.stride) } else { (buffer.as_mut_ptr(), width) };
+        if let Start::Output = start {
+            if out.valid != width {
+                copy_part(out.y, out.stride, y, width, NR, out.valid);
+            }
+            for j in 0..NR {
+                for v in 0..KV {
+                    acc[j][v] = S::add(S::load(y.add(j * stride + v * S::LANES)), acc[j][v]);
+                }
+            }
+        }
         match finish {
             Finish::Store => {
                 for j in 0..NR {

@@ -1,6 +1,6 @@
 //! Convolution in blocks of pictures: maps are (blocks, H, W, block, C), so that the rows of every tile are pictures at
 //! one position. [`forward`], [`backward_input`] and [`backward_weight`] are computed by one of two [`Method`]s, a folder
-//! each: `direct` takes every tap of every window, `winograd` takes the windows of 2×2 outputs together.
+//! each: `direct` takes every tap of every window, `winograd` takes the windows of 4×4 outputs together.
 //!
 //! In both, [`forward`] and [`backward_input`] are one loop over differently packed weights ([`Packed`]).
 
@@ -24,7 +24,7 @@ pub enum Epilogue {
 pub enum Method {
     /// As it is defined, but for taps on padding, which are left out.
     Direct,
-    /// Winograd's minimal filtering F(2×2, 3×3): fewer products, of sums and differences of the operands.
+    /// Winograd's minimal filtering: fewer products, of sums and differences of the operands.
     Winograd,
 }
 
@@ -63,6 +63,13 @@ impl Axis {
         let reach = (i + self.pad).checked_sub(t)?;
         Some(reach / self.stride).filter(|&o| reach % self.stride == 0 && o < self.output)
     }
+}
+
+/// Whether windows are ones that Winograd's method computes: 3×3 or 5×5, at every position, with even padding around them.
+pub(crate) fn has_winograd_windows(rows: &Axis, columns: &Axis) -> bool {
+    let axis =
+        |a: &Axis| [(3, 1), (5, 2)].contains(&(a.kernel, a.pad)) && a.stride == 1 && a.input == a.output;
+    axis(rows) && axis(columns) && rows.kernel == columns.kernel
 }
 
 /// The geometry of a convolution of pictures in blocks.

@@ -1,31 +1,28 @@
-//! U = G g Gᵀ of the weights: for every panel of every group, point by point, filter of the window by filter that has the
-//! point, channel by channel, one panel-wide row each.
+//! U = G g Gᵀ of the weights: for every panel of every group, point by point, channel by channel, one panel-wide row each.
 
 use super::fits;
+use super::points::{POINTS, Strip, TAPS, taps};
 use crate::arena::Buffer;
 use crate::conv::Geometry;
 use crate::isa::Isa;
 use crate::panel::{Panel, panels};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{TAPS, filters, filters_at, place, tap, weight_points, weights};
 
 /// Packed weights of one direction.
 #[derive(Debug)]
 pub(in crate::conv) struct Packed {
     /// Panels of each group.
     pub(super) panels: Vec<Panel>,
-    /// R = S.
-    kernel: usize,
-    /// Rows of G along both axes.
-    pub(super) points: [usize; 2],
-    /// Where each of these points begins within a panel, in rows; and the number of rows.
-    starts: Vec<usize>,
+    /// The longest strips of both axes, whose points the weights are given at.
+    pub(super) longest: [Strip; 2],
     /// Channels that a group reads.
     pub(super) reads: usize,
     /// Channels that a group writes.
     writes: usize,
     pub(super) lanes: usize,
+    /// The widest panel, elements.
+    pub(super) widest: usize,
     /// Elements of scratch that a unit of the convolution needs.
     scratch_len: usize,
     pub(super) data: Buffer,
@@ -45,19 +42,12 @@ impl Packed {
     fn new(isa: Isa, g: &Geometry, reads: usize, writes: usize) -> Packed {
         assert!(fits(g), "a convolution for Winograd's method");
         let (reads, writes) = (reads / g.groups, writes / g.groups);
-        let points =
-            [weight_points(g.rows.output, g.rows.kernel), weight_points(g.columns.output, g.rows.kernel)];
+        let longest = [Strip::at(&g.rows, 0), Strip::at(&g.columns, 0)];
         let panels = panels(isa, writes);
         let widest = panels.iter().map(|p| p.vectors).max().unwrap_or(1) * isa.lanes();
-        let kernel = g.rows.kernel;
-        let mut starts = vec![0];
-        for point in (0..points[0]).flat_map(|i| (0..points[1]).map(move |j| [i, j])) {
-            let [down, across] = point.map(|row| filters_at(kernel, row));
-            starts.push(starts[starts.len() - 1] + down * across * reads);
-        }
-        let data = Buffer::zeros(g.groups * starts[starts.len() - 1] * writes);
-        let scratch_len = super::correlate::scratch_len(g.block, kernel, reads, widest);
-        Packed { panels, kernel, points, starts, reads, writes, lanes: isa.lanes(), scratch_len, data }
+        let scratch_len = super::correlate::scratch_len(g.block, longest, reads, widest);
+        let data = Buffer::zeros(longest[0].points * longest[1].points * g.groups * reads * writes);
+        Packed { panels, longest, reads, writes, lanes: isa.lanes(), widest, scratch_len, data }
     }
 
     /// Bytes held.
@@ -73,9 +63,9 @@ impl Packed {
     /// Where the rows of a group's panel begin at a point.
     #[inline(always)]
     pub(super) fn at(&self, group: usize, panel: &Panel, i: usize, j: usize) -> usize {
+        let [down, across] = self.longest.map(|strip| strip.points);
         let width = panel.vectors * self.lanes;
-        (group * self.writes + panel.first) * self.starts[self.points[0] * self.points[1]]
-            + self.starts[i * self.points[1] + j] * width
+        ((group * self.writes + panel.first) * down * across + (i * across + j) * width) * self.reads
     }
 }
 
@@ -111,42 +101,58 @@ impl Kernel for Pack<'_> {
         let (group, panel) = (i / p.panels.len(), &p.panels[i % p.panels.len()]);
         let (kg, cg) = (self.g.k / self.g.groups, self.g.c / self.g.groups);
         let width = panel.vectors * S::LANES;
-        let (kernel, parts) = (p.kernel, filters(p.kernel));
-        for (read, filter) in
-            (first..(first + UNIT).min(p.reads)).flat_map(|read| (0..parts * parts).map(move |f| (read, f)))
+        let kernel = self.g.rows.kernel;
+        let points = p.longest.map(|strip| taps(strip.points, kernel));
+        for (read, v) in
+            (first..(first + UNIT).min(p.reads)).flat_map(|read| (0..panel.vectors).map(move |v| (read, v)))
         {
-            let [a, b] = [filter / parts, filter % parts];
-            for v in 0..panel.vectors {
-                let mut taps = [[0.0f32; 16]; TAPS * TAPS];
-                for lane in 0..S::LANES {
-                    let write = panel.first + v * S::LANES + lane;
-                    let (k, c) = if self.backward { (read, write) } else { (write, read) };
-                    let len = kernel * kernel;
-                    let window = &self.w[((group * kg + k) * cg + c) * len..][..len];
-                    for (i, values) in taps.iter_mut().enumerate() {
-                        if let (Some(r), Some(s)) = (tap(a, i / TAPS), tap(b, i % TAPS)) {
-                            // Turned by half a circle for the input gradient.
-                            let at = r * kernel + s;
-                            values[lane] = window[if self.backward { len - 1 - at } else { at }];
-                        }
-                    }
+            let mut window = [[[0.0f32; 16]; TAPS]; TAPS];
+            for lane in 0..S::LANES {
+                let write = panel.first + v * S::LANES + lane;
+                let (k, c) = if self.backward { (read, write) } else { (write, read) };
+                let len = kernel * kernel;
+                let w = &self.w[((group * kg + k) * cg + c) * len..][..len];
+                for (at, &value) in w.iter().enumerate() {
+                    // Turned by half a circle for the input gradient.
+                    let at = if self.backward { len - 1 - at } else { at };
+                    window[at / kernel][at % kernel][lane] = value;
                 }
-                // SAFETY: rows are within the panel, whose room `Packed::new` added up; this unit owns them.
-                unsafe {
-                    let mut g = [[S::zero(); TAPS]; TAPS];
-                    for (tap, values) in taps.iter().enumerate() {
-                        g[tap / TAPS][tap % TAPS] = S::load(values.as_ptr());
-                    }
-                    let u = weights::<S>(g);
-                    for i in 0..p.points[0] {
-                        for j in 0..p.points[1] {
-                            let Some(place) = place(kernel, [a, b], [i, j]) else { continue };
-                            let row = place * p.reads + read;
-                            let to = p.at(group, panel, i, j) + row * width + v * S::LANES;
-                            S::store(self.data.at(to), u[i][j]);
-                        }
-                    }
+            }
+            // SAFETY: rows are within the panel, whose room `Packed::new` added up; this unit owns them.
+            unsafe {
+                let to = self.data.at(p.at(group, panel, 0, 0) + read * width + v * S::LANES);
+                let to = (to, p.longest.map(|strip| strip.points), p.reads * width);
+                match kernel {
+                    3 => store_points::<S, 3>(&window, &points, to),
+                    _ => store_points::<S, 5>(&window, &points, to),
                 }
+            }
+        }
+    }
+}
+
+/// G g Gᵀ of R×R taps, a vector of windows, to so many points down and across that lie `distance` apart.
+#[inline(always)]
+unsafe fn store_points<S: Simd, const R: usize>(
+    window: &[[[f32; 16]; TAPS]; TAPS],
+    points: &[[[f32; TAPS]; POINTS]; 2],
+    (to, [down, across], distance): (*mut f32, [usize; 2], usize),
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in 0..down {
+            let mut row = [S::zero(); R];
+            for s in 0..R {
+                for r in 0..R {
+                    row[s] = S::fma(S::splat(points[0][i][r]), S::load(window[r][s].as_ptr()), row[s]);
+                }
+            }
+            for j in 0..across {
+                let mut value = S::zero();
+                for s in 0..R {
+                    value = S::fma(S::splat(points[1][j][s]), row[s], value);
+                }
+                S::store(to.add((i * across + j) * distance), value);
             }
         }
     }

@@ -3,16 +3,20 @@
 //! ```text
 //! dg = Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ d B) ] G
 //!
-//! unit: one group, two panels of filters, one row of weights in G of one row of filters of the window (threads)
-//!   block, row of tiles, four of its tiles
-//!     Bᵀ d B of all channels of the group at this row of points, of the tiles that these filters read
-//!     panel: A dy Aᵀ
-//!       point, filter of the row: outer() over the pictures of all four
+//! for block, row of tiles
+//!   for tile, group, some pictures       V = Bᵀ d B
+//!   for group, row of points, panel      (a unit)
+//!     A dy Aᵀ of these
+//!     point, 128 steps of the depth      (tiles and pictures)
+//!       some channels: outer() over these steps
 //! ```
 //!
-//! No sum crosses units, so the result does not depend on the threads. [`Taps`] turns the sums of the points into taps.
+//! V is computed once for all panels, and read from the last cache; a row of points of a panel stays in L2. Sums are one
+//! unit's each, so the result does not depend on the threads. [`Taps`] turns the sums of the points into taps.
 
-use super::{Inputs, fits};
+use super::points::{OUTPUTS, POINTS, Strip, TAPS, combine, points_of, strips, taps};
+use super::values::Inputs;
+use super::{CHANNELS, fits};
 use crate::arena::Buffer;
 use crate::conv::Geometry;
 use crate::isa::Isa;
@@ -20,69 +24,81 @@ use crate::panel::{Panel, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::tile::{self, Output, Run, Start};
-use crate::winograd::{SIDE, Strip, TAPS, filters, products, row_of_a, strips_of, tap, weight_gradient};
-use std::ops::Range;
 
-/// Tiles that are multiplied together: the longer the sums, the less often they are loaded and stored.
-const TILES: usize = 4;
-/// Panels of filters in a unit: V is transformed for all of them.
-const PANELS: usize = 2;
-/// Elements between the points of an operand, beyond their length.
+/// Steps of the depth that are summed before they are added to the sums: half of L1 for the operand of a panel.
+const DEPTH: usize = 128;
+/// Pictures of a unit of [`Values`].
+const PICTURES: usize = 8;
+/// Elements between the points of an operand, beyond their length: a line, so that they do not share the sets of L1.
 const GAP: usize = 16;
 
-/// How [`backward_weight`] is cut into units; made once a plan.
+/// How [`backward_weight`] is cut; made once a plan.
 #[derive(Debug)]
 pub(in crate::conv) struct WeightPlan {
     g: Geometry,
     /// Panels of each group.
     panels: Vec<Panel>,
     lanes: usize,
-    /// The products along both axes: a row of G and a filter of the window each.
-    products: [Vec<[usize; 2]>; 2],
-    /// (groups, panels, products, C/G, width)
+    /// The longest strips of both axes, whose points the sums are of.
+    longest: [Strip; 2],
+    /// (groups, panels, points, C/G, width)
     sums: Buffer,
+    /// V of a row of tiles: (groups, points, depth, C/G).
+    values: Buffer,
 }
 
 impl WeightPlan {
     /// The cut for a geometry, which does not depend on the number of threads.
     pub(in crate::conv) fn new(isa: Isa, g: &Geometry) -> WeightPlan {
         assert!(fits(g), "a convolution for Winograd's method");
-        let products = [g.rows, g.columns].map(|axis| products(axis.output, axis.kernel));
-        let sums = Buffer::zeros(products[0].len() * products[1].len() * g.k * g.c / g.groups);
-        WeightPlan { g: *g, panels: panels(isa, g.k / g.groups), lanes: isa.lanes(), products, sums }
+        let longest = [Strip::at(&g.rows, 0), Strip::at(&g.columns, 0)];
+        let [down, across] = longest.map(|strip| strip.points);
+        let sums = Buffer::zeros(down * across * g.k * g.c / g.groups);
+        let (panels, values) = (panels(isa, g.k / g.groups), Buffer::zeros(0));
+        let mut plan = WeightPlan { g: *g, panels, lanes: isa.lanes(), longest, sums, values };
+        plan.values = Buffer::zeros(plan.values_at(g.groups));
+        plan
     }
 
     /// Bytes held.
     pub(in crate::conv) fn bytes(&self) -> usize {
-        self.sums.len() * size_of::<f32>()
+        (self.sums.len() + self.values.len()) * size_of::<f32>()
     }
 
-    /// Elements of scratch that each thread needs: both operands at four points.
+    /// Elements of scratch that each thread needs: V of a picture, or a row of points of A dy Aᵀ and of one picture of it.
     pub(in crate::conv) fn scratch_len(&self) -> usize {
-        SIDE * (self.value_distance() + self.gradient_distance(self.width()))
+        let [down, across] = self.longest.map(|strip| strip.points);
+        let width = self.panels.iter().map(|p| p.vectors).max().unwrap_or(1) * self.lanes;
+        (down * across * self.channels()).max(across * (self.distance(width) + width))
     }
 
-    /// The widest panel, elements.
-    fn width(&self) -> usize {
-        self.panels.iter().map(|p| p.vectors).max().unwrap_or(1) * self.lanes
+    /// C/G.
+    fn channels(&self) -> usize {
+        self.g.c / self.g.groups
     }
 
-    /// From a point of V to the next.
-    fn value_distance(&self) -> usize {
-        (TILES + filters(self.g.columns.kernel) - 1) * self.g.block * (self.g.c / self.g.groups) + GAP
+    /// Steps of the depth: the pictures of a row of tiles.
+    fn depth(&self) -> usize {
+        strips(&self.g.columns) * self.g.block
     }
 
-    /// From a point of A dy Aᵀ, of a panel so wide, to the next.
-    fn gradient_distance(&self, width: usize) -> usize {
-        TILES * self.g.block * width + GAP
+    /// From an operand of so many channels at one point to that at the next.
+    fn distance(&self, channels: usize) -> usize {
+        self.depth() * channels + GAP
     }
 
-    /// Where the sums of a panel begin for two products along the axes.
-    fn at(&self, group: usize, panel: &Panel, down: usize, across: usize) -> usize {
-        let (channels, width) = (self.g.c / self.g.groups, panel.vectors * self.lanes);
+    /// Where V of a group begins.
+    fn values_at(&self, group: usize) -> usize {
+        let points: usize = self.longest.iter().map(|strip| strip.points).product();
+        group * points * self.distance(self.channels())
+    }
+
+    /// Where the sums of a panel begin at a point.
+    fn at(&self, group: usize, panel: &Panel, i: usize, j: usize) -> usize {
+        let [down, across] = self.longest.map(|strip| strip.points);
+        let width = panel.vectors * self.lanes;
         let first = group * (self.g.k / self.g.groups) + panel.first;
-        let [rows, columns] = [self.products[0].len(), self.products[1].len()];
-        (first * rows * columns + (down * columns + across) * width) * channels
+        (first * down * across + (i * across + j) * width) * self.channels()
     }
 }
 
@@ -97,186 +113,229 @@ pub(in crate::conv) fn backward_weight(
     db: &mut [f32],
 ) {
     assert_eq!(plan.lanes, ctx.isa().lanes(), "planned for another instruction set");
-    let g = &plan.g;
+    let g = plan.g;
     assert_eq!(dw.len(), g.k * (g.c / g.groups) * g.taps(), "weight gradient");
-    let mut sums = std::mem::replace(&mut plan.sums, Buffer::zeros(0));
-    let to = Ptr::from_mut(&mut sums);
-    ctx.run(&WeightGradient { plan, count, x, dy, sums: to, db: Ptr::from_mut(db) });
-    plan.sums = sums;
+    let [mut sums, mut values] =
+        [&mut plan.sums, &mut plan.values].map(|buffer| std::mem::replace(buffer, Buffer::zeros(0)));
+    for block in 0..count.div_ceil(g.block) {
+        let pictures = (count - block * g.block).min(g.block);
+        for row in 0..strips(&g.rows) {
+            let part = Part { plan, block, pictures, row };
+            ctx.run(&Values { part, x, to: Ptr::from_mut(&mut values) });
+            ctx.run(&Products { part, dy, values: &values, sums: Ptr::from_mut(&mut sums) });
+        }
+    }
+    (plan.sums, plan.values) = (sums, values);
+    ctx.run(&Biases { g: &g, count, dy, db: Ptr::from_mut(db) });
     ctx.run(&Taps { plan, dw: Ptr::from_mut(dw) });
 }
 
-struct WeightGradient<'a> {
+/// What is multiplied at a time: a row of tiles of a block.
+#[derive(Clone, Copy)]
+struct Part<'a> {
     plan: &'a WeightPlan,
-    count: usize,
-    x: &'a [f32],
-    dy: &'a [f32],
-    sums: Ptr,
-    db: Ptr,
+    block: usize,
+    pictures: usize,
+    row: usize,
 }
 
-impl Kernel for WeightGradient<'_> {
+/// V of a part.
+struct Values<'a> {
+    part: Part<'a>,
+    x: &'a [f32],
+    to: Ptr,
+}
+
+impl Kernel for Values<'_> {
+    /// Some pictures of a tile, the channels of a group.
     fn units(&self) -> usize {
-        self.plan.g.groups * self.group_units() * self.plan.products[0].len()
+        let (part, g) = (&self.part, &self.part.plan.g);
+        strips(&g.columns) * g.groups * part.pictures.div_ceil(PICTURES)
     }
 
     fn scratch_len(&self) -> usize {
-        self.plan.scratch_len()
+        self.part.plan.scratch_len()
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
-        let (plan, g) = (self.plan, &self.plan.g);
-        let (panels, down) = (unit / plan.products[0].len(), unit % plan.products[0].len());
-        let [weights, filter] = plan.products[0][down];
-        let (group, first) = (panels / self.group_units(), panels % self.group_units() * PANELS);
-        let panels = &plan.panels[first..(first + PANELS).min(plan.panels.len())];
-        let [height, width] = [g.rows.output, g.columns.output];
-        let channels = g.c / g.groups;
-        let (values, distance) = (scratch, plan.value_distance());
-        let gradient = scratch.wrapping_add(SIDE * distance);
-        let kernel = g.rows.kernel;
-        let (point, rows) = strips_of(height, kernel, weights);
-        // SAFETY: maps were checked; scratch has room for both operands; the unit owns its sums, and the first row of G
-        // the panels' biases.
+        let (part, plan, g) = (&self.part, self.part.plan, &self.part.plan.g);
+        let (unit, first) =
+            (unit / part.pictures.div_ceil(PICTURES), unit % part.pictures.div_ceil(PICTURES));
+        let first = first * PICTURES;
+        let pictures = (part.pictures - first).min(PICTURES);
+        let (tile, group) = (unit / g.groups, unit % g.groups);
+        let strips = [Strip::at(&g.rows, part.row), Strip::at(&g.columns, tile)];
+        let step = tile * part.pictures + first;
+        let [down, across] = plan.longest.map(|strip| strip.points);
+        let channels = plan.channels();
+        // SAFETY: the map was checked; a unit has its own steps of V, for which there is room.
         unsafe {
-            for panel in panels {
-                let len = plan.products[1].len() * channels * panel.vectors * S::LANES;
-                std::ptr::write_bytes(self.sums.at(plan.at(group, panel, down, 0)), 0, len);
+            let positions = g.rows.input * g.columns.input;
+            let x = self.x.as_ptr().add((part.block * positions * g.block + first) * g.c + group * channels);
+            let inputs = Inputs::of(x, g, g.block * g.c, strips);
+            let distance = plan.distance(channels);
+            let to = self.to.at(plan.values_at(group) + step * channels);
+            let counts = [pictures, g.c, channels];
+            inputs.rows::<S>(0..down, counts, to, [across * distance, distance], scratch);
+        }
+    }
+}
+
+/// A along a row of M outputs at `from`, `width` elements each, to N points `distance` apart, the last of them at `last`.
+#[inline(always)]
+unsafe fn spread<S: Simd, const N: usize, const M: usize>(
+    from: *const f32,
+    width: usize,
+    to: *mut f32,
+    distance: usize,
+    last: usize,
+) {
+    for c in (0..width).step_by(S::LANES) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut dy = [S::zero(); M];
+            for q in 0..M {
+                dy[q] = S::load(from.add(q * width + c));
             }
-            for block in 0..self.count.div_ceil(g.block) {
-                let pictures = (self.count - block * g.block).min(g.block);
-                let x = self.x[block * height * width * g.block * g.c + group * channels..].as_ptr();
-                for row in rows.clone() {
-                    let row = Strip::at(row, height, kernel);
-                    for first in (0..width.div_ceil(2)).step_by(TILES) {
-                        let columns = first..(first + TILES).min(width.div_ceil(2));
-                        for tile in 0..columns.len() + filters(kernel) - 1 {
-                            let at = [row.first + 2 * filter, 2 * (first + tile)];
-                            let from = Inputs::of(x, [height, width], g.block * g.c, at, g.rows.pad);
-                            let to = values.add(tile * pictures * channels);
-                            from.row::<S>(point, pictures, g.c, channels, to, distance);
-                        }
-                        for panel in panels {
-                            let at = (group, panel, down);
-                            self.gradient::<S>(at, block, row, columns.clone(), point, gradient);
-                            self.products::<S>(at, columns.clone(), pictures, values, gradient);
-                        }
+            let values = points_of::<S, N, M>(dy);
+            for j in 0..N {
+                let at = if j + 1 < N { j * distance } else { last };
+                S::store(to.add(at + c), values[j]);
+            }
+        }
+    }
+}
+
+/// The products of a part's operands, added to the sums.
+struct Products<'a> {
+    part: Part<'a>,
+    dy: &'a [f32],
+    values: &'a [f32],
+    sums: Ptr,
+}
+
+impl Kernel for Products<'_> {
+    /// A row of points of a panel.
+    fn units(&self) -> usize {
+        let plan = self.part.plan;
+        plan.g.groups * plan.longest[0].points * plan.panels.len()
+    }
+
+    fn scratch_len(&self) -> usize {
+        self.part.plan.scratch_len()
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
+        let (part, plan, g) = (&self.part, self.part.plan, &self.part.plan.g);
+        let [down, across] = plan.longest.map(|strip| strip.points);
+        let (unit, panel) = (unit / plan.panels.len(), &plan.panels[unit % plan.panels.len()]);
+        let (group, i) = (unit / down, unit % down);
+        let (channels, width) = (plan.channels(), panel.vectors * S::LANES);
+        let Some(point) = Strip::at(&g.rows, part.row).point(plan.longest[0], i) else { return };
+        let gradient = scratch;
+        // SAFETY: the map was checked; scratch has room.
+        unsafe {
+            let filter = group * (g.k / g.groups) + panel.first;
+            self.gradient::<S>(point, filter, width, gradient, gradient.add(across * plan.distance(width)));
+        }
+        for j in 0..across {
+            // Tiles that have a point are the first ones.
+            let tiles_with = (0..strips(&g.columns))
+                .take_while(|&tile| Strip::at(&g.columns, tile).point(plan.longest[1], j).is_some())
+                .count();
+            let x = plan.values_at(group) + (i * across + j) * plan.distance(channels);
+            let w = gradient.wrapping_add(j * plan.distance(width));
+            let sums = plan.at(group, panel, i, j);
+            for (step, len) in tiles(tiles_with * part.pictures, DEPTH) {
+                let runs = [Run { x: step * channels, w: step * width, len }];
+                let is_first = part.block == 0 && part.row == 0 && step == 0;
+                let start = if is_first { Start::Zero } else { Start::Output };
+                for (c, rows) in tiles(channels, S::ROWS[panel.vectors - 1]) {
+                    // SAFETY: both operands are there; the unit owns the panel's sums at its points.
+                    unsafe {
+                        let y = self.sums.at(sums + c * width);
+                        let out = Output { y, stride: width, rows, valid: width };
+                        let x = self.values[x + c..].as_ptr();
+                        tile::outer::<S>(panel.vectors, &runs, x, channels, w, start, out);
                     }
-                }
-            }
-            if down == 0 {
-                for panel in panels {
-                    self.biases::<S>(panel, group * (g.k / g.groups) + panel.first);
                 }
             }
         }
     }
 }
 
-impl WeightGradient<'_> {
-    /// Units of a group for one product down.
-    fn group_units(&self) -> usize {
-        self.plan.panels.len().div_ceil(PANELS)
-    }
-
-    /// Adds the products of a panel's operands at some tiles to its sums.
+impl Products<'_> {
+    /// Row `point` of A dy Aᵀ of `width` filters from `filter` on, of the part's tiles: (points, depth, width).
     ///
     /// # Safety
-    /// The operands are there, and the sums are the unit's own.
-    #[inline(always)]
-    unsafe fn products<S: Simd>(
-        &self,
-        (group, panel, down): (usize, &Panel, usize),
-        columns: Range<usize>,
-        pictures: usize,
-        values: *const f32,
-        gradient: *const f32,
-    ) {
-        let (plan, g) = (self.plan, &self.plan.g);
-        let (channels, width) = (g.c / g.groups, panel.vectors * S::LANES);
-        for (across, &[weights, filter]) in plan.products[1].iter().enumerate() {
-            let mut runs = [Run::default(); TILES];
-            let (mut used, mut point) = (0, 0);
-            for (tile, column) in columns.clone().enumerate() {
-                let strip = Strip::at(column, g.columns.output, g.columns.kernel);
-                let Some(j) = strip.point(weights) else { continue };
-                let x = (tile + filter) * pictures * channels;
-                runs[used] = Run { x, w: tile * pictures * width, len: pictures };
-                (used, point) = (used + 1, j);
-            }
-            if used == 0 {
-                continue;
-            }
-            let sums = plan.at(group, panel, down, across);
-            for (c, rows) in tiles(channels, S::ROWS[panel.vectors - 1]) {
-                let out = Output { y: self.sums.at(sums + c * width), stride: width, rows, valid: width };
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let x = values.add(point * plan.value_distance() + c);
-                    let w = gradient.add(point * plan.gradient_distance(width));
-                    tile::outer::<S>(panel.vectors, &runs[..used], x, channels, w, Start::Output, out);
-                }
-            }
-        }
-    }
-
-    /// Row `point` of A dy Aᵀ of a panel at some tiles of a row: (4 points, tiles, pictures, width).
-    ///
-    /// # Safety
-    /// `to` has room.
+    /// `to` and `buffer` (a row of points of one picture) have room.
     #[inline(always)]
     unsafe fn gradient<S: Simd>(
         &self,
-        (group, panel, _): (usize, &Panel, usize),
-        block: usize,
-        row: Strip,
-        columns: Range<usize>,
         point: usize,
+        filter: usize,
+        width: usize,
         to: *mut f32,
+        buffer: *mut f32,
     ) {
-        let g = &self.plan.g;
-        let width = panel.vectors * S::LANES;
-        let distance = self.plan.gradient_distance(width);
-        let pictures = (self.count - block * g.block).min(g.block);
-        let first = block * g.rows.output * g.columns.output;
-        let channel = group * (g.k / g.groups) + panel.first;
-        for (tile, column) in columns.enumerate() {
-            let column = Strip::at(column, g.columns.output, g.columns.kernel);
-            for n in 0..pictures {
-                for c in (0..width).step_by(S::LANES) {
-                    // SAFETY: the caller's promise; outputs of a strip are within the map.
-                    unsafe {
-                        let mut outputs = [[S::zero(); 2]; 2];
-                        for (p, outputs) in outputs.iter_mut().enumerate().take(row.outputs) {
-                            for (q, output) in outputs.iter_mut().enumerate().take(column.outputs) {
-                                let position = (row.first + p) * g.columns.output + column.first + q;
-                                let at = ((first + position) * g.block + n) * g.k + channel + c;
-                                *output = S::load(self.dy.as_ptr().add(at));
-                            }
+        let (part, plan, g) = (&self.part, self.part.plan, &self.part.plan.g);
+        let (row, distance) = (Strip::at(&g.rows, part.row), plan.distance(width));
+        let last = (plan.longest[1].points - 1) * distance;
+        let mut factors = [[0.0; POINTS]];
+        factors[0][..OUTPUTS].copy_from_slice(row.outputs_at(point));
+        for tile in 0..strips(&g.columns) {
+            let column = Strip::at(&g.columns, tile);
+            let position = (part.block * g.rows.output + row.first) * g.columns.output + column.first;
+            for n in 0..part.pictures {
+                // SAFETY: the caller's promise; outputs of a strip are within the map.
+                unsafe {
+                    for q in 0..column.outputs {
+                        let mut from = [std::ptr::null(); OUTPUTS];
+                        for p in 0..row.outputs {
+                            let position = position + p * g.columns.output + q;
+                            from[p] = self.dy.as_ptr().add((position * g.block + n) * g.k + filter);
                         }
-                        let left = row_of_a::<S>(point, outputs[0][0], outputs[1][0]);
-                        let right = row_of_a::<S>(point, outputs[0][1], outputs[1][1]);
-                        for j in 0..SIDE {
-                            let to = to.add(j * distance + (tile * pictures + n) * width + c);
-                            S::store(to, row_of_a::<S>(j, left, right));
-                        }
+                        combine::<S>(&from[..row.outputs], &factors, width, g.k, buffer.add(q * width), 0);
+                    }
+                    let to = to.add((tile * part.pictures + n) * width);
+                    match (column.points, column.outputs) {
+                        (3, 1) => spread::<S, 3, 1>(buffer, width, to, distance, last),
+                        (4, 2) => spread::<S, 4, 2>(buffer, width, to, distance, last),
+                        (5, 3) => spread::<S, 5, 3>(buffer, width, to, distance, last),
+                        (6, 4) => spread::<S, 6, 4>(buffer, width, to, distance, last),
+                        (5, 1) => spread::<S, 5, 1>(buffer, width, to, distance, last),
+                        (6, 2) => spread::<S, 6, 2>(buffer, width, to, distance, last),
+                        (7, 3) => spread::<S, 7, 3>(buffer, width, to, distance, last),
+                        _ => spread::<S, 8, 4>(buffer, width, to, distance, last),
                     }
                 }
             }
         }
     }
+}
 
-    /// The bias gradients of a panel: every position's sum over the pictures, added to those before.
-    ///
-    /// # Safety
-    /// The filters are the unit's own.
+/// db: every position's sum over the pictures, added to those before.
+struct Biases<'a> {
+    g: &'a Geometry,
+    count: usize,
+    dy: &'a [f32],
+    db: Ptr,
+}
+
+impl Kernel for Biases<'_> {
+    /// Some filters.
+    fn units(&self) -> usize {
+        self.g.k / CHANNELS
+    }
+
     #[inline(always)]
-    unsafe fn biases<S: Simd>(&self, panel: &Panel, channel: usize) {
-        let g = &self.plan.g;
+    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        let g = self.g;
         let positions = g.rows.output * g.columns.output;
-        for c in (0..panel.vectors * S::LANES).step_by(S::LANES) {
-            // SAFETY: the caller's promise; the map was checked.
+        for c in (unit * CHANNELS..(unit + 1) * CHANNELS).step_by(S::LANES) {
+            // SAFETY: the map was checked; the unit owns its filters.
             unsafe {
                 let mut total = S::zero();
                 for block in 0..self.count.div_ceil(g.block) {
@@ -284,13 +343,15 @@ impl WeightGradient<'_> {
                     for position in block * positions..(block + 1) * positions {
                         let mut sum = S::zero();
                         for n in 0..pictures {
-                            let at = (position * g.block + n) * g.k + channel + c;
-                            sum = S::add(sum, S::load(self.dy.as_ptr().add(at)));
+                            sum = S::add(
+                                sum,
+                                S::load(self.dy.as_ptr().add((position * g.block + n) * g.k + c)),
+                            );
                         }
                         total = S::add(total, sum);
                     }
                 }
-                S::store(self.db.at(channel + c), total);
+                S::store(self.db.at(c), total);
             }
         }
     }
@@ -320,39 +381,59 @@ impl Kernel for Taps<'_> {
         let (group, panel) = (panel / plan.panels.len(), &plan.panels[panel % plan.panels.len()]);
         let filter = group * (g.k / g.groups) + panel.first;
         let width = panel.vectors * S::LANES;
-        let (kernel, parts) = (g.rows.kernel, filters(g.rows.kernel));
-        for (c, part) in
-            (first..(first + UNIT).min(cg)).flat_map(|c| (0..parts * parts).map(move |part| (c, part)))
+        let kernel = g.rows.kernel;
+        let points = plan.longest.map(|strip| taps(strip.points, kernel));
+        for (c, v) in
+            (first..(first + UNIT).min(cg)).flat_map(|c| (0..panel.vectors).map(move |v| (c, v * S::LANES)))
         {
-            let part = [part / parts, part % parts];
-            for v in (0..width).step_by(S::LANES) {
-                let mut taps = [[0.0f32; 16]; TAPS * TAPS];
-                // SAFETY: vectors lie within the sums.
-                unsafe {
-                    let mut du = [[S::zero(); SIDE + 1]; SIDE + 1];
-                    for (down, &[i, a]) in plan.products[0].iter().enumerate() {
-                        for (across, &[j, b]) in plan.products[1].iter().enumerate() {
-                            if [a, b] == part {
-                                let from = plan.at(group, panel, down, across) + c * width + v;
-                                du[i][j] = S::load(plan.sums[from..][..S::LANES].as_ptr());
-                            }
-                        }
-                    }
-                    let dg = weight_gradient::<S>(du);
-                    for (i, values) in taps.iter_mut().enumerate() {
-                        S::store(values.as_mut_ptr(), dg[i / TAPS][i % TAPS]);
-                    }
+            let from = &plan.sums[plan.at(group, panel, 0, 0) + c * width + v..];
+            let mut window = [[[0.0f32; 16]; TAPS]; TAPS];
+            // SAFETY: vectors lie within the sums, those of a point after those of the one before.
+            unsafe {
+                let from = (from.as_ptr(), plan.longest.map(|strip| strip.points), cg * width);
+                match kernel {
+                    3 => load_taps::<S, 3>(from, &points, &mut window),
+                    _ => load_taps::<S, 5>(from, &points, &mut window),
                 }
-                for lane in 0..S::LANES {
-                    let to = ((filter + v + lane) * cg + c) * kernel * kernel;
-                    for (i, values) in taps.iter().enumerate() {
-                        let (Some(r), Some(s)) = (tap(part[0], i / TAPS), tap(part[1], i % TAPS)) else {
-                            continue;
-                        };
-                        // SAFETY: the unit owns these elements of dw.
-                        unsafe { *self.dw.at(to + r * kernel + s) = values[lane] };
-                    }
+            }
+            for lane in 0..S::LANES {
+                let to = ((filter + v + lane) * cg + c) * kernel * kernel;
+                for at in 0..kernel * kernel {
+                    // SAFETY: the unit owns these elements of dw.
+                    unsafe { *self.dw.at(to + at) = window[at / kernel][at % kernel][lane] };
                 }
+            }
+        }
+    }
+}
+
+/// Gᵀ u G of so many points down and across that lie `distance` apart: R×R taps.
+#[inline(always)]
+unsafe fn load_taps<S: Simd, const R: usize>(
+    (from, [down, across], distance): (*const f32, [usize; 2], usize),
+    points: &[[[f32; TAPS]; POINTS]; 2],
+    window: &mut [[[f32; 16]; TAPS]; TAPS],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[S::zero(); R]; R];
+        for i in 0..down {
+            let mut row = [S::zero(); R];
+            for j in 0..across {
+                let u = S::load(from.add((i * across + j) * distance));
+                for s in 0..R {
+                    row[s] = S::fma(S::splat(points[1][j][s]), u, row[s]);
+                }
+            }
+            for r in 0..R {
+                for s in 0..R {
+                    sums[r][s] = S::fma(S::splat(points[0][i][r]), row[s], sums[r][s]);
+                }
+            }
+        }
+        for r in 0..R {
+            for s in 0..R {
+                S::store(window[r][s].as_mut_ptr(), sums[r][s]);
             }
         }
     }

@@ -11,6 +11,7 @@
 //! Weights come from beyond L2, once for all tiles of a unit.
 
 use super::pack::Packed;
+use super::points::{POINTS, SIDE, Strip, filters, filters_at};
 use super::transform::{Inputs, output};
 use crate::bf16::conv::Panel;
 use crate::bf16::conv::finish::Finish;
@@ -18,7 +19,6 @@ use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, P
 use crate::bf16::{EDGE, PICTURES, TAIL, TILE, pairs};
 use crate::parallel::{Context, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{POINTS, SIDE, Strip, filters, filters_at};
 
 /// Bytes of V in a unit: half of an L2 of 1 MiB where a window is one filter, and three quarters where more tiles together
 /// share more.

@@ -1,4 +1,4 @@
-//! Convolution of 3×3 and 5×5 windows by Winograd's minimal filtering ([`crate::winograd`]).
+//! Convolution of 3×3 and 5×5 windows by Winograd's minimal filtering ([`points`]).
 //!
 //! Operands are rounded to bf16 once more, after the transformations, whose sums grow by √2 an axis: what is stored is off
 //! by 1.6 to 1.8 times as much as by the direct method, whose own error is the rounding of weights and of results. On small
@@ -6,6 +6,7 @@
 
 mod correlate;
 mod pack;
+mod points;
 mod transform;
 mod weight;
 
@@ -15,7 +16,8 @@ pub(super) use weight::{WeightPlan, backward_weight};
 
 use super::Geometry;
 use crate::bf16::EDGE;
-use crate::winograd::{TAPS, filters, has_windows};
+use crate::conv::has_winograd_windows;
+use points::{TAPS, filters};
 
 /// Channels of a step and of a panel.
 const STEP: usize = 2 * EDGE;
@@ -30,7 +32,7 @@ const MOST_SIDE: usize = 32;
 /// Whether forward pass and input gradient of a geometry are ones that this method computes: with splits of whole tiles of
 /// channels.
 pub(super) fn fits(g: &Geometry) -> bool {
-    has_windows(&g.rows, &g.columns)
+    has_winograd_windows(&g.rows, &g.columns)
         && g.rows.output.max(g.columns.output) <= MOST_SIDE
         && [g.input, g.output].iter().all(|map| map.split_channels().is_multiple_of(EDGE))
 }

@@ -3,12 +3,12 @@
 
 use super::correlate::scratch_len;
 use super::fits;
+use super::points::{SIDE, TAPS, filters, filters_at, place, tap, weight_points, weights};
 use crate::arena::Buffer;
 use crate::bf16::conv::{Geometry, Panel, panels};
 use crate::bf16::{EDGE, MapLayout, TILE};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{SIDE, TAPS, filters, filters_at, place, tap, weight_points, weights};
 
 /// Rows of G along both axes, and the taps themselves.
 const MOST_POINTS: usize = (SIDE + 1) * (SIDE + 1);

@@ -1,8 +1,8 @@
 //! The transformations of maps of pairs.
 
+use super::points::{FIRST, POINTS, SECOND, SIDE, outputs_of, positions, row_of_a, row_of_b};
 use crate::bf16::PICTURES;
 use crate::simd::Simd;
-use crate::winograd::{FIRST, POINTS, SECOND, SIDE, outputs_of, positions, row_of_a, row_of_b};
 
 /// What lies outside a map.
 static ZEROS: [u32; PICTURES] = [0; PICTURES];

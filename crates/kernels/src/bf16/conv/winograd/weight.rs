@@ -14,6 +14,7 @@
 //! Blocks are added one after the other, so the operands of a row of points in one block are all that there is at a time:
 //! about 10 MB for conv3, which the last cache holds. [`Taps`] turns the sums of the points into taps.
 
+use super::points::{SIDE, Strip, TAPS, strips_of, weight_gradient, weight_points};
 use super::transform::{Inputs, output_gradient};
 use super::{MOST_SIDE, STEP, fits_weight};
 use crate::arena::Buffer;
@@ -23,7 +24,6 @@ use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, P
 use crate::bf16::{EDGE, PICTURES, TILE, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use crate::winograd::{SIDE, Strip, TAPS, strips_of, weight_gradient, weight_points};
 
 /// Bytes of dy's operands in a unit: with 32 channels' of x they should stay in an L2 of 1 MiB.
 const UNIT_BYTES: usize = 640 << 10;

@@ -1,5 +1,6 @@
 //! Winograd's minimal filtering F(2×2, 3×3) (Winograd 1980; Lavin and Gray 2016): convolution of 3×3 windows with fewer
-//! products. The transformations, on vectors of whatever lies side by side.
+//! products. The transformations, on vectors of whatever lies side by side. More than these four points an axis, as f32 has
+//! them, would make too much of bf16's rounding.
 //!
 //! Along one axis, two neighbouring outputs of three taps need four products instead of six:
 //!
@@ -22,57 +23,49 @@
 //! are, so what the second filter reads of a tile is what the first reads of the next: inputs are transformed once. And all
 //! filters of a window share the points of a tile, so theirs is one sum over (filters, channels).
 
-use crate::conv::Axis;
 use crate::simd::Simd;
 use std::ops::Range;
 
 /// Points of a tile along an axis.
-pub(crate) const SIDE: usize = 4;
+pub(super) const SIDE: usize = 4;
 
 /// Points of a tile.
-pub(crate) const POINTS: usize = SIDE * SIDE;
+pub(super) const POINTS: usize = SIDE * SIDE;
 
 /// Taps of a filter along an axis.
-pub(crate) const TAPS: usize = 3;
+pub(super) const TAPS: usize = 3;
 
 /// Filters along an axis that make a window of `kernel`.
 #[inline(always)]
-pub(crate) fn filters(kernel: usize) -> usize {
+pub(super) fn filters(kernel: usize) -> usize {
     (kernel - 1) / 2
 }
 
 /// Which tap of the window a filter's is, unless it is a zero: the filters of a window are two taps apart, and the tap that
 /// two of them share is the first's.
 #[inline(always)]
-pub(crate) fn tap(filter: usize, tap: usize) -> Option<usize> {
+pub(super) fn tap(filter: usize, tap: usize) -> Option<usize> {
     (filter == 0 || tap != 0).then_some(2 * filter + tap)
 }
 
 /// Filters along an axis that have a product at point `point`, the first ones: where the first tap is zero, so is the first
 /// point.
 #[inline(always)]
-pub(crate) fn filters_at(kernel: usize, point: usize) -> usize {
+pub(super) fn filters_at(kernel: usize, point: usize) -> usize {
     if point == 0 { 1 } else { filters(kernel) }
 }
 
 /// Which of the filters that have a product at a point of the plane filter `filter` is, if it is one of them.
 #[inline(always)]
-pub(crate) fn place(kernel: usize, filter: [usize; 2], point: [usize; 2]) -> Option<usize> {
+pub(super) fn place(kernel: usize, filter: [usize; 2], point: [usize; 2]) -> Option<usize> {
     let [down, across] = point.map(|point| filters_at(kernel, point));
     (filter[0] < down && filter[1] < across).then(|| filter[0] * across + filter[1])
-}
-
-/// Whether a convolution has windows that the method computes: 3×3 or 5×5, at every position, with even padding around them.
-pub(crate) fn has_windows(rows: &Axis, columns: &Axis) -> bool {
-    let axis =
-        |a: &Axis| [(3, 1), (5, 2)].contains(&(a.kernel, a.pad)) && a.stride == 1 && a.input == a.output;
-    axis(rows) && axis(columns) && rows.kernel == columns.kernel
 }
 
 /// The 4×4 positions that a tile reads of a map of height × width, from (row, column) on after so many of padding: their
 /// numbers, none where they are outside.
 #[inline(always)]
-pub(crate) fn positions(
+pub(super) fn positions(
     [height, width]: [usize; 2],
     [row, column]: [usize; 2],
     pad: usize,
@@ -85,7 +78,7 @@ pub(crate) fn positions(
 
 /// One or two outputs along an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Strip {
+pub(super) struct Strip {
     /// The first output.
     pub first: usize,
     /// One only at the end of an odd axis.
@@ -97,7 +90,7 @@ pub(crate) struct Strip {
 impl Strip {
     /// Strip `i` of an axis of so many outputs of windows of `kernel`.
     #[inline(always)]
-    pub(crate) fn at(i: usize, outputs: usize, kernel: usize) -> Strip {
+    pub(super) fn at(i: usize, outputs: usize, kernel: usize) -> Strip {
         let outputs = (outputs - 2 * i).min(2);
         let points = match (outputs, kernel) {
             (2, _) => SIDE,
@@ -109,14 +102,9 @@ impl Strip {
         Strip { first: 2 * i, outputs, points }
     }
 
-    /// Which weights (a row of G, the middle tap being the fifth) the product at a point has.
-    pub(crate) fn weights(self, point: usize) -> usize {
-        if self.points == 2 && point == 1 { SIDE } else { point }
-    }
-
     /// The point whose product has weights `weights`, if there is one.
     #[inline(always)]
-    pub(crate) fn point(self, weights: usize) -> Option<usize> {
+    pub(super) fn point(self, weights: usize) -> Option<usize> {
         match (self.points, weights) {
             (2, 0) => Some(0),
             (2, SIDE) => Some(1),
@@ -127,19 +115,13 @@ impl Strip {
 }
 
 /// Rows of G along an axis: the fifth only where a strip has one output of three taps.
-pub(crate) fn weight_points(outputs: usize, kernel: usize) -> usize {
+pub(super) fn weight_points(outputs: usize, kernel: usize) -> usize {
     SIDE + if kernel == TAPS { outputs % 2 } else { 0 }
-}
-
-/// The products of a window along an axis: which row of G each has, and which filter.
-pub(crate) fn products(outputs: usize, kernel: usize) -> Vec<[usize; 2]> {
-    let of_row = |row| (0..filters_at(kernel, row)).map(move |filter| [row, filter]);
-    (0..weight_points(outputs, kernel)).flat_map(of_row).collect()
 }
 
 /// The point whose product has row `weights` of G, and the strips that have it, consecutive ones.
 #[inline(always)]
-pub(crate) fn strips_of(outputs: usize, kernel: usize, weights: usize) -> (usize, Range<usize>) {
+pub(super) fn strips_of(outputs: usize, kernel: usize, weights: usize) -> (usize, Range<usize>) {
     let strips = 0..outputs.div_ceil(2);
     let mut with = strips.filter_map(|i| Some((i, Strip::at(i, outputs, kernel).point(weights)?)));
     let Some((first, point)) = with.next() else { return (0, 0..0) };
@@ -147,19 +129,19 @@ pub(crate) fn strips_of(outputs: usize, kernel: usize, weights: usize) -> (usize
 }
 
 /// Bᵀ: row i is input `FIRST[i]` and input `SECOND[i]`, added in row 1, the second subtracted in the others.
-pub(crate) const FIRST: [usize; SIDE] = [0, 1, 2, 1];
-pub(crate) const SECOND: [usize; SIDE] = [2, 2, 1, 3];
+pub(super) const FIRST: [usize; SIDE] = [0, 1, 2, 1];
+pub(super) const SECOND: [usize; SIDE] = [2, 2, 1, 3];
 
 /// Row `i` of Bᵀ, of the two inputs that it has.
 #[inline(always)]
-pub(crate) unsafe fn row_of_b<S: Simd>(i: usize, first: S::V, second: S::V) -> S::V {
+pub(super) unsafe fn row_of_b<S: Simd>(i: usize, first: S::V, second: S::V) -> S::V {
     // SAFETY: the caller's promise.
     unsafe { if i == 1 { S::add(first, second) } else { S::sub(first, second) } }
 }
 
 /// Aᵀ m along one axis, of as many points as a strip has: its two outputs, the second without meaning if it has one.
 #[inline(always)]
-pub(crate) unsafe fn outputs_of<S: Simd>(m: [S::V; SIDE], points: usize) -> [S::V; 2] {
+pub(super) unsafe fn outputs_of<S: Simd>(m: [S::V; SIDE], points: usize) -> [S::V; 2] {
     // SAFETY: the caller's promise.
     unsafe {
         match points {
@@ -172,7 +154,7 @@ pub(crate) unsafe fn outputs_of<S: Simd>(m: [S::V; SIDE], points: usize) -> [S::
 
 /// Row `i` of A along one axis, of two outputs.
 #[inline(always)]
-pub(crate) unsafe fn row_of_a<S: Simd>(i: usize, first: S::V, second: S::V) -> S::V {
+pub(super) unsafe fn row_of_a<S: Simd>(i: usize, first: S::V, second: S::V) -> S::V {
     // SAFETY: the caller's promise.
     unsafe {
         match i {
@@ -198,7 +180,7 @@ unsafe fn points_of_taps<S: Simd>(g: [S::V; 3]) -> [S::V; SIDE + 1] {
 
 /// U = G g Gᵀ of 3×3 taps, for every row of G along both axes.
 #[inline(always)]
-pub(crate) unsafe fn weights<S: Simd>(g: [[S::V; 3]; 3]) -> [[S::V; SIDE + 1]; SIDE + 1] {
+pub(super) unsafe fn weights<S: Simd>(g: [[S::V; 3]; 3]) -> [[S::V; SIDE + 1]; SIDE + 1] {
     // SAFETY: the caller's promise.
     unsafe {
         let mut rows = [[S::zero(); 3]; SIDE + 1];
@@ -230,7 +212,7 @@ unsafe fn taps_of<S: Simd>(u: [S::V; SIDE + 1]) -> [S::V; 3] {
 
 /// dg = Gᵀ dU G: the gradient of 3×3 taps from that of their points.
 #[inline(always)]
-pub(crate) unsafe fn weight_gradient<S: Simd>(du: [[S::V; SIDE + 1]; SIDE + 1]) -> [[S::V; 3]; 3] {
+pub(super) unsafe fn weight_gradient<S: Simd>(du: [[S::V; SIDE + 1]; SIDE + 1]) -> [[S::V; 3]; 3] {
     // SAFETY: the caller's promise.
     unsafe {
         let mut rows = [[S::zero(); SIDE + 1]; 3];
@@ -259,7 +241,6 @@ mod tests {
                     (0..weight_points(outputs, kernel)).filter_map(|weights| strip.point(weights)).collect();
                 points.sort_unstable();
                 assert_eq!(points, (0..strip.points).collect::<Vec<_>>(), "{strip:?}");
-                assert!(points.iter().all(|&point| strip.point(strip.weights(point)) == Some(point)));
             }
         }
     }

@@ -1,0 +1,122 @@
+//! V = Bᵀ d B: what the tiles of a map are at the points.
+
+use super::points::{POINTS, Strip, at_points, combine};
+use crate::conv::{Axis, Geometry};
+use crate::simd::Simd;
+use std::ops::Range;
+
+/// The inputs of a tile.
+pub(super) struct Inputs {
+    strips: [Strip; 2],
+    /// The longest strips of both axes.
+    longest: [Strip; 2],
+    /// Which of them are not padding, along both axes.
+    inside: [Range<usize>; 2],
+    /// Where the first of these begins.
+    first: *const f32,
+    /// From a position to the one below.
+    below: usize,
+    /// From a position to the next.
+    len: usize,
+}
+
+impl Inputs {
+    /// Of the tile of two strips in a map of one block, whose positions are `len` elements each.
+    pub(super) fn of(map: *const f32, g: &Geometry, len: usize, strips: [Strip; 2]) -> Inputs {
+        let inside = |axis: &Axis, strip: Strip| {
+            let end = (axis.input + axis.pad - strip.first).min(strip.points);
+            axis.pad.saturating_sub(strip.first)..end
+        };
+        let inside = [inside(&g.rows, strips[0]), inside(&g.columns, strips[1])];
+        let h = strips[0].first + inside[0].start - g.rows.pad;
+        let w = strips[1].first + inside[1].start - g.columns.pad;
+        let first = map.wrapping_add((h * g.columns.input + w) * len);
+        let longest = [Strip::at(&g.rows, 0), Strip::at(&g.columns, 0)];
+        Inputs { strips, longest, inside, first, below: g.columns.input * len, len }
+    }
+
+    /// Some rows of points, at the places `rows`, of `pictures` pictures, which lie `stride` apart and have `channels`
+    /// channels: for each point `distance` elements, of which the pictures are the first. A row has `row_distance`.
+    ///
+    /// # Safety
+    /// The positions, `to` and `buffer` (so many rows of points of one picture) have them.
+    #[inline(always)]
+    pub(super) unsafe fn rows<S: Simd>(
+        &self,
+        rows: Range<usize>,
+        [pictures, stride, channels]: [usize; 3],
+        to: *mut f32,
+        [row_distance, distance]: [usize; 2],
+        buffer: *mut f32,
+    ) {
+        let [row, column] = self.strips;
+        let [down, across] = &self.inside;
+        let last = (self.longest[1].points - 1) * distance;
+        let mut factors = [[0.0; POINTS]; POINTS];
+        let mut places = [0; POINTS];
+        let mut count = 0;
+        for place in rows.clone() {
+            if let Some(point) = row.point(self.longest[0], place) {
+                factors[count][..down.len()].copy_from_slice(&row.inputs_at(point)[down.clone()]);
+                places[count] = place - rows.start;
+                count += 1;
+            }
+        }
+        let (factors, places) = (&factors[..count], &places[..count]);
+        for n in 0..pictures {
+            // SAFETY: the caller's promise.
+            unsafe {
+                for j in 0..column.points {
+                    let mut from = [std::ptr::null(); POINTS];
+                    let mut used = 0;
+                    if across.contains(&j) {
+                        let first = self.first.add((j - across.start) * self.len + n * stride);
+                        for k in 0..down.len() {
+                            from[k] = first.add(k * self.below);
+                        }
+                        used = down.len();
+                    }
+                    let to = buffer.add(j * channels);
+                    combine::<S>(&from[..used], factors, channels, stride, to, column.points * channels);
+                }
+                for (i, place) in places.iter().enumerate() {
+                    let from = buffer.add(i * column.points * channels);
+                    let to = to.add(place * row_distance + n * channels);
+                    match column.points {
+                        3 => to_points::<S, 3>(from, channels, to, distance, last),
+                        4 => to_points::<S, 4>(from, channels, to, distance, last),
+                        5 => to_points::<S, 5>(from, channels, to, distance, last),
+                        6 => to_points::<S, 6>(from, channels, to, distance, last),
+                        7 => to_points::<S, 7>(from, channels, to, distance, last),
+                        _ => to_points::<S, 8>(from, channels, to, distance, last),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Bᵀ along a row of N columns at `from`, `channels` elements each, to N points `distance` apart, the last of them at `last`.
+#[inline(always)]
+unsafe fn to_points<S: Simd, const N: usize>(
+    from: *const f32,
+    channels: usize,
+    to: *mut f32,
+    distance: usize,
+    last: usize,
+) {
+    for c in (0..channels).step_by(S::LANES) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut d = [S::zero(); N];
+            for k in 0..N {
+                d[k] = S::load(from.add(k * channels + c));
+            }
+            let v = at_points::<S, N>(d);
+            for j in 0..N {
+                let at = if j + 1 < N { j * distance } else { last };
+                S::store(to.add(at + c), v[j]);
+            }
+        }
+    }
+}
