@@ -100,9 +100,15 @@ impl Geometry {
         blocks * self.rows.output * self.columns.output * self.block * self.k
     }
 
-    /// Whether Winograd's method computes it.
+    /// Whether Winograd's method computes all of its passes.
     pub fn fits_winograd(&self) -> bool {
         winograd::fits(self)
+    }
+
+    /// Whether Winograd's method computes its forward pass and weight gradient, as those of a strided first layer whose columns
+    /// are folded.
+    pub fn fits_winograd_first(&self) -> bool {
+        winograd::fits_first(self)
     }
 
     /// The faster method.
@@ -159,14 +165,11 @@ impl Packed {
     /// Room for [`pack_forward`].
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Geometry::fits_winograd`]).
+    /// If the method does not fit the geometry ([`Geometry::fits_winograd`], [`Geometry::fits_winograd_first`]).
     pub fn for_forward(isa: Isa, g: &Geometry, fold: Fold, method: Method) -> Packed {
         Packed(match method {
             Method::Direct => Weights::Direct(direct::Packed::for_forward(isa, g, fold)),
-            Method::Winograd => {
-                assert_eq!(fold.fold, 1, "Winograd's method folds nothing");
-                Weights::Winograd(winograd::Packed::for_forward(isa, g))
-            }
+            Method::Winograd => Weights::Winograd(winograd::Packed::for_forward(isa, g, fold)),
         })
     }
 
@@ -265,21 +268,18 @@ pub struct WeightPlan(Cut);
 #[derive(Debug)]
 enum Cut {
     Direct(direct::WeightPlan),
-    Winograd(winograd::WeightPlan),
+    Winograd(Box<winograd::WeightPlan>),
 }
 
 impl WeightPlan {
     /// The cut for a geometry, which does not depend on the number of threads.
     ///
     /// # Panics
-    /// If the method does not fit the geometry ([`Geometry::fits_winograd`]).
+    /// If the method does not fit the geometry ([`Geometry::fits_winograd`], [`Geometry::fits_winograd_first`]).
     pub fn new(isa: Isa, g: &Geometry, fold: Fold, method: Method) -> WeightPlan {
         WeightPlan(match method {
             Method::Direct => Cut::Direct(direct::WeightPlan::new(isa, g, fold)),
-            Method::Winograd => {
-                assert_eq!(fold.fold, 1, "Winograd's method folds nothing");
-                Cut::Winograd(winograd::WeightPlan::new(isa, g))
-            }
+            Method::Winograd => Cut::Winograd(Box::new(winograd::WeightPlan::new(isa, g, fold))),
         })
     }
 

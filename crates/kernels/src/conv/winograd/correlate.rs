@@ -3,7 +3,7 @@
 //! ```text
 //! unit: one tile of a block (threads)
 //!   group
-//!     V = Bᵀ d B at all points: all channels of the group
+//!     V = Bᵀ d B at all points: all channels of the group, (rows of a stride, pictures, channels)
 //!     panel of output channels (up to 64)
 //!       point, chunk of its weights that fits in half of L1
 //!         some pictures (6-8): dot() over the chunk's channels
@@ -12,7 +12,8 @@
 
 use super::pack::Packed;
 use super::points::{OUTPUTS, Strip, outputs_of, strips};
-use super::values::Inputs;
+use super::values::{Inputs, lot_len, lots};
+use super::{PIECES, pieces};
 use crate::conv::{Epilogue, Geometry};
 use crate::panel::{Panel, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -22,14 +23,14 @@ use crate::tile::{self, Finish, Output, Run, Start};
 /// Weights of a chunk, bytes: half of a 48-KiB L1.
 const CHUNK_BYTES: usize = 24 << 10;
 /// Channels of a chunk, at most: sums of this length are added up, and rounded with, their likes.
-const CHUNK: usize = 96;
+pub(super) const CHUNK: usize = 96;
 /// Elements between the points of V, and of the sums, beyond their length: a line, so that they do not share the sets of L1.
 const GAP: usize = 16;
 
 /// Elements of scratch of a unit of so many pictures: V, the sums of a panel, and the points of a picture.
-pub(super) fn scratch_len(block: usize, longest: [Strip; 2], reads: usize, widest: usize) -> usize {
+pub(super) fn scratch_len(g: &Geometry, longest: [Strip; 2], reads: usize, widest: usize) -> usize {
     let points: usize = longest.iter().map(|strip| strip.points).product();
-    points * (distance(block, reads) + distance(block, widest) + reads)
+    points * (distance(g.block, reads) + distance(g.block, widest) + lot_len(reads / pieces(g)))
 }
 
 /// From a point's matrix, of some pictures and channels, to the next point's.
@@ -79,7 +80,7 @@ fn correlate(
     y: &mut [f32],
 ) {
     assert_eq!(w.lanes, ctx.isa().lanes(), "packed for another instruction set");
-    assert_eq!(w.reads * g.groups, channels[0], "packed for another geometry");
+    assert_eq!(w.reads * g.groups, channels[0] * pieces(g), "packed for another geometry");
     ctx.run(&Correlate { g: *g, channels, count, x, w, bias, finish, y: Ptr::from_mut(y) });
 }
 
@@ -122,17 +123,22 @@ impl Kernel for Correlate<'_> {
         let pictures = (self.count - block * g.block).min(g.block);
         let before = block * g.rows.output * g.columns.output;
         let [down, across] = w.longest.map(|strip| strip.points);
-        let value_distance = distance(pictures, w.reads);
+        let value_distance = distance(g.block, w.reads);
         let values = scratch;
         let sums = values.wrapping_add(down * across * value_distance);
-        let buffer = sums.wrapping_add(down * across * distance(pictures, w.widest));
+        let buffer = sums.wrapping_add(down * across * distance(g.block, w.widest));
+        let map = &self.x[block * g.rows.input * g.columns.input * g.block * in_c..];
         for group in 0..g.groups {
             let tile = Tile { strips, before, pictures, group };
-            let map = &self.x[before * g.block * in_c + group * w.reads..];
-            let inputs = Inputs::of(map.as_ptr(), g, g.block * in_c, strips);
-            let distances = [across * value_distance, value_distance];
-            // SAFETY: the map was checked; scratch has room for these points.
-            unsafe { inputs.rows::<S>(0..down, [pictures, in_c, w.reads], values, distances, buffer) };
+            let channels = w.reads / pieces(g);
+            for piece in 0..pieces(g) {
+                let map = map[group * channels..].as_ptr();
+                let inputs = Inputs::of(map, g, g.block * in_c, strips, piece);
+                let to = values.wrapping_add(piece * g.block * channels);
+                let distances = [across * value_distance, value_distance];
+                // SAFETY: the map was checked; scratch has room for these points.
+                unsafe { inputs.rows::<S>(0..down, lots(pictures, in_c, channels), to, distances, buffer) };
+            }
             for panel in &w.panels {
                 // SAFETY: as above, and for their sums; the unit owns its outputs.
                 unsafe {
@@ -145,14 +151,15 @@ impl Kernel for Correlate<'_> {
 }
 
 impl Correlate<'_> {
-    /// The sums of a panel: (points, pictures, width).
+    /// The sums of a panel: (points, pictures, width). Its weights at a point are (rows of a stride, channels).
     ///
     /// # Safety
     /// V is there, and room for the sums.
     #[inline(always)]
     unsafe fn products<S: Simd>(&self, tile: &Tile, panel: &Panel, values: *const f32, sums: *mut f32) {
-        let w = self.w;
-        let width = panel.vectors * S::LANES;
+        let (g, w) = (&self.g, self.w);
+        let (width, pieces) = (panel.vectors * S::LANES, pieces(g));
+        let channels = w.reads / pieces;
         let most = (CHUNK_BYTES / size_of::<f32>() / width).clamp(1, CHUNK);
         let [down, across] = w.longest.map(|strip| strip.points);
         for (i, j) in (0..down).flat_map(|i| (0..across).map(move |j| (i, j))) {
@@ -161,17 +168,21 @@ impl Correlate<'_> {
                 continue;
             }
             let data = w.data[w.at(tile.group, panel, i, j)..].as_ptr();
-            let values = values.wrapping_add((i * across + j) * distance(tile.pictures, w.reads));
-            let sums = sums.wrapping_add((i * across + j) * distance(tile.pictures, width));
-            for (first, len) in tiles(w.reads, most) {
+            let values = values.wrapping_add((i * across + j) * distance(g.block, w.reads));
+            let sums = sums.wrapping_add((i * across + j) * distance(g.block, width));
+            for (first, len) in tiles(channels, most) {
                 let start = if first > 0 { Start::Output } else { Start::Zero };
-                let runs = [Run { x: first, w: first * width, len }];
+                let mut runs = [Run::default(); PIECES];
+                for (piece, run) in runs[..pieces].iter_mut().enumerate() {
+                    let (x, w) = (piece * g.block * channels, piece * channels * width);
+                    *run = Run { x: x + first, w: w + first * width, len };
+                }
                 for (n, rows) in tiles(tile.pictures, S::ROWS[panel.vectors - 1]) {
                     // SAFETY: the caller's promise.
                     unsafe {
-                        let (x, y) = (values.add(n * w.reads), sums.add(n * width));
+                        let (runs, x, y) = (&runs[..pieces], values.add(n * channels), sums.add(n * width));
                         let out = Output { y, stride: width, rows, valid: width };
-                        tile::dot::<S>(panel.vectors, &runs, x, w.reads, data, start, out, Finish::Store);
+                        tile::dot::<S>(panel.vectors, runs, x, channels, data, start, out, Finish::Store);
                     }
                 }
             }
@@ -214,7 +225,7 @@ impl Correlate<'_> {
         let [row, column] = tile.strips;
         let across = w.longest[1].points;
         let width = panel.vectors * S::LANES;
-        let distance = distance(tile.pictures, width);
+        let distance = distance(g.block, width);
         let channel = tile.group * (out_c / g.groups) + panel.first;
         let position = tile.before + row.first * g.columns.output + column.first;
         // From a position's outputs to those of the one below, and of the next.

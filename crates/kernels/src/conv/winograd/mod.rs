@@ -15,23 +15,64 @@ pub(super) use correlate::{backward_input, forward};
 pub(super) use pack::{Packed, pack};
 pub(super) use weight::{WeightPlan, backward_weight};
 
-use super::{Geometry, has_winograd_windows};
+use super::{Fold, Geometry, has_winograd_windows};
+use points::taps_of;
 
 /// Channels of a group are a multiple of this: whole vectors on every instruction set.
 const CHANNELS: usize = 16;
+/// Pictures that are transformed together where a picture's channels are not whole vectors.
+const PICTURES: usize = 8;
+/// Rows of a strided window that are maps of their own, at most.
+const PIECES: usize = 4;
 
-/// Whether a geometry is one that this method computes.
+/// Rows of a window that move as one: a stride of them.
+#[inline(always)]
+fn pieces(g: &Geometry) -> usize {
+    g.rows.stride
+}
+
+/// Whether all three passes of a geometry are ones that this method computes.
 pub(super) fn fits(g: &Geometry) -> bool {
     has_winograd_windows(&g.rows, &g.columns)
         && [g.c, g.k].iter().all(|c| (c / g.groups).is_multiple_of(CHANNELS))
+}
+
+/// Whether forward pass and weight gradient are, of rows that are a stride apart and columns that are folded into channels: a
+/// first layer's.
+pub(super) fn fits_first(g: &Geometry) -> bool {
+    let whole = |axis: &super::Axis| axis.inside().len() == axis.output;
+    g.groups == 1
+        && (2..=PIECES).contains(&g.rows.stride)
+        && [&g.rows, &g.columns].iter().all(|axis| taps_of(axis) == 3)
+        && (g.columns.stride, g.columns.pad) == (1, 0)
+        && whole(&g.columns)
+        && g.k.is_multiple_of(CHANNELS)
+        && g.block.is_multiple_of(PICTURES)
+        && (g.c * PICTURES).is_multiple_of(CHANNELS)
+        && g.c * pieces(g) <= correlate::CHUNK
 }
 
 /// Whether it is faster than the direct method.
 pub(super) fn pays(g: &Geometry) -> bool {
     // With fewer channels the sums of a point are too short for the work around them, with fewer pictures its weights are
     // read for too little, and in smaller maps most taps of the direct method fall on padding.
-    fits(g)
-        && [g.c, g.k].iter().all(|c| c / g.groups >= 32)
+    (fits(g) || fits_first(g))
+        && [g.c * pieces(g), g.k].iter().all(|c| c / g.groups >= 32)
         && g.block >= 16
         && g.rows.output.min(g.columns.output) >= 4
+}
+
+/// Where tap (r, s) of the channels at `read`, (rows of a stride, C/G), lies in a filter of the canonical bank, if it has it.
+#[inline(always)]
+fn canonical(g: &Geometry, fold: Fold, read: usize, [r, s]: [usize; 2]) -> Option<usize> {
+    let channels = g.c / g.groups;
+    let row = r * g.rows.stride + read / channels;
+    let (channel, column) = fold.canonical(channels / fold.fold, read % channels, s)?;
+    (row < g.rows.kernel).then_some((channel * g.rows.kernel + row) * fold.kernel + column)
+}
+
+/// Elements of a filter of the canonical bank.
+#[inline(always)]
+fn filter_len(g: &Geometry, fold: Fold) -> usize {
+    g.c / g.groups / fold.fold * g.rows.kernel * fold.kernel
 }

@@ -1,9 +1,9 @@
 //! U = G g Gᵀ of the weights: for every panel of every group, point by point, channel by channel, one panel-wide row each.
 
-use super::fits;
-use super::points::{POINTS, Strip, TAPS, taps};
+use super::points::{POINTS, Strip, TAPS, taps, taps_of};
+use super::{canonical, filter_len, fits, fits_first, pieces};
 use crate::arena::Buffer;
-use crate::conv::Geometry;
+use crate::conv::{Fold, Geometry};
 use crate::isa::Isa;
 use crate::panel::{Panel, panels};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -16,7 +16,8 @@ pub(in crate::conv) struct Packed {
     pub(super) panels: Vec<Panel>,
     /// The longest strips of both axes, whose points the weights are given at.
     pub(super) longest: [Strip; 2],
-    /// Channels that a group reads.
+    fold: Fold,
+    /// Channels that a group reads, (rows of a stride, C/G).
     pub(super) reads: usize,
     /// Channels that a group writes.
     writes: usize,
@@ -30,24 +31,25 @@ pub(in crate::conv) struct Packed {
 
 impl Packed {
     /// Room for the weights of the forward pass.
-    pub(in crate::conv) fn for_forward(isa: Isa, g: &Geometry) -> Packed {
-        Packed::new(isa, g, g.c, g.k)
+    pub(in crate::conv) fn for_forward(isa: Isa, g: &Geometry, fold: Fold) -> Packed {
+        assert!(fits(g) && fold.fold == 1 || fits_first(g), "a convolution for Winograd's method");
+        Packed::new(isa, g, fold, g.c * pieces(g), g.k)
     }
 
     /// Room for the weights of the input gradient.
     pub(in crate::conv) fn for_backward(isa: Isa, g: &Geometry) -> Packed {
-        Packed::new(isa, g, g.k, g.c)
+        assert!(fits(g), "a convolution for Winograd's method");
+        Packed::new(isa, g, Fold::none(g.columns.kernel), g.k, g.c)
     }
 
-    fn new(isa: Isa, g: &Geometry, reads: usize, writes: usize) -> Packed {
-        assert!(fits(g), "a convolution for Winograd's method");
+    fn new(isa: Isa, g: &Geometry, fold: Fold, reads: usize, writes: usize) -> Packed {
         let (reads, writes) = (reads / g.groups, writes / g.groups);
         let longest = [Strip::at(&g.rows, 0), Strip::at(&g.columns, 0)];
         let panels = panels(isa, writes);
         let widest = panels.iter().map(|p| p.vectors).max().unwrap_or(1) * isa.lanes();
-        let scratch_len = super::correlate::scratch_len(g.block, longest, reads, widest);
+        let scratch_len = super::correlate::scratch_len(g, longest, reads, widest);
         let data = Buffer::zeros(longest[0].points * longest[1].points * g.groups * reads * writes);
-        Packed { panels, longest, reads, writes, lanes: isa.lanes(), widest, scratch_len, data }
+        Packed { panels, longest, fold, reads, writes, lanes: isa.lanes(), widest, scratch_len, data }
     }
 
     /// Bytes held.
@@ -69,9 +71,9 @@ impl Packed {
     }
 }
 
-/// Packs w (K, C/G, R, R) for the forward pass, or else for the input gradient.
+/// Packs w (K, C/G, R, S) for the forward pass, or else for the input gradient.
 pub(in crate::conv) fn pack(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Packed, backward: bool) {
-    assert_eq!(w.len(), g.k * (g.c / g.groups) * g.taps(), "weights");
+    assert_eq!(w.len(), g.k * filter_len(g, packed.fold), "weights");
     assert_eq!(packed.lanes, ctx.isa().lanes(), "packed for another instruction set");
     let data = Ptr::from_mut(&mut packed.data);
     ctx.run(&Pack { g: *g, w, backward, packed, data });
@@ -99,32 +101,43 @@ impl Kernel for Pack<'_> {
         let p = self.packed;
         let (i, first) = (unit / p.reads.div_ceil(UNIT), unit % p.reads.div_ceil(UNIT) * UNIT);
         let (group, panel) = (i / p.panels.len(), &p.panels[i % p.panels.len()]);
-        let (kg, cg) = (self.g.k / self.g.groups, self.g.c / self.g.groups);
+        let g = &self.g;
+        let (kg, len) = (g.k / g.groups, filter_len(g, p.fold));
         let width = panel.vectors * S::LANES;
-        let kernel = self.g.rows.kernel;
-        let points = p.longest.map(|strip| taps(strip.points, kernel));
-        for (read, v) in
-            (first..(first + UNIT).min(p.reads)).flat_map(|read| (0..panel.vectors).map(move |v| (read, v)))
-        {
-            let mut window = [[[0.0f32; 16]; TAPS]; TAPS];
-            for lane in 0..S::LANES {
-                let write = panel.first + v * S::LANES + lane;
-                let (k, c) = if self.backward { (read, write) } else { (write, read) };
-                let len = kernel * kernel;
-                let w = &self.w[((group * kg + k) * cg + c) * len..][..len];
-                for (at, &value) in w.iter().enumerate() {
-                    // Turned by half a circle for the input gradient.
-                    let at = if self.backward { len - 1 - at } else { at };
-                    window[at / kernel][at % kernel][lane] = value;
-                }
+        let size = taps_of(&g.columns);
+        let points = p.longest.map(|strip| taps(strip.points, size));
+        for read in first..(first + UNIT).min(p.reads) {
+            // Where the taps lie: from `from` on, `step` for each channel that is written.
+            let mut at = [[None; TAPS]; TAPS];
+            for (r, s) in (0..size).flat_map(|r| (0..size).map(move |s| (r, s))) {
+                // Turned by half a circle for the input gradient.
+                at[r][s] = if self.backward {
+                    Some((size - 1 - r) * size + size - 1 - s)
+                } else {
+                    canonical(g, p.fold, read, [r, s])
+                };
             }
-            // SAFETY: rows are within the panel, whose room `Packed::new` added up; this unit owns them.
-            unsafe {
-                let to = self.data.at(p.at(group, panel, 0, 0) + read * width + v * S::LANES);
-                let to = (to, p.longest.map(|strip| strip.points), p.reads * width);
-                match kernel {
-                    3 => store_points::<S, 3>(&window, &points, to),
-                    _ => store_points::<S, 5>(&window, &points, to),
+            let (from, step) = if self.backward {
+                ((group * kg + read) * len, size * size)
+            } else {
+                (group * kg * len, len)
+            };
+            for v in 0..panel.vectors {
+                let mut window = [[[0.0f32; 16]; TAPS]; TAPS];
+                for (r, s) in (0..size).flat_map(|r| (0..size).map(move |s| (r, s))) {
+                    let Some(at) = at[r][s] else { continue };
+                    for (lane, value) in window[r][s].iter_mut().enumerate().take(S::LANES) {
+                        *value = self.w[from + (panel.first + v * S::LANES + lane) * step + at];
+                    }
+                }
+                // SAFETY: rows are within the panel, whose room `Packed::new` added up; this unit owns them.
+                unsafe {
+                    let to = self.data.at(p.at(group, panel, 0, 0) + read * width + v * S::LANES);
+                    let to = (to, p.longest.map(|strip| strip.points), p.reads * width);
+                    match size {
+                        3 => store_points::<S, 3>(&window, &points, to),
+                        _ => store_points::<S, 5>(&window, &points, to),
+                    }
                 }
             }
         }

@@ -34,12 +34,18 @@ const FINITE: [f64; POINTS - 1] = [0.0, 1.0, -1.0, 0.5, -2.0, -0.5, 2.0];
 /// Up to [`OUTPUTS`] neighbouring outputs along an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Strip {
-    /// The first output; also the first input, counted from where the padding begins.
+    /// The first output; also the first input, counted in strides from where the padding begins.
     pub first: usize,
     /// m.
     pub outputs: usize,
     /// m + r − 1: inputs, and points.
     pub points: usize,
+}
+
+/// r of an axis. With a stride of s every s-th tap is one of a window that moves by 1, over one of s interleaved maps.
+#[inline(always)]
+pub(super) fn taps_of(axis: &Axis) -> usize {
+    axis.kernel.div_ceil(axis.stride)
 }
 
 /// How many strips an axis has.
@@ -55,7 +61,7 @@ impl Strip {
         let count = strips(axis);
         let (base, longer) = (axis.output / count, axis.output % count);
         let outputs = base + usize::from(i < longer);
-        Strip { first: i * base + i.min(longer), outputs, points: outputs + axis.kernel - 1 }
+        Strip { first: i * base + i.min(longer), outputs, points: outputs + taps_of(axis) - 1 }
     }
 
     /// The place of a point among those of the longest strip of the axis: infinity is always the last.

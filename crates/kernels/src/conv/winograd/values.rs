@@ -1,6 +1,7 @@
 //! V = Bᵀ d B: what the tiles of a map are at the points.
 
 use super::points::{POINTS, Strip, at_points, combine};
+use super::{CHANNELS, PICTURES};
 use crate::conv::{Axis, Geometry};
 use crate::simd::Simd;
 use std::ops::Range;
@@ -21,18 +22,21 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Of the tile of two strips in a map of one block, whose positions are `len` elements each.
-    pub(super) fn of(map: *const f32, g: &Geometry, len: usize, strips: [Strip; 2]) -> Inputs {
-        let inside = |axis: &Axis, strip: Strip| {
-            let end = (axis.input + axis.pad - strip.first).min(strip.points);
-            axis.pad.saturating_sub(strip.first)..end
+    /// Of the tile of two strips in a map of one block, whose positions are `len` elements each; of rows that are a stride
+    /// apart, those that begin with the window's row `piece`.
+    pub(super) fn of(map: *const f32, g: &Geometry, len: usize, strips: [Strip; 2], piece: usize) -> Inputs {
+        let inside = |axis: &Axis, strip: Strip, piece: usize| {
+            let first = strip.first * axis.stride + piece;
+            let before = axis.pad.saturating_sub(first).div_ceil(axis.stride);
+            let end = (axis.input + axis.pad).saturating_sub(first).div_ceil(axis.stride).min(strip.points);
+            before.min(end)..end
         };
-        let inside = [inside(&g.rows, strips[0]), inside(&g.columns, strips[1])];
-        let h = strips[0].first + inside[0].start - g.rows.pad;
-        let w = strips[1].first + inside[1].start - g.columns.pad;
+        let inside = [inside(&g.rows, strips[0], piece), inside(&g.columns, strips[1], 0)];
+        let h = ((strips[0].first + inside[0].start) * g.rows.stride + piece).saturating_sub(g.rows.pad);
+        let w = (strips[1].first + inside[1].start).saturating_sub(g.columns.pad);
         let first = map.wrapping_add((h * g.columns.input + w) * len);
         let longest = [Strip::at(&g.rows, 0), Strip::at(&g.columns, 0)];
-        Inputs { strips, longest, inside, first, below: g.columns.input * len, len }
+        Inputs { strips, longest, inside, first, below: g.rows.stride * g.columns.input * len, len }
     }
 
     /// Some rows of points, at the places `rows`, of `pictures` pictures, which lie `stride` apart and have `channels`
@@ -93,6 +97,23 @@ impl Inputs {
                 }
             }
         }
+    }
+}
+
+/// Elements of a row of [`Inputs::rows`]: see [`lots`].
+pub(super) fn lot_len(channels: usize) -> usize {
+    if channels.is_multiple_of(CHANNELS) { channels } else { PICTURES * channels }
+}
+
+/// How [`Inputs::rows`] goes along `pictures` pictures of `channels` channels, of `stride` at a position: number, stride,
+/// length. Where the channels are not whole vectors some pictures go together, the last of them perhaps without a picture.
+pub(super) fn lots(pictures: usize, stride: usize, channels: usize) -> [usize; 3] {
+    let len = lot_len(channels);
+    if len == channels {
+        [pictures, stride, len]
+    } else {
+        assert_eq!(stride, channels, "whole positions");
+        [pictures.div_ceil(PICTURES), len, len]
     }
 }
 

@@ -7,28 +7,26 @@
 //!   for tile, group, some pictures       V = Bᵀ d B
 //!   for group, row of points, panel      (a unit)
 //!     A dy Aᵀ of these
-//!     point, 128 steps of the depth      (tiles and pictures)
-//!       some channels: outer() over these steps
+//!     point, four tiles
+//!       some channels: outer() over the pictures of these
 //! ```
 //!
 //! V is computed once for all panels, and read from the last cache; a row of points of a panel stays in L2. Sums are one
 //! unit's each, so the result does not depend on the threads. [`Taps`] turns the sums of the points into taps.
 
-use super::points::{OUTPUTS, POINTS, Strip, TAPS, combine, points_of, strips, taps};
-use super::values::Inputs;
-use super::{CHANNELS, fits};
+use super::points::{OUTPUTS, POINTS, Strip, TAPS, combine, points_of, strips, taps, taps_of};
+use super::values::{Inputs, lot_len, lots};
+use super::{CHANNELS, PICTURES, canonical, filter_len, fits, fits_first, pieces};
 use crate::arena::Buffer;
-use crate::conv::Geometry;
+use crate::conv::{Fold, Geometry};
 use crate::isa::Isa;
 use crate::panel::{Panel, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::tile::{self, Output, Run, Start};
 
-/// Steps of the depth that are summed before they are added to the sums: half of L1 for the operand of a panel.
-const DEPTH: usize = 128;
-/// Pictures of a unit of [`Values`].
-const PICTURES: usize = 8;
+/// Tiles whose products are summed before they are added to the sums: of 32 pictures the operand of a panel has half of L1.
+const TILES: usize = 4;
 /// Elements between the points of an operand, beyond their length: a line, so that they do not share the sets of L1.
 const GAP: usize = 16;
 
@@ -36,26 +34,27 @@ const GAP: usize = 16;
 #[derive(Debug)]
 pub(in crate::conv) struct WeightPlan {
     g: Geometry,
+    fold: Fold,
     /// Panels of each group.
     panels: Vec<Panel>,
     lanes: usize,
     /// The longest strips of both axes, whose points the sums are of.
     longest: [Strip; 2],
-    /// (groups, panels, points, C/G, width)
+    /// (groups, panels, points, channels, width)
     sums: Buffer,
-    /// V of a row of tiles: (groups, points, depth, C/G).
+    /// V of a row of tiles: (groups, points, rows of a stride, depth, C/G).
     values: Buffer,
 }
 
 impl WeightPlan {
     /// The cut for a geometry, which does not depend on the number of threads.
-    pub(in crate::conv) fn new(isa: Isa, g: &Geometry) -> WeightPlan {
-        assert!(fits(g), "a convolution for Winograd's method");
+    pub(in crate::conv) fn new(isa: Isa, g: &Geometry, fold: Fold) -> WeightPlan {
+        assert!(fits(g) && fold.fold == 1 || fits_first(g), "a convolution for Winograd's method");
         let longest = [Strip::at(&g.rows, 0), Strip::at(&g.columns, 0)];
         let [down, across] = longest.map(|strip| strip.points);
-        let sums = Buffer::zeros(down * across * g.k * g.c / g.groups);
+        let sums = Buffer::zeros(down * across * g.k * g.c / g.groups * pieces(g));
         let (panels, values) = (panels(isa, g.k / g.groups), Buffer::zeros(0));
-        let mut plan = WeightPlan { g: *g, panels, lanes: isa.lanes(), longest, sums, values };
+        let mut plan = WeightPlan { g: *g, fold, panels, lanes: isa.lanes(), longest, sums, values };
         plan.values = Buffer::zeros(plan.values_at(g.groups));
         plan
     }
@@ -69,12 +68,12 @@ impl WeightPlan {
     pub(in crate::conv) fn scratch_len(&self) -> usize {
         let [down, across] = self.longest.map(|strip| strip.points);
         let width = self.panels.iter().map(|p| p.vectors).max().unwrap_or(1) * self.lanes;
-        (down * across * self.channels()).max(across * (self.distance(width) + width))
+        (down * across * lot_len(self.g.c / self.g.groups)).max(across * (self.distance(width) + width))
     }
 
-    /// C/G.
-    fn channels(&self) -> usize {
-        self.g.c / self.g.groups
+    /// Channels that a group reads, (rows of a stride, C/G).
+    fn reads(&self) -> usize {
+        pieces(&self.g) * self.g.c / self.g.groups
     }
 
     /// Steps of the depth: the pictures of a row of tiles.
@@ -90,7 +89,7 @@ impl WeightPlan {
     /// Where V of a group begins.
     fn values_at(&self, group: usize) -> usize {
         let points: usize = self.longest.iter().map(|strip| strip.points).product();
-        group * points * self.distance(self.channels())
+        group * points * self.distance(self.reads())
     }
 
     /// Where the sums of a panel begin at a point.
@@ -98,7 +97,7 @@ impl WeightPlan {
         let [down, across] = self.longest.map(|strip| strip.points);
         let width = panel.vectors * self.lanes;
         let first = group * (self.g.k / self.g.groups) + panel.first;
-        (first * down * across + (i * across + j) * width) * self.channels()
+        (first * down * across + (i * across + j) * width) * self.reads()
     }
 }
 
@@ -114,7 +113,7 @@ pub(in crate::conv) fn backward_weight(
 ) {
     assert_eq!(plan.lanes, ctx.isa().lanes(), "planned for another instruction set");
     let g = plan.g;
-    assert_eq!(dw.len(), g.k * (g.c / g.groups) * g.taps(), "weight gradient");
+    assert_eq!(dw.len(), g.k * filter_len(&g, plan.fold), "weight gradient");
     let [mut sums, mut values] =
         [&mut plan.sums, &mut plan.values].map(|buffer| std::mem::replace(buffer, Buffer::zeros(0)));
     for block in 0..count.div_ceil(g.block) {
@@ -166,18 +165,20 @@ impl Kernel for Values<'_> {
         let pictures = (part.pictures - first).min(PICTURES);
         let (tile, group) = (unit / g.groups, unit % g.groups);
         let strips = [Strip::at(&g.rows, part.row), Strip::at(&g.columns, tile)];
-        let step = tile * part.pictures + first;
         let [down, across] = plan.longest.map(|strip| strip.points);
-        let channels = plan.channels();
+        let channels = g.c / g.groups;
         // SAFETY: the map was checked; a unit has its own steps of V, for which there is room.
         unsafe {
             let positions = g.rows.input * g.columns.input;
             let x = self.x.as_ptr().add((part.block * positions * g.block + first) * g.c + group * channels);
-            let inputs = Inputs::of(x, g, g.block * g.c, strips);
-            let distance = plan.distance(channels);
-            let to = self.to.at(plan.values_at(group) + step * channels);
-            let counts = [pictures, g.c, channels];
-            inputs.rows::<S>(0..down, counts, to, [across * distance, distance], scratch);
+            let distance = plan.distance(plan.reads());
+            for piece in 0..pieces(g) {
+                let inputs = Inputs::of(x, g, g.block * g.c, strips, piece);
+                let step = piece * plan.depth() + tile * g.block + first;
+                let to = self.to.at(plan.values_at(group) + step * channels);
+                let lots = lots(pictures, g.c, channels);
+                inputs.rows::<S>(0..down, lots, to, [across * distance, distance], scratch);
+            }
         }
     }
 }
@@ -232,7 +233,7 @@ impl Kernel for Products<'_> {
         let [down, across] = plan.longest.map(|strip| strip.points);
         let (unit, panel) = (unit / plan.panels.len(), &plan.panels[unit % plan.panels.len()]);
         let (group, i) = (unit / down, unit % down);
-        let (channels, width) = (plan.channels(), panel.vectors * S::LANES);
+        let (channels, width) = (g.c / g.groups, panel.vectors * S::LANES);
         let Some(point) = Strip::at(&g.rows, part.row).point(plan.longest[0], i) else { return };
         let gradient = scratch;
         // SAFETY: the map was checked; scratch has room.
@@ -245,20 +246,27 @@ impl Kernel for Products<'_> {
             let tiles_with = (0..strips(&g.columns))
                 .take_while(|&tile| Strip::at(&g.columns, tile).point(plan.longest[1], j).is_some())
                 .count();
-            let x = plan.values_at(group) + (i * across + j) * plan.distance(channels);
+            let x = plan.values_at(group) + (i * across + j) * plan.distance(plan.reads());
             let w = gradient.wrapping_add(j * plan.distance(width));
             let sums = plan.at(group, panel, i, j);
-            for (step, len) in tiles(tiles_with * part.pictures, DEPTH) {
-                let runs = [Run { x: step * channels, w: step * width, len }];
-                let is_first = part.block == 0 && part.row == 0 && step == 0;
+            for first in (0..tiles_with).step_by(TILES) {
+                let mut runs = [Run::default(); TILES];
+                let used = (tiles_with - first).min(TILES);
+                for (tile, run) in runs[..used].iter_mut().enumerate() {
+                    let step = (first + tile) * g.block;
+                    *run = Run { x: step * channels, w: step * width, len: part.pictures };
+                }
+                let is_first = part.block == 0 && part.row == 0 && first == 0;
                 let start = if is_first { Start::Zero } else { Start::Output };
-                for (c, rows) in tiles(channels, S::ROWS[panel.vectors - 1]) {
-                    // SAFETY: both operands are there; the unit owns the panel's sums at its points.
-                    unsafe {
-                        let y = self.sums.at(sums + c * width);
-                        let out = Output { y, stride: width, rows, valid: width };
-                        let x = self.values[x + c..].as_ptr();
-                        tile::outer::<S>(panel.vectors, &runs, x, channels, w, start, out);
+                for piece in 0..pieces(g) {
+                    for (c, rows) in tiles(channels, S::ROWS[panel.vectors - 1]) {
+                        // SAFETY: both operands are there; the unit owns the panel's sums at its points.
+                        unsafe {
+                            let y = self.sums.at(sums + (piece * channels + c) * width);
+                            let out = Output { y, stride: width, rows, valid: width };
+                            let x = self.values[x + piece * plan.depth() * channels + c..].as_ptr();
+                            tile::outer::<S>(panel.vectors, &runs[..used], x, channels, w, start, out);
+                        }
                     }
                 }
             }
@@ -299,7 +307,7 @@ impl Products<'_> {
                         }
                         combine::<S>(&from[..row.outputs], &factors, width, g.k, buffer.add(q * width), 0);
                     }
-                    let to = to.add((tile * part.pictures + n) * width);
+                    let to = to.add((tile * g.block + n) * width);
                     match (column.points, column.outputs) {
                         (3, 1) => spread::<S, 3, 1>(buffer, width, to, distance, last),
                         (4, 2) => spread::<S, 4, 2>(buffer, width, to, distance, last),
@@ -370,19 +378,19 @@ impl Kernel for Taps<'_> {
     /// Some channels of a panel of a group.
     fn units(&self) -> usize {
         let g = &self.plan.g;
-        g.groups * self.plan.panels.len() * (g.c / g.groups).div_ceil(UNIT)
+        g.groups * self.plan.panels.len() * self.plan.reads().div_ceil(UNIT)
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
         let (plan, g) = (self.plan, &self.plan.g);
-        let cg = g.c / g.groups;
+        let cg = plan.reads();
         let (panel, first) = (unit / cg.div_ceil(UNIT), unit % cg.div_ceil(UNIT) * UNIT);
         let (group, panel) = (panel / plan.panels.len(), &plan.panels[panel % plan.panels.len()]);
         let filter = group * (g.k / g.groups) + panel.first;
         let width = panel.vectors * S::LANES;
-        let kernel = g.rows.kernel;
-        let points = plan.longest.map(|strip| taps(strip.points, kernel));
+        let size = taps_of(&g.columns);
+        let points = plan.longest.map(|strip| taps(strip.points, size));
         for (c, v) in
             (first..(first + UNIT).min(cg)).flat_map(|c| (0..panel.vectors).map(move |v| (c, v * S::LANES)))
         {
@@ -391,16 +399,16 @@ impl Kernel for Taps<'_> {
             // SAFETY: vectors lie within the sums, those of a point after those of the one before.
             unsafe {
                 let from = (from.as_ptr(), plan.longest.map(|strip| strip.points), cg * width);
-                match kernel {
+                match size {
                     3 => load_taps::<S, 3>(from, &points, &mut window),
                     _ => load_taps::<S, 5>(from, &points, &mut window),
                 }
             }
-            for lane in 0..S::LANES {
-                let to = ((filter + v + lane) * cg + c) * kernel * kernel;
-                for at in 0..kernel * kernel {
+            for (r, s) in (0..size).flat_map(|r| (0..size).map(move |s| (r, s))) {
+                let Some(at) = canonical(g, plan.fold, c, [r, s]) else { continue };
+                for (lane, value) in window[r][s].iter().enumerate().take(S::LANES) {
                     // SAFETY: the unit owns these elements of dw.
-                    unsafe { *self.dw.at(to + at) = window[at / kernel][at % kernel][lane] };
+                    unsafe { *self.dw.at((filter + v + lane) * filter_len(g, plan.fold) + at) = *value };
                 }
             }
         }
