@@ -109,9 +109,9 @@ layer = [
 /// decides, so what is left of a difference is rounding.
 pub const WIDE: &str = r#"
 name = "wide"
-input = [3, 20, 18]
+input = [3, 39, 35]
 layer = [
-  { name = "c1", type = "conv", filters = 96, kernel = 4, stride = 2 },
+  { name = "c1", type = "conv", filters = 96, kernel = 11, stride = 4, pad = 2 },
   { name = "t1", type = "tanh" },
   { name = "c2", type = "conv", filters = 192, kernel = 3, pad = 1 },
   { name = "t2", type = "tanh" },

@@ -135,9 +135,9 @@ impl Kernel for Correlate<'_> {
                 let map = map[group * channels..].as_ptr();
                 let inputs = Inputs::of(map, g, g.block * in_c, strips, piece);
                 let to = values.wrapping_add(piece * g.block * channels);
-                let distances = [across * value_distance, value_distance];
+                let lots = lots(pictures, in_c, channels);
                 // SAFETY: the map was checked; scratch has room for these points.
-                unsafe { inputs.rows::<S>(0..down, lots(pictures, in_c, channels), to, distances, buffer) };
+                unsafe { inputs.at_points::<S>(lots, to, value_distance, buffer) };
             }
             for panel in &w.panels {
                 // SAFETY: as above, and for their sums; the unit owns its outputs.

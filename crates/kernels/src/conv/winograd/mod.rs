@@ -1,6 +1,9 @@
 //! Convolution of 3×3 and 5×5 windows by Winograd's minimal filtering ([`points`]), tiles of 4×4 outputs at a time: 36
 //! products for 144, 64 for 400.
 //!
+//! A strided first layer becomes one of these: its columns are folded into channels already, and every s-th row is a row of a
+//! map of its own, so that 11×11 windows with stride 4 over 3 channels are 3×3 windows over (4 rows, 4 columns, 3).
+//!
 //! Operands are sums and differences, rounded to f32 before they are multiplied, and outputs are again: results are off by
 //! 1e-6 (3×3) to 4e-6 (5×5) of their own size, by the direct method by 2e-7 to 6e-7; measured on layers of AlexNet's shapes,
 //! uniform numbers.

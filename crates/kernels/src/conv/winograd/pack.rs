@@ -1,6 +1,6 @@
 //! U = G g Gᵀ of the weights: for every panel of every group, point by point, channel by channel, one panel-wide row each.
 
-use super::points::{POINTS, Strip, TAPS, taps, taps_of};
+use super::points::{POINTS, Strip, TAPS, tap_powers, taps_of};
 use super::{canonical, filter_len, fits, fits_first, pieces};
 use crate::arena::Buffer;
 use crate::conv::{Fold, Geometry};
@@ -105,7 +105,7 @@ impl Kernel for Pack<'_> {
         let (kg, len) = (g.k / g.groups, filter_len(g, p.fold));
         let width = panel.vectors * S::LANES;
         let size = taps_of(&g.columns);
-        let points = p.longest.map(|strip| taps(strip.points, size));
+        let points = p.longest.map(|strip| tap_powers(strip.points, size));
         for read in first..(first + UNIT).min(p.reads) {
             // Where the taps lie: from `from` on, `step` for each channel that is written.
             let mut at = [[None; TAPS]; TAPS];

@@ -175,7 +175,7 @@ const fn results(n: usize, m: usize) -> [[f32; OUTPUTS]; POINTS] {
 }
 
 /// G of `n` points and `r` taps.
-pub(super) fn taps(n: usize, r: usize) -> [[f32; TAPS]; POINTS] {
+pub(super) fn tap_powers(n: usize, r: usize) -> [[f32; TAPS]; POINTS] {
     let mut rows = [[0.0; TAPS]; POINTS];
     for (row, point) in rows.iter_mut().zip(FINITE).take(n - 1) {
         for (k, value) in row.iter_mut().enumerate().take(r) {
@@ -329,7 +329,7 @@ mod tests {
             for output in 1..30 {
                 let axis = Axis { input: output, output, kernel, stride: 1, pad: kernel / 2 };
                 let longest = Strip::at(&axis, 0);
-                let g = taps(longest.points, kernel);
+                let g = tap_powers(longest.points, kernel);
                 let mut next = 0;
                 for strip in (0..strips(&axis)).map(|i| Strip::at(&axis, i)) {
                     assert_eq!(strip.first, next);

@@ -39,34 +39,27 @@ impl Inputs {
         Inputs { strips, longest, inside, first, below: g.rows.stride * g.columns.input * len, len }
     }
 
-    /// Some rows of points, at the places `rows`, of `pictures` pictures, which lie `stride` apart and have `channels`
-    /// channels: for each point `distance` elements, of which the pictures are the first. A row has `row_distance`.
+    /// All points of `pictures` pictures, which lie `stride` apart and have `channels` channels: for each point, at its place
+    /// among the longest strips', `distance` elements, of which the pictures are the first.
     ///
     /// # Safety
-    /// The positions, `to` and `buffer` (so many rows of points of one picture) have them.
+    /// The positions, `to` and `buffer` (the points of one picture) have them.
     #[inline(always)]
-    pub(super) unsafe fn rows<S: Simd>(
+    pub(super) unsafe fn at_points<S: Simd>(
         &self,
-        rows: Range<usize>,
         [pictures, stride, channels]: [usize; 3],
         to: *mut f32,
-        [row_distance, distance]: [usize; 2],
+        distance: usize,
         buffer: *mut f32,
     ) {
         let [row, column] = self.strips;
         let [down, across] = &self.inside;
         let last = (self.longest[1].points - 1) * distance;
         let mut factors = [[0.0; POINTS]; POINTS];
-        let mut places = [0; POINTS];
-        let mut count = 0;
-        for place in rows.clone() {
-            if let Some(point) = row.point(self.longest[0], place) {
-                factors[count][..down.len()].copy_from_slice(&row.inputs_at(point)[down.clone()]);
-                places[count] = place - rows.start;
-                count += 1;
-            }
+        for (i, factors) in factors[..row.points].iter_mut().enumerate() {
+            factors[..down.len()].copy_from_slice(&row.inputs_at(i)[down.clone()]);
         }
-        let (factors, places) = (&factors[..count], &places[..count]);
+        let factors = &factors[..row.points];
         for n in 0..pictures {
             // SAFETY: the caller's promise.
             unsafe {
@@ -83,9 +76,10 @@ impl Inputs {
                     let to = buffer.add(j * channels);
                     combine::<S>(&from[..used], factors, channels, stride, to, column.points * channels);
                 }
-                for (i, place) in places.iter().enumerate() {
+                for i in 0..row.points {
                     let from = buffer.add(i * column.points * channels);
-                    let to = to.add(place * row_distance + n * channels);
+                    let place = row.place(self.longest[0], i) * self.longest[1].points;
+                    let to = to.add(place * distance + n * channels);
                     match column.points {
                         3 => to_points::<S, 3>(from, channels, to, distance, last),
                         4 => to_points::<S, 4>(from, channels, to, distance, last),
@@ -100,13 +94,13 @@ impl Inputs {
     }
 }
 
-/// Elements of a row of [`Inputs::rows`]: see [`lots`].
+/// Elements that [`Inputs::at_points`] has of a lot: see [`lots`].
 pub(super) fn lot_len(channels: usize) -> usize {
     if channels.is_multiple_of(CHANNELS) { channels } else { PICTURES * channels }
 }
 
-/// How [`Inputs::rows`] goes along `pictures` pictures of `channels` channels, of `stride` at a position: number, stride,
-/// length. Where the channels are not whole vectors some pictures go together, the last of them perhaps without a picture.
+/// How [`Inputs::at_points`] goes along `pictures` pictures of `channels` channels, of `stride` at a position: number,
+/// stride, length. Where the channels are not whole vectors some pictures go together, the last of them perhaps without a picture.
 pub(super) fn lots(pictures: usize, stride: usize, channels: usize) -> [usize; 3] {
     let len = lot_len(channels);
     if len == channels {

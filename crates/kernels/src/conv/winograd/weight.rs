@@ -14,7 +14,7 @@
 //! V is computed once for all panels, and read from the last cache; a row of points of a panel stays in L2. Sums are one
 //! unit's each, so the result does not depend on the threads. [`Taps`] turns the sums of the points into taps.
 
-use super::points::{OUTPUTS, POINTS, Strip, TAPS, combine, points_of, strips, taps, taps_of};
+use super::points::{OUTPUTS, POINTS, Strip, TAPS, combine, points_of, strips, tap_powers, taps_of};
 use super::values::{Inputs, lot_len, lots};
 use super::{CHANNELS, PICTURES, canonical, filter_len, fits, fits_first, pieces};
 use crate::arena::Buffer;
@@ -165,7 +165,6 @@ impl Kernel for Values<'_> {
         let pictures = (part.pictures - first).min(PICTURES);
         let (tile, group) = (unit / g.groups, unit % g.groups);
         let strips = [Strip::at(&g.rows, part.row), Strip::at(&g.columns, tile)];
-        let [down, across] = plan.longest.map(|strip| strip.points);
         let channels = g.c / g.groups;
         // SAFETY: the map was checked; a unit has its own steps of V, for which there is room.
         unsafe {
@@ -177,7 +176,7 @@ impl Kernel for Values<'_> {
                 let step = piece * plan.depth() + tile * g.block + first;
                 let to = self.to.at(plan.values_at(group) + step * channels);
                 let lots = lots(pictures, g.c, channels);
-                inputs.rows::<S>(0..down, lots, to, [across * distance, distance], scratch);
+                inputs.at_points::<S>(lots, to, distance, scratch);
             }
         }
     }
@@ -390,7 +389,7 @@ impl Kernel for Taps<'_> {
         let filter = group * (g.k / g.groups) + panel.first;
         let width = panel.vectors * S::LANES;
         let size = taps_of(&g.columns);
-        let points = plan.longest.map(|strip| taps(strip.points, size));
+        let points = plan.longest.map(|strip| tap_powers(strip.points, size));
         for (c, v) in
             (first..(first + UNIT).min(cg)).flat_map(|c| (0..panel.vectors).map(move |v| (c, v * S::LANES)))
         {
