@@ -26,8 +26,8 @@ pub(crate) enum Start {
     Zero,
     /// The same panel-wide row for every row of the tile.
     Row(*const f32),
-    /// What the output holds. It is added at the end: a short sum to a long one is rounded once, and long sums of many tiles
-    /// stay as exact as if they were summed in pairs.
+    /// What the output holds. It is added at the end: a long sum is rounded once for each short one that it takes up, not once
+    /// for each of its terms.
     Output,
 }
 
