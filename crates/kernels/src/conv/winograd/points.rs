@@ -202,22 +202,32 @@ unsafe fn and<S: Simd>(sum: Option<S::V>, c: f32, v: S::V) -> Option<S::V> {
     }
 }
 
+/// R sums of C vectors, row i with coefficients c(i, ·) that the compiler knows.
+#[inline(always)]
+unsafe fn times<S: Simd, const R: usize, const C: usize>(
+    c: impl Fn(usize, usize) -> f32,
+    v: [S::V; C],
+) -> [S::V; R] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [S::zero(); R];
+        for i in 0..R {
+            let mut sum = None;
+            for k in 0..C {
+                sum = and::<S>(sum, c(i, k), v[k]);
+            }
+            sums[i] = sum.unwrap_or(S::zero());
+        }
+        sums
+    }
+}
+
 /// Bᵀ d of N inputs.
 #[inline(always)]
 pub(super) unsafe fn at_points<S: Simd, const N: usize>(d: [S::V; N]) -> [S::V; N] {
     let b = const { inputs(N) };
     // SAFETY: the caller's promise.
-    unsafe {
-        let mut values = [S::zero(); N];
-        for i in 0..N {
-            let mut sum = None;
-            for k in 0..N {
-                sum = and::<S>(sum, b[i][k], d[k]);
-            }
-            values[i] = sum.unwrap_or(S::zero());
-        }
-        values
-    }
+    unsafe { times::<S, N, N>(|i, k| b[i][k], d) }
 }
 
 /// Aᵀ m of N products.
@@ -225,17 +235,7 @@ pub(super) unsafe fn at_points<S: Simd, const N: usize>(d: [S::V; N]) -> [S::V; 
 pub(super) unsafe fn outputs_of<S: Simd, const N: usize, const M: usize>(m: [S::V; N]) -> [S::V; M] {
     let a = const { results(N, M) };
     // SAFETY: the caller's promise.
-    unsafe {
-        let mut outputs = [S::zero(); M];
-        for k in 0..M {
-            let mut sum = None;
-            for i in 0..N {
-                sum = and::<S>(sum, a[i][k], m[i]);
-            }
-            outputs[k] = sum.unwrap_or(S::zero());
-        }
-        outputs
-    }
+    unsafe { times::<S, M, N>(|k, i| a[i][k], m) }
 }
 
 /// A dy of M outputs.
@@ -243,17 +243,7 @@ pub(super) unsafe fn outputs_of<S: Simd, const N: usize, const M: usize>(m: [S::
 pub(super) unsafe fn points_of<S: Simd, const N: usize, const M: usize>(dy: [S::V; M]) -> [S::V; N] {
     let a = const { results(N, M) };
     // SAFETY: the caller's promise.
-    unsafe {
-        let mut values = [S::zero(); N];
-        for i in 0..N {
-            let mut sum = None;
-            for k in 0..M {
-                sum = and::<S>(sum, a[i][k], dy[k]);
-            }
-            values[i] = sum.unwrap_or(S::zero());
-        }
-        values
-    }
+    unsafe { times::<S, N, M>(|i, k| a[i][k], dy) }
 }
 
 /// Rows of vectors, `len` elements each, that are sums of the rows at `from`: row r has coefficient `factors[r][k]` for row k,
