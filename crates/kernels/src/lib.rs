@@ -21,6 +21,7 @@ pub mod pooling;
 pub mod sgd;
 pub mod simd;
 pub mod spatial_lrn;
+pub mod strips;
 pub mod threads;
 mod tile;
 

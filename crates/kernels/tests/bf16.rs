@@ -326,7 +326,7 @@ fn linear_layers() {
                         y[n * outputs + o] = sum + f64::from(bias[o]);
                     }
                 }
-                let (strided_w, strided_v) = (strided(&w, inputs), strided(&v, inputs));
+                let (strided_w, strided_v) = (in_strips(&w, inputs), in_strips(&v, inputs));
                 let mut copy = Rounded::new(outputs, inputs);
                 copy.set(&mut ctx, &strided_w);
                 for weights in [Weights::Master(&strided_w), Weights::Rounded(&copy)] {
@@ -380,8 +380,8 @@ fn linear_layers() {
                         }
                     }
                     let bound = if integers { 0.0 } else { 1e-5 * (count as f64 + 4.0).sqrt() };
-                    common::assert_close(&format!("w {what}"), &rows_of(&got_w, inputs), &want_w, bound);
-                    common::assert_close(&format!("v {what}"), &rows_of(&got_v, inputs), &want_v, bound);
+                    common::assert_close(&format!("w {what}"), &rows_of(&got_w, outputs, inputs), &want_w, bound);
+                    common::assert_close(&format!("v {what}"), &rows_of(&got_v, outputs, inputs), &want_v, bound);
                     if wanted {
                         let mut want = vec![0.0; count * inputs];
                         for n in 0..count {
@@ -401,22 +401,25 @@ fn linear_layers() {
     }
 }
 
-/// Rows as far apart as linear layers have them, a mark between them.
-fn strided(w: &[f32], inputs: usize) -> Vec<f32> {
-    let gap = linear::row_stride(inputs) - inputs;
-    w.chunks_exact(inputs).flat_map(|row| row.iter().copied().chain(vec![MARK; gap])).collect()
+/// A linear layer's weights in their strips, a mark where there are none.
+fn in_strips(w: &[f32], inputs: usize) -> Vec<f32> {
+    let strips = linear::strips(w.len() / inputs, inputs);
+    let mut placed = vec![MARK; strips.len()];
+    strips.place(w, &mut placed);
+    placed
 }
 
 const MARK: f32 = 1234.5;
 
-/// The rows, and a check that nothing was written between them.
-fn rows_of(w: &[f32], inputs: usize) -> Vec<f32> {
-    let rows = w.chunks_exact(linear::row_stride(inputs));
-    rows.flat_map(|row| {
-        assert!(row[inputs..].iter().all(|&gap| gap == MARK), "what lies between rows was written");
-        row[..inputs].to_vec()
-    })
-    .collect()
+/// The rows, and a check that nothing was written beyond the last column.
+fn rows_of(w: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
+    let strips = linear::strips(outputs, inputs);
+    for row in 0..outputs {
+        for beyond in inputs..inputs.next_multiple_of(strips.width) {
+            assert_eq!(w[strips.at(row, beyond)], MARK, "what lies beyond the columns was written");
+        }
+    }
+    strips.collect(w)
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::ops::dropout::Mask;
 use crate::ops::{loss, update::limit_rms};
 use alexnet_kernels::arena::{Arena, Layouter, Region};
 use alexnet_kernels::sgd::{self, Update};
+use alexnet_kernels::strips::Strips;
 use alexnet_kernels::{Context, Isa};
 
 /// What is reserved while an executor is made, before anything is allocated.
@@ -24,7 +25,7 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Room for the parameters (`row_stride` as for [`Parameters::reserve`]), for the maps that are `held` (others lie
+    /// Room for the parameters (`strips` as for [`Parameters::reserve`]), for the maps that are `held` (others lie
     /// elsewhere) and for the gradients of maps; `room` says how many elements a map takes.
     ///
     /// # Errors
@@ -32,12 +33,12 @@ impl Draft {
     pub fn new(
         net: &Network,
         plan: &Plan,
-        row_stride: impl Fn(usize) -> usize,
+        strips: impl Fn(usize, usize) -> Strips,
         room: impl Fn(usize) -> usize,
         held: impl Fn(usize) -> bool,
     ) -> Result<Draft> {
         let mut layouter = Layouter::default();
-        let parameters = Parameters::reserve(net, plan, row_stride, &mut layouter)?;
+        let parameters = Parameters::reserve(net, plan, strips, &mut layouter)?;
         let count = plan.maps.len();
         let maps = (0..count).map(|i| layouter.reserve(if held(i) { room(i) } else { 0 })).collect();
         // The gradient of map i is needed if stage i computes it (or the loss, for the last map).

@@ -1,11 +1,12 @@
 //! Where the parameters lie in an executor's arena: plain f32 in canonical order, whatever the arithmetic of the products;
-//! the rows of a linear layer's weights may lie further apart than they are long. What an executor makes of them for its kernels (packed, rounded) is its own.
+//! a linear layer's weights may lie in strips of columns. What an executor makes of them for its kernels (packed, rounded) is its own.
 
 use crate::error::Result;
 use crate::exec::contract::{Param, Params};
 use crate::exec::plan::Plan;
 use crate::net::{Network, Op};
 use alexnet_kernels::arena::{Arena, Layouter, Region};
+use alexnet_kernels::strips::Strips;
 
 /// Where one parameter tensor lies, its momentum and its gradient.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +21,8 @@ pub(super) struct Tensor {
     pub gradient: Region,
     /// Elements of one filter of a convolution; 0 for other tensors.
     pub filter_len: usize,
-    /// Length of its rows, and how far apart they lie; a tensor that is not a linear layer's weights is one row.
-    pub row: (usize, usize),
+    /// How it lies; a tensor that is not a linear layer's weights is one row.
+    pub strips: Strips,
 }
 
 /// All parameters of a network, in the order of [`Params`].
@@ -33,15 +34,15 @@ pub(super) struct Parameters {
 
 impl Parameters {
     /// Reserves room for all parameters of `net`, also of layers that the plan does not reach, so that they can be given
-    /// back; and, in training, for their momentum and for the largest gradients that are stored whole. `row_stride` says
-    /// how far apart the rows of a linear layer's weights lie, of so many elements.
+    /// back; and, in training, for their momentum and for the largest gradients that are stored whole. `strips` says
+    /// how a linear layer's weights lie, of so many outputs and inputs.
     ///
     /// # Errors
     /// As [`Network::trace`].
     pub fn reserve(
         net: &Network,
         plan: &Plan,
-        row_stride: impl Fn(usize) -> usize,
+        strips: impl Fn(usize, usize) -> Strips,
         layouter: &mut Layouter,
     ) -> Result<Parameters> {
         let shapes = Params::shapes(net)?;
@@ -53,11 +54,11 @@ impl Parameters {
             trains && (!fused || plan.rule.needs_whole_gradients())
         };
         let is_vector = |p: &&Param| p.shape.len() == 1;
-        let row = |p: &Param| match p.shape[..] {
-            [_, inputs] => (inputs, row_stride(inputs)),
-            _ => (len(p), len(p)),
+        let strips = |p: &Param| match p.shape[..] {
+            [outputs, inputs] => strips(outputs, inputs),
+            _ => Strips::whole(1, len(p)),
         };
-        let room_of = |p: &Param| len(p) / row(p).0 * row(p).1;
+        let room_of = |p: &Param| strips(p).len();
         let mut room = |vectors: bool| {
             let tensors = shapes.0.iter().filter(whole).filter(|p| is_vector(p) == vectors);
             layouter.reserve(tensors.map(room_of).max().unwrap_or(0))
@@ -73,7 +74,7 @@ impl Parameters {
                 (true, false) => weight_gradient.first(room_of(p)),
             },
             filter_len: if p.shape.len() == 4 { p.shape[1..].iter().product() } else { 0 },
-            row: row(p),
+            strips: strips(p),
         });
         Ok(Parameters { tensors: tensors.collect(), shapes })
     }
@@ -117,11 +118,7 @@ impl Parameters {
         assert!(keys(params).eq(keys(&self.shapes)), "these are the parameters of another network");
         for (param, tensor) in params.0.iter().zip(&self.tensors) {
             if !place(tensor).is_empty() {
-                let (len, stride) = tensor.row;
-                let rows = arena.get_mut(place(tensor)).chunks_exact_mut(stride);
-                for (to, from) in rows.zip(param.data.chunks_exact(len)) {
-                    to[..len].copy_from_slice(from);
-                }
+                tensor.strips.place(&param.data, arena.get_mut(place(tensor)));
             }
         }
     }
@@ -131,10 +128,7 @@ impl Parameters {
         for (param, tensor) in params.0.iter_mut().zip(&self.tensors) {
             param.data = match arena.get(place(tensor)) {
                 [] => vec![0.0; len(param)],
-                data => {
-                    let (len, stride) = tensor.row;
-                    data.chunks_exact(stride).flat_map(|row| &row[..len]).copied().collect()
-                }
+                data => tensor.strips.collect(data),
             };
         }
         params

@@ -4,7 +4,7 @@
 
 #![cfg(target_arch = "x86_64")]
 
-use super::engine::{C_STRIDE, Left, Matrix, MatrixKernel, Product, Run};
+use super::engine::{C_STRIDE, Matrix, MatrixKernel, Product, Right, Run};
 use crate::simd::Avx512;
 use std::arch::asm;
 use std::sync::OnceLock;
@@ -90,23 +90,22 @@ pub(super) unsafe fn run<K: MatrixKernel>(kernel: &K, unit: usize, scratch: *mut
 #[derive(Clone, Copy)]
 pub(crate) struct Amx;
 
-/// What the assembly reads of a product besides its runs: where operands lie, and distances in bytes.
+/// What the assembly reads of a product besides its runs and steps: where operands lie, and distances in bytes.
 #[repr(C)]
 struct Frame {
     a: *const u32,
     b: *const u32,
-    a_step: usize,
-    b_step: usize,
     b_row: usize,
     b_second: usize,
     a_second: usize,
 }
 
-/// The whole product in one block of assembly. tmm0-3 are C, tmm4-5 the left operand's tiles, tmm6-7 the right's; lists in
+/// The whole product in one block of assembly. It reads the shape's steps itself: a compiler that joins two of them to a
+/// vector would wait, where the caller has just written them one by one, for every store before them. tmm0-3 are C, tmm4-5 the left operand's tiles, tmm6-7 the right's; lists in
 /// brackets are left out where a product is one tile high or wide.
 macro_rules! product {
     (
-        $runs:ident, $frame:ident, $a_row:ident, $c:ident, $add:ident,
+        $shape:ident, $runs:ident, $frame:ident, $a_row:ident, $c:ident, $add:ident,
         load [$($load:expr),*], zero [$($zero:expr),*], step [$($step:expr),*], store [$($store:expr),*]
     ) => {
         asm!(
@@ -118,7 +117,11 @@ macro_rules! product {
             "2:",
             $($zero,)*
             "3:",
-            "mov {row}, [{frame} + 32]",
+            "mov {row}, [{frame} + 16]",
+            "mov {b_step}, [{a_step} + {b_step_offset}]",
+            "shl {b_step}, 2",
+            "mov {a_step}, [{a_step} + {a_step_offset}]",
+            "shl {a_step}, 2",
             // A run: its left and right operands (both tiles of each) and its number of steps.
             "4:",
             "mov {ap}, [{run}]",
@@ -127,18 +130,18 @@ macro_rules! product {
             "shl {ap}, 2",
             "add {ap}, [{frame}]",
             "mov {aq}, {ap}",
-            "add {aq}, [{frame} + 48]",
+            "add {aq}, [{frame} + 32]",
             "shl {bp}, 2",
             "add {bp}, [{frame} + 8]",
             "mov {bq}, {bp}",
-            "add {bq}, [{frame} + 40]",
+            "add {bq}, [{frame} + 24]",
             "add {run}, 24",
             "5:",
             $($step,)*
-            "add {ap}, [{frame} + 16]",
-            "add {aq}, [{frame} + 16]",
-            "add {bp}, [{frame} + 24]",
-            "add {bq}, [{frame} + 24]",
+            "add {ap}, {a_step}",
+            "add {aq}, {a_step}",
+            "add {bp}, {b_step}",
+            "add {bq}, {b_step}",
             "dec {left}",
             "jnz 5b",
             "cmp {run}, {end}",
@@ -151,6 +154,11 @@ macro_rules! product {
             c = in(reg) $c,
             // Whether to add; then the distance of the right operand's rows.
             row = inout(reg) usize::from($add) => _,
+            // The shape; then its step of the left operand.
+            a_step = inout(reg) &raw const *$shape => _,
+            b_step = out(reg) _,
+            a_step_offset = const std::mem::offset_of!(Product, a_step),
+            b_step_offset = const std::mem::offset_of!(Product, b_step),
             ap = out(reg) _,
             aq = out(reg) _,
             bp = out(reg) _,
@@ -169,7 +177,7 @@ impl Matrix for Amx {
 
     // Not inlined: a block of assembly for every shape is large, and a call costs nothing beside a product.
     #[inline(never)]
-    unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    unsafe fn product(shape: &Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
         const { assert!(C_STRIDE == 32, "rows of C are 128 bytes apart, its lower tiles 2,048 bytes") };
         debug_assert!(runs.iter().all(|run| run.steps > 0));
         if runs.is_empty() {
@@ -180,42 +188,48 @@ impl Matrix for Amx {
             return;
         }
         let ((a_row, a_second), (b_row, b_second)) = (shape.left.distances(), shape.right.distances());
-        let [a_row, a_second, a_step, b_row, b_second, b_step] =
-            [a_row, a_second, shape.a_step, b_row, b_second, shape.b_step].map(|pairs| pairs * 4);
-        let frame = Frame { a, b, a_step, b_step, b_row, b_second, a_second };
-        // Two tiles by two; how the left operand's are loaded is what differs.
-        macro_rules! four_tiles {
-            ($left:literal) => {
+        let [a_row, a_second, b_row, b_second] = [a_row, a_second, b_row, b_second].map(|pairs| pairs * 4);
+        let frame = Frame { a, b, b_row, b_second, a_second };
+        // How the right operand's tiles are loaded is what differs.
+        macro_rules! two_by_two {
+            ($right:literal) => {
                 product!(
-                    runs, frame, a_row, c, add,
+                    shape, runs, frame, a_row, c, add,
                     load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]",
                         "tileloadd tmm2, [{c} + {left}*1 + 2048]", "tileloadd tmm3, [{c} + {left}*1 + 2112]"],
                     zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-                    step [concat!($left, " tmm4, [{ap} + {a_row}*1]"), "tileloadd tmm6, [{bp} + {row}*1]",
-                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{bq} + {row}*1]",
-                        "tdpbf16ps tmm1, tmm4, tmm7", concat!($left, " tmm5, [{aq} + {a_row}*1]"),
+                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", concat!($right, " tmm6, [{bp} + {row}*1]"),
+                        "tdpbf16ps tmm0, tmm4, tmm6", concat!($right, " tmm7, [{bq} + {row}*1]"),
+                        "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm5, [{aq} + {a_row}*1]",
                         "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
                     store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1",
                         "tilestored [{c} + {left}*1 + 2048], tmm2", "tilestored [{c} + {left}*1 + 2112], tmm3"]
                 )
             };
         }
+        macro_rules! one_by_two {
+            ($right:literal) => {
+                product!(
+                    shape, runs, frame, a_row, c, add,
+                    load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]"],
+                    zero ["tilezero tmm0", "tilezero tmm1"],
+                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", concat!($right, " tmm6, [{bp} + {row}*1]"),
+                        "tdpbf16ps tmm0, tmm4, tmm6", concat!($right, " tmm7, [{bq} + {row}*1]"),
+                        "tdpbf16ps tmm1, tmm4, tmm7"],
+                    store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1"]
+                )
+            };
+        }
+        let passing = shape.right == Right::Passing;
         // SAFETY: the caller's promise: operands are in their memory, and `run` has configured the tiles.
         unsafe {
             match (shape.rows, shape.columns) {
-                (2, 2) if shape.left == Left::Passing => four_tiles!("tileloaddt1"),
-                (2, 2) => four_tiles!("tileloadd"),
-                (1, 2) => product!(
-                    runs, frame, a_row, c, add,
-                    load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]"],
-                    zero ["tilezero tmm0", "tilezero tmm1"],
-                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
-                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{bq} + {row}*1]",
-                        "tdpbf16ps tmm1, tmm4, tmm7"],
-                    store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1"]
-                ),
+                (2, 2) if passing => two_by_two!("tileloaddt1"),
+                (2, 2) => two_by_two!("tileloadd"),
+                (1, 2) if passing => one_by_two!("tileloaddt1"),
+                (1, 2) => one_by_two!("tileloadd"),
                 (2, _) => product!(
-                    runs, frame, a_row, c, add,
+                    shape, runs, frame, a_row, c, add,
                     load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm2, [{c} + {left}*1 + 2048]"],
                     zero ["tilezero tmm0", "tilezero tmm2"],
                     step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
@@ -224,7 +238,7 @@ impl Matrix for Amx {
                     store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 2048], tmm2"]
                 ),
                 _ => product!(
-                    runs, frame, a_row, c, add,
+                    shape, runs, frame, a_row, c, add,
                     load ["tileloadd tmm0, [{c} + {left}*1]"],
                     zero ["tilezero tmm0"],
                     step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
@@ -237,7 +251,7 @@ impl Matrix for Amx {
 }
 
 /// The sum of no runs.
-unsafe fn zero(shape: Product, c: *mut f32) {
+unsafe fn zero(shape: &Product, c: *mut f32) {
     for row in 0..shape.rows * 16 {
         // SAFETY: the caller's promise that C has these rows and columns.
         unsafe { std::ptr::write_bytes(c.add(row * C_STRIDE), 0, shape.columns * 16) };

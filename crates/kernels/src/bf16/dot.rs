@@ -38,7 +38,7 @@ impl Matrix for Dot {
     type S = Avx512<true>;
 
     #[inline(always)]
-    unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    unsafe fn product(shape: &Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
         // SAFETY: the caller's promise.
         unsafe {
             if let Left::Apart { row, second, rows } = shape.left {
@@ -101,7 +101,7 @@ unsafe fn dot_pair<const R: usize, const V: usize>(
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn dot_rows<const R: usize, const V: usize>(
-    shape: Product,
+    shape: &Product,
     runs: &[Run],
     a: *const u32,
     b: *const u32,
@@ -176,7 +176,7 @@ impl<S: Simd> Matrix for Widen<S> {
     type S = S;
 
     #[inline(always)]
-    unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    unsafe fn product(shape: &Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
         /// Rows of C that are summed together.
         const TOGETHER: usize = 4;
         let (left_row, left_second) = shape.left.distances();

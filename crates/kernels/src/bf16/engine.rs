@@ -122,9 +122,6 @@ impl Engine {
 pub(crate) enum Left {
     /// Two tiles of 16 × 16, one after the other.
     Tiles,
-    /// The same, too many to stay in L1 beside the right operand, which should: where the processor takes hints, they pass
-    /// it by.
-    Passing,
     /// Rows this far apart, the second tile's this far from the first's, in pairs. Of each tile only so many rows are
     /// asked for, at most [`MOST_ROWS`]; the others of its 16 are read, and their sums mean nothing. Both operands go on
     /// from step to step without a gap, the right one in rows of as many columns as there are.
@@ -139,7 +136,7 @@ impl Left {
     #[inline(always)]
     pub(super) fn distances(self) -> (usize, usize) {
         match self {
-            Left::Tiles | Left::Passing => (EDGE, EDGE * EDGE),
+            Left::Tiles => (EDGE, EDGE * EDGE),
             Left::Apart { row, second, .. } => (row, second),
         }
     }
@@ -150,6 +147,9 @@ impl Left {
 pub(crate) enum Right {
     /// Rows of 32 columns, one after the other: pictures of a map.
     Rows,
+    /// The same, too many to stay in L1 beside the left operand, which should: where the processor takes hints, they pass
+    /// it by.
+    Passing,
     /// Two tiles of 16 × 16, one after the other.
     Tiles,
 }
@@ -159,7 +159,7 @@ impl Right {
     #[inline(always)]
     pub(super) fn distances(self) -> (usize, usize) {
         match self {
-            Right::Rows => (2 * EDGE, EDGE),
+            Right::Rows | Right::Passing => (2 * EDGE, EDGE),
             Right::Tiles => (EDGE, EDGE * EDGE),
         }
     }
@@ -209,7 +209,7 @@ pub(crate) trait Matrix: Copy {
     ///
     /// # Safety
     /// All operands are within their memory; the processor has the engine.
-    unsafe fn product(shape: Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool);
+    unsafe fn product(shape: &Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool);
 }
 
 /// Work cut into units like [`Kernel`], whose units multiply.

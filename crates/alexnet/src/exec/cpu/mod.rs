@@ -19,6 +19,7 @@ use crate::exec::stopwatch::Pass;
 use crate::net::{Network, Op};
 use alexnet_kernels::Isa;
 use alexnet_kernels::arena::Region;
+use alexnet_kernels::strips::Strips;
 
 /// A network planned for this processor.
 pub struct Cpu {
@@ -45,7 +46,7 @@ impl Cpu {
     pub fn new(net: &Network, plan: Plan, isa: Isa, threads: usize) -> Result<Cpu> {
         // The input is the caller's.
         let mut draft =
-            Draft::new(net, &plan, |row| row, |i| plan.map_len(i), |i| plan.maps[i].form != Form::Input)?;
+            Draft::new(net, &plan, Strips::whole, |i| plan.map_len(i), |i| plan.maps[i].form != Form::Input)?;
         let mut stages = vec![];
         for (i, stage) in plan.stages.iter().enumerate() {
             let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);

@@ -21,6 +21,7 @@ use alexnet_kernels::bf16::few::{PictureLayout, conv, lrn, pooling, spatial_lrn}
 use alexnet_kernels::bf16::{Engine, pair, pairs, pairs_mut, widen};
 use alexnet_kernels::lrn::Lrn;
 use alexnet_kernels::spatial_lrn::SpatialLrn;
+use alexnet_kernels::strips::Strips;
 use layouts::Layout;
 
 /// A network planned for a few pictures at test time.
@@ -195,7 +196,7 @@ impl Few {
             .collect();
         let overhang = |i: usize| stages.get(i).map_or(0, StageState::overhang);
         let room = |i: usize| batch * layouts[i].picture_len() + overhang(i);
-        let mut draft = Draft::new(net, &plan, |row| row, room, |i| !(i == last && rows_at_end))?;
+        let mut draft = Draft::new(net, &plan, Strips::whole, room, |i| !(i == last && rows_at_end))?;
         draft.scratch(entry.scratch_len());
         stages.iter().for_each(|stage| draft.scratch(stage.scratch_len()));
         let quantized_len = stages.iter().map(StageState::quantized_len).max().unwrap_or(0);

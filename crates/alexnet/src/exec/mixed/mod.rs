@@ -97,7 +97,7 @@ impl Mixed {
         let mut draft = Draft::new(
             net,
             &plan,
-            bf16::linear::row_stride,
+            bf16::linear::strips,
             |i| blocks * layouts[i].block_len() + TAIL,
             |i| !(i == last && rows_at_end),
         )?;

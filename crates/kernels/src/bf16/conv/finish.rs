@@ -1,6 +1,7 @@
 //! What follows the sums of a convolution before they are rounded and stored.
 
 use crate::bf16::PICTURES;
+use crate::bf16::engine::C_STRIDE;
 use crate::simd::Simd;
 
 /// What follows a sum.
@@ -15,6 +16,71 @@ pub(super) enum Finish<'a> {
 }
 
 impl Finish<'_> {
+    /// The sums of `valid` channels from `channel` on, rows of C, for the first `lanes` pictures of a position, to the pairs
+    /// from `at` on.
+    ///
+    /// # Safety
+    /// As [`Finish::store`], for all of these pairs; C holds the sums.
+    #[inline(always)]
+    pub(super) unsafe fn store_panel<S: Simd>(
+        &self,
+        sums: *const f32,
+        channel: usize,
+        valid: usize,
+        at: usize,
+        lanes: usize,
+        target: *mut u32,
+    ) {
+        let whole = valid / 2 * 2;
+        // A loop for each of what follows, so that nothing is asked within one. SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Finish::Bias { bias, relu } => {
+                    let bias = &bias[channel..][..whole];
+                    // In this order a NaN passes through the maximum.
+                    let least = S::splat(if *relu { 0.0 } else { f32::NEG_INFINITY });
+                    for (p, bias) in bias.chunks_exact(2).enumerate() {
+                        let (b_even, b_odd) = (S::splat(bias[0]), S::splat(bias[1]));
+                        for n in (0..lanes).step_by(S::LANES) {
+                            let sums = sums.add(2 * p * C_STRIDE + n);
+                            let even = S::max(least, S::add(S::load(sums), b_even));
+                            let odd = S::max(least, S::add(S::load(sums.add(C_STRIDE)), b_odd));
+                            S::store_pairs(target.add(at + p * PICTURES + n), even, odd);
+                        }
+                    }
+                }
+                Finish::Mask(x) => {
+                    for p in 0..whole / 2 {
+                        for n in (0..lanes).step_by(S::LANES) {
+                            let sums = sums.add(2 * p * C_STRIDE + n);
+                            let at = at + p * PICTURES + n;
+                            let (x_even, x_odd) = S::load_pairs(x.as_ptr().add(at));
+                            let even = S::where_positive(x_even, S::load(sums));
+                            let odd = S::where_positive(x_odd, S::load(sums.add(C_STRIDE)));
+                            S::store_pairs(target.add(at), even, odd);
+                        }
+                    }
+                }
+                Finish::Store => {
+                    for p in 0..whole / 2 {
+                        for n in (0..lanes).step_by(S::LANES) {
+                            let sums = sums.add(2 * p * C_STRIDE + n);
+                            let (even, odd) = (S::load(sums), S::load(sums.add(C_STRIDE)));
+                            S::store_pairs(target.add(at + p * PICTURES + n), even, odd);
+                        }
+                    }
+                }
+            }
+            if whole < valid {
+                for n in (0..lanes).step_by(S::LANES) {
+                    let even = S::load(sums.add(whole * C_STRIDE + n));
+                    let at = at + whole / 2 * PICTURES;
+                    self.store::<S>((even, S::zero()), channel + whole, false, at, n, target);
+                }
+            }
+        }
+    }
+
     /// Two channels' sums at one position, for the `LANES` pictures from `n` on, to the pair at `at` of the map `target`.
     /// `channel` counts over the whole map; if the odd one does not exist, its half becomes zero.
     ///

@@ -11,7 +11,7 @@ pub use crate::conv::{Epilogue, Method};
 pub use direct::MOST_RUNS;
 
 use super::convert::paired_len;
-use super::engine::{C_LEN, Engine};
+use super::engine::Engine;
 use super::{EDGE, MapLayout, PICTURES, pairs};
 use crate::conv::Axis;
 use crate::parallel::Context;
@@ -120,7 +120,7 @@ impl Packed {
     /// Elements of scratch that each thread needs to compute with them.
     pub fn scratch_len(&self) -> usize {
         match &self.0 {
-            Weights::Direct(_) => C_LEN,
+            Weights::Direct(_) => direct::SCRATCH_LEN,
             Weights::Winograd(packed) => packed.scratch_len(),
         }
     }

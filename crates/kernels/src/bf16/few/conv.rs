@@ -284,7 +284,7 @@ impl MatrixKernel for Forward<'_> {
             // than the overhang. A unit owns its panel's channels at its tiles.
             unsafe {
                 let (a, b) = (self.x.as_ptr().add(at(&two[0])), pairs(&p.data).as_ptr().add(panel.start));
-                M::product(shape, &p.runs[panel.tiles - 1], a, b, scratch, false);
+                M::product(&shape, &p.runs[panel.tiles - 1], a, b, scratch, false);
                 for (i, tile) in two.iter().enumerate() {
                     self.store::<M::S>(picture, &panel, tile, scratch.add(i * EDGE * C_STRIDE));
                 }

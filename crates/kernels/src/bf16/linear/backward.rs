@@ -7,7 +7,7 @@
 //!     for 32 outputs, inputs  dw: 32 outputs × 32 inputs over all pictures; w and v move
 //! ```
 
-use super::row_stride;
+use super::{STRIP, strips};
 use crate::bf16::convert::{flat, paired_len, unzip_pairs};
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, TAIL, TILE, pairs};
@@ -16,10 +16,10 @@ use crate::parallel::{Context, Kernel, Ptr};
 use crate::sgd::{Mover, Update};
 use crate::simd::{Simd, prefetch_far};
 
-/// Columns of w of a unit of the backward pass: rows of 512 bytes.
-const STRIP: usize = 128;
+/// Columns of w of a unit of the backward pass.
+const COLUMNS: usize = 4 * STRIP;
 /// Outputs that a unit of the backward pass takes at a time: their rounded weights, transposed, are 32 KiB.
-const STRIP_ROWS: usize = 128;
+const ROWS: usize = 128;
 
 /// dy of a linear layer in rows of picture pairs, (blocks, tiles of outputs, 16 outputs, 16 pairs of pictures): the left
 /// operand of its weight gradient. And db (O).
@@ -98,12 +98,12 @@ pub fn backward(
     assert!(dy.len() >= blocks * y_map.block_len() + TAIL, "output gradient");
     assert!(dy_rows.len() >= unzipped_len(outputs, blocks), "output gradient");
     assert!(paired.len() >= paired_len(&x_map, blocks), "inputs");
-    assert!(pass.w.len() == outputs * row_stride(inputs) && pass.v.len() == pass.w.len(), "weights");
+    assert!(pass.w.len() == strips(outputs, inputs).len() && pass.v.len() == pass.w.len(), "weights");
     assert!(pass.dx.as_ref().is_none_or(|dx| dx.len() >= blocks * x_map.block_len()), "input gradient");
     assert!(pass.relu.is_none_or(|x| x.len() >= blocks * x_map.block_len()), "activation");
-    let units = inputs.div_ceil(STRIP);
+    let units = inputs.div_ceil(COLUMNS);
     let mut flags = [0.0f32; 1024];
-    assert!(units <= flags.len(), "more inputs than {}", STRIP * flags.len());
+    assert!(units <= flags.len(), "more inputs than {}", COLUMNS * flags.len());
     let kernel = BackwardKernel {
         inputs,
         outputs,
@@ -124,7 +124,7 @@ pub fn backward(
 
 /// Elements of scratch: transposed weights, sums of dx of every block, sums of dw.
 pub(super) fn scratch_len(blocks: usize) -> usize {
-    STRIP_ROWS * STRIP / 2 + blocks * (STRIP / (2 * EDGE)) * C_LEN + C_LEN
+    ROWS * COLUMNS / 2 + blocks * (COLUMNS / (2 * EDGE)) * C_LEN + C_LEN
 }
 
 struct BackwardKernel<'a> {
@@ -146,7 +146,7 @@ struct BackwardKernel<'a> {
 impl MatrixKernel for BackwardKernel<'_> {
     /// Strips of columns of w.
     fn units(&self) -> usize {
-        self.inputs.div_ceil(STRIP)
+        self.inputs.div_ceil(COLUMNS)
     }
 
     fn scratch_len(&self) -> usize {
@@ -156,14 +156,14 @@ impl MatrixKernel for BackwardKernel<'_> {
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
         let (inputs, outputs, blocks) = (self.inputs, self.outputs, self.blocks);
-        let stride = row_stride(inputs);
-        let column = unit * STRIP;
-        let columns = STRIP.min(inputs - column);
+        let place = strips(outputs, inputs);
+        let column = unit * COLUMNS;
+        let columns = COLUMNS.min(inputs - column);
         let parts = columns.div_ceil(2 * EDGE);
         let x_tiles = inputs.div_ceil(EDGE);
         let transposed = scratch.cast::<u32>();
-        let dx_sums = scratch.wrapping_add(STRIP_ROWS * STRIP / 2);
-        let dw_sums = dx_sums.wrapping_add(blocks * (STRIP / (2 * EDGE)) * C_LEN);
+        let dx_sums = scratch.wrapping_add(ROWS * COLUMNS / 2);
+        let dw_sums = dx_sums.wrapping_add(blocks * (COLUMNS / (2 * EDGE)) * C_LEN);
         let moves = self.update.lr != 0.0;
         let y_map = flat(outputs);
         // SAFETY: `backward` checked all lengths; this unit owns its columns of w, v and dx, and its flag. Steps beyond
@@ -172,18 +172,18 @@ impl MatrixKernel for BackwardKernel<'_> {
             let mut mover = Mover::<M::S>::new(self.update);
             let mut row = 0;
             while row < outputs {
-                let rows = STRIP_ROWS.min(outputs - row);
+                let rows = ROWS.min(outputs - row);
                 if self.dx.is_some() {
                     let steps = rows.div_ceil(2 * EDGE);
                     for part in 0..parts {
-                        let to = transposed.add(part * (STRIP_ROWS / (2 * EDGE)) * 2 * TILE);
+                        let to = transposed.add(part * (ROWS / (2 * EDGE)) * 2 * TILE);
                         let first = column + part * 2 * EDGE;
                         let width = (inputs - first).min(2 * EDGE);
-                        let w = self.w.at(row * stride + first);
+                        let w = self.w.at(place.at(row, first));
                         for step in 0..steps {
                             let rows = (rows - step * 2 * EDGE).min(2 * EDGE);
-                            let w = w.add(step * 2 * EDGE * stride);
-                            transpose_rows::<M::S>(w, stride, rows, width, to.add(step * 2 * TILE));
+                            let w = w.add(step * 2 * EDGE * STRIP);
+                            transpose_rows::<M::S>(w, rows, width, to.add(step * 2 * TILE));
                         }
                         for block in 0..blocks {
                             let shape = Product {
@@ -198,7 +198,7 @@ impl MatrixKernel for BackwardKernel<'_> {
                             let b = block * y_map.block_len() + row / 2 * PICTURES;
                             let sums = dx_sums.add((part * blocks + block) * C_LEN);
                             let run = [Run { a: 0, b, steps }];
-                            M::product(shape, &run, to, self.dy.as_ptr(), sums, row > 0);
+                            M::product(&shape, &run, to, self.dy.as_ptr(), sums, row > 0);
                         }
                     }
                 }
@@ -218,7 +218,7 @@ impl MatrixKernel for BackwardKernel<'_> {
                             };
                             let run = [Run { a: first * EDGE, b: tile * TILE, steps: blocks }];
                             M::product(
-                                shape,
+                                &shape,
                                 &run,
                                 self.dy_rows.as_ptr(),
                                 self.paired.as_ptr(),
@@ -227,10 +227,10 @@ impl MatrixKernel for BackwardKernel<'_> {
                             );
                             let c = column + part * 2 * EDGE;
                             for m in 0..rows {
-                                let at = (first + m) * stride + c;
-                                // The rows of the next turn are too short for the processor to foresee.
+                                let at = place.at(first + m, c);
+                                // The same strip's rows of the next turn.
                                 for line in [0, EDGE] {
-                                    let next = at + STRIP_ROWS * stride + line;
+                                    let next = at + ROWS * STRIP + line;
                                     prefetch_far(self.w.at(next));
                                     prefetch_far(self.v.at(next));
                                 }
@@ -293,14 +293,14 @@ impl BackwardKernel<'_> {
 
 /// `rows` outputs by `width` inputs of w to two tiles of 16 inputs × 16 pairs of outputs; zero beyond.
 #[inline(always)]
-unsafe fn transpose_rows<S: Simd>(w: *const f32, stride: usize, rows: usize, width: usize, to: *mut u32) {
+unsafe fn transpose_rows<S: Simd>(w: *const f32, rows: usize, width: usize, to: *mut u32) {
     let mut both = [0u32; TILE];
     // SAFETY: the caller's promise; no vector reaches beyond the 16 inputs of a tile.
     unsafe {
         for tile in 0..width.div_ceil(EDGE) {
             let columns = (width - tile * EDGE).min(EDGE);
             for p in 0..EDGE {
-                let w = w.wrapping_add(2 * p * stride + tile * EDGE);
+                let w = w.wrapping_add(2 * p * STRIP + tile * EDGE);
                 for c in (0..EDGE).step_by(S::LANES) {
                     let n = columns.saturating_sub(c).min(S::LANES);
                     let row = |exists: bool, w: *const f32| {
@@ -313,7 +313,7 @@ unsafe fn transpose_rows<S: Simd>(w: *const f32, stride: usize, rows: usize, wid
                         }
                     };
                     let even = row(2 * p < rows, w.wrapping_add(c));
-                    let odd = row(2 * p + 1 < rows, w.wrapping_add(stride + c));
+                    let odd = row(2 * p + 1 < rows, w.wrapping_add(STRIP + c));
                     S::store_pairs(both.as_mut_ptr().add(p * EDGE + c), even, odd);
                 }
             }

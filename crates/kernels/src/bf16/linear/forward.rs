@@ -7,13 +7,15 @@
 //!       for block             32 outputs × 32 pictures
 //! ```
 
-use super::row_stride;
+use super::{STRIP, strips};
 use crate::arena::Buffer;
 use crate::bf16::convert::flat;
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, MapLayout, PICTURES, TAIL, TILE, pair, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::{Simd, prefetch_far};
+use crate::simd::Simd;
+use crate::strips::Strips;
+use std::ops::Range;
 
 /// Most blocks that a pass holds sums of at once.
 const TOGETHER: usize = 8;
@@ -42,9 +44,9 @@ impl Rounded {
         self.data.len() * size_of::<u32>()
     }
 
-    /// Rounds w (O, I), whose rows lie [`row_stride`] apart.
+    /// Rounds w (O, I), in [`strips`].
     pub fn set(&mut self, ctx: &mut Context, w: &[f32]) {
-        assert_eq!(w.len(), self.outputs * row_stride(self.inputs), "weights");
+        assert_eq!(w.len(), strips(self.outputs, self.inputs).len(), "weights");
         let mut data = std::mem::replace(&mut self.data, Buffer::zeros(0));
         ctx.run(&Round { to: self, w, data: Ptr::from_mut(&mut data) });
         self.data = data;
@@ -71,35 +73,31 @@ impl Kernel for Round<'_> {
         let rows = (outputs - first).min(2 * EDGE);
         // SAFETY: 32 outputs own their tiles; rows and columns are within w.
         unsafe {
-            let w = self.w.as_ptr().add(first * row_stride(inputs));
             let to = self.data.at(unit * steps * 2 * TILE).cast::<u32>();
-            round_rows::<S>(w, inputs, rows, 0, steps, to);
+            round_rows::<S>(self.w.as_ptr(), strips(outputs, inputs), first..first + rows, 0, steps, to);
         }
     }
 }
 
-/// Rounds `rows` rows of w, `steps` steps from column 32·`first`, to pairs of tiles; zero beyond rows and columns.
+/// Rounds up to 32 rows of w, `steps` steps from strip `first` on, to pairs of tiles; zero beyond rows and columns.
 #[inline(always)]
 unsafe fn round_rows<S: Simd>(
     w: *const f32,
-    inputs: usize,
-    rows: usize,
+    place: Strips,
+    rows: Range<usize>,
     first: usize,
     steps: usize,
     to: *mut u32,
 ) {
+    let (inputs, rows, first_row) = (place.columns, rows.len(), rows.start);
     // SAFETY: the caller's promise.
     unsafe {
         for step in 0..steps {
-            let column = (first + step) * 2 * EDGE;
+            let column = (first + step) * STRIP;
             for row in 0..2 * EDGE {
                 let to = to.add((step * 2 + row / EDGE) * TILE + row % EDGE * EDGE);
-                let w = w.wrapping_add(row * row_stride(inputs) + column);
-                // The next chunk of this row: too short a run for the processor to foresee.
-                for line in [0, EDGE] {
-                    prefetch_far(w.wrapping_add(CHUNK_STEPS * 2 * EDGE + line));
-                }
-                if row < rows && column + 2 * EDGE <= inputs {
+                let w = w.wrapping_add(place.at(first_row + row, column));
+                if row < rows && column + STRIP <= inputs {
                     S::round_values(w, to);
                 } else {
                     for i in 0..EDGE {
@@ -116,7 +114,7 @@ unsafe fn round_rows<S: Simd>(
 /// Where the weights of a forward pass come from.
 #[derive(Clone, Copy, Debug)]
 pub enum Weights<'a> {
-    /// (O, I) in f32, rows [`row_stride`] apart: rounded on the way.
+    /// (O, I) in f32, in [`strips`]: rounded on the way.
     Master(&'a [f32]),
     /// Rounded beforehand.
     Rounded(&'a Rounded),
@@ -150,7 +148,7 @@ pub fn forward(
     let map = flat(inputs);
     assert!(x.len() >= blocks * map.block_len() + TAIL, "inputs");
     match weights {
-        Weights::Master(w) => assert_eq!(w.len(), outputs * row_stride(inputs), "weights"),
+        Weights::Master(w) => assert_eq!(w.len(), strips(outputs, inputs).len(), "weights"),
         Weights::Rounded(r) => assert_eq!((r.outputs, r.inputs), (outputs, inputs), "weights"),
     }
     let (y, rows) = match y {
@@ -216,9 +214,9 @@ impl MatrixKernel for Forward<'_> {
                         let a = match self.weights {
                             Weights::Master(w) => {
                                 round_rows::<M::S>(
-                                    w.as_ptr().add(first * row_stride(inputs)),
-                                    inputs,
-                                    rows,
+                                    w.as_ptr(),
+                                    strips(outputs, inputs),
+                                    first..first + rows,
                                     step,
                                     count,
                                     chunk,
@@ -242,7 +240,7 @@ impl MatrixKernel for Forward<'_> {
                             let b = (first_block + block) * self.map.block_len() + step * shape.b_step;
                             let sums = scratch.add((part * blocks + block) * C_LEN);
                             let run = [Run { a: 0, b, steps: count }];
-                            M::product(shape, &run, a, self.x.as_ptr(), sums, step > 0);
+                            M::product(&shape, &run, a, self.x.as_ptr(), sums, step > 0);
                         }
                     }
                 }

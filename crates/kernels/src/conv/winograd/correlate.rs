@@ -203,9 +203,7 @@ impl Correlate<'_> {
                 (5, 3) => self.outputs_across::<S, 5, 3>(tile, panel, sums),
                 (6, 4) => self.outputs_across::<S, 6, 4>(tile, panel, sums),
                 (5, 1) => self.outputs_across::<S, 5, 1>(tile, panel, sums),
-                (6, 2) => self.outputs_across::<S, 6, 2>(tile, panel, sums),
-                (7, 3) => self.outputs_across::<S, 7, 3>(tile, panel, sums),
-                _ => self.outputs_across::<S, 8, 4>(tile, panel, sums),
+                _ => self.outputs_across::<S, 6, 2>(tile, panel, sums),
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Convolution of 3×3 and 5×5 windows by Winograd's minimal filtering ([`points`]), tiles of 4×4 outputs at a time: 36
-//! products for 144, 64 for 400.
+//! Convolution of 3×3 and 5×5 windows by Winograd's minimal filtering ([`points`]), from 36 products at most: tiles of
+//! 4×4 outputs of 3×3 windows (144 products by the definition), 2×2 outputs of 5×5 windows (100).
 //!
 //! A strided first layer becomes one of these: its columns are folded into channels already, and every s-th row is a row of a
 //! map of its own, so that 11×11 windows with stride 4 over 3 channels are 3×3 windows over (4 rows, 4 columns, 3).

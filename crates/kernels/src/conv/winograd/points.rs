@@ -1,5 +1,5 @@
 //! Winograd's minimal filtering F(m, r) (Winograd 1980; Lavin and Gray 2016): m neighbouring outputs of r taps along an axis
-//! from m + r − 1 products instead of m·r, here up to 4 outputs of 3 or 5 taps: 6 products for 12, 8 for 20.
+//! from m + r − 1 products instead of m·r, here from up to 6: 4 outputs of 3 taps (12), 2 outputs of 5 (10).
 //!
 //! Taps and inputs are coefficients of polynomials; these are evaluated at *points*, multiplied there, and the outputs
 //! interpolated from the products:
@@ -14,24 +14,25 @@
 //!
 //! The last point is infinity, the last coefficient alone. The others come in the order of [`FINITE`]: a strip of fewer
 //! outputs has fewer of them, the first ones, so the weights at the points are the same for all strips of a map. Rounding
-//! grows with the points; these seven and their order keep it small (measured in `bench/winograd_points.py`).
+//! grows with the points: these and their order keep it small (measured in `bench/winograd_points.py`), and with eight of them, 4
+//! outputs of 5 taps, single elements would be off by more than 1e-5·√K.
 
 use crate::conv::Axis;
 use crate::simd::{Simd, prefetch};
 
-/// Outputs of a strip, at most.
-pub(super) const OUTPUTS: usize = 4;
+/// Points along an axis, at most.
+pub(super) const POINTS: usize = 6;
 
 /// Taps along an axis, at most.
 pub(super) const TAPS: usize = 5;
 
-/// Points along an axis, at most.
-pub(super) const POINTS: usize = OUTPUTS + TAPS - 1;
+/// Outputs of a strip, at most: those of 3 taps.
+pub(super) const OUTPUTS: usize = 4;
 
 /// The points but for infinity.
-const FINITE: [f64; POINTS - 1] = [0.0, 1.0, -1.0, 0.5, -2.0, -0.5, 2.0];
+const FINITE: [f64; POINTS - 1] = [0.0, 1.0, -1.0, 0.5, -2.0];
 
-/// Up to [`OUTPUTS`] neighbouring outputs along an axis.
+/// Neighbouring outputs along an axis, as many as [`POINTS`] yield.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Strip {
     /// The first output; also the first input, counted in strides from where the padding begins.
@@ -51,7 +52,7 @@ pub(super) fn taps_of(axis: &Axis) -> usize {
 /// How many strips an axis has.
 #[inline(always)]
 pub(super) fn strips(axis: &Axis) -> usize {
-    axis.output.div_ceil(OUTPUTS)
+    axis.output.div_ceil(POINTS + 1 - taps_of(axis))
 }
 
 impl Strip {
@@ -269,9 +270,7 @@ pub(super) unsafe fn combine<S: Simd>(
             3 => sums_of::<S, 3>(from, factors, len, ahead, to, distance),
             4 => sums_of::<S, 4>(from, factors, len, ahead, to, distance),
             5 => sums_of::<S, 5>(from, factors, len, ahead, to, distance),
-            6 => sums_of::<S, 6>(from, factors, len, ahead, to, distance),
-            7 => sums_of::<S, 7>(from, factors, len, ahead, to, distance),
-            _ => sums_of::<S, 8>(from, factors, len, ahead, to, distance),
+            _ => sums_of::<S, 6>(from, factors, len, ahead, to, distance),
         }
     }
 }

@@ -84,9 +84,7 @@ impl Inputs {
                         3 => to_points::<S, 3>(from, channels, to, distance, last),
                         4 => to_points::<S, 4>(from, channels, to, distance, last),
                         5 => to_points::<S, 5>(from, channels, to, distance, last),
-                        6 => to_points::<S, 6>(from, channels, to, distance, last),
-                        7 => to_points::<S, 7>(from, channels, to, distance, last),
-                        _ => to_points::<S, 8>(from, channels, to, distance, last),
+                        _ => to_points::<S, 6>(from, channels, to, distance, last),
                     }
                 }
             }

@@ -313,9 +313,7 @@ impl Products<'_> {
                         (5, 3) => spread::<S, 5, 3>(buffer, width, to, distance, last),
                         (6, 4) => spread::<S, 6, 4>(buffer, width, to, distance, last),
                         (5, 1) => spread::<S, 5, 1>(buffer, width, to, distance, last),
-                        (6, 2) => spread::<S, 6, 2>(buffer, width, to, distance, last),
-                        (7, 3) => spread::<S, 7, 3>(buffer, width, to, distance, last),
-                        _ => spread::<S, 8, 4>(buffer, width, to, distance, last),
+                        _ => spread::<S, 6, 2>(buffer, width, to, distance, last),
                     }
                 }
             }

@@ -3,16 +3,21 @@
 //! ```text
 //! for chunk of panels            (weights of a chunk stay in L2)
 //!   for block, for rows          (a unit: source rows under the window stay in L2)
-//!     for panel                  32 target channels
-//!       for column               one position: 32 × 32 sums over all runs of the window, in registers
-//!         epilogue               bias, ReLU or mask; rounded to pairs
+//!     for panel, for columns     32 target channels at up to 14 positions
+//!       for part of the depth    (its weights stay in L1; the map passes by)
+//!         for column             one position: 32 × 32 sums over the part's runs, in registers
+//!           epilogue             behind the last part: bias, ReLU or mask; rounded to pairs
 //! ```
+//!
+//! Tiles multiply faster than L2 delivers two operands: one must be in L1. The depth of a window (conv3: 72 steps of 2 KiB) is
+//! too much for that, so it goes in parts, and sums are stored and loaded again between them. Other engines take it at
+//! once. The epilogue of a position waits for the next one's product, so that nobody waits for tiles to be stored.
 
 use super::Packed;
-use super::pack::rows_of;
+use super::pack::{Segment, rows_of};
 use crate::bf16::conv::Panel;
 use crate::bf16::conv::finish::Finish;
-use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::engine::{C_LEN, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, PICTURES, TAIL, pairs};
 use crate::conv::Axis;
 use crate::parallel::{Context, Ptr};
@@ -23,6 +28,12 @@ const CHUNK_UNITS: usize = 16;
 /// Most runs of a product: rows of the window times the splits of the map that a group reads. It bounds two arrays on the
 /// stack at every position, 2.5 KiB. Published networks have 11 at most: conv1, if it is not folded.
 pub const MOST_RUNS: usize = 64;
+/// Most steps of a part of the depth: 36 KiB of weights, in an L1 of 48 as every processor with tiles has.
+const PART_STEPS: usize = 18;
+/// Most columns that share a part of the weights: their sums are 56 KiB.
+const TOGETHER: usize = 14;
+/// Elements of scratch: the sums of columns.
+pub(in crate::bf16::conv) const SCRATCH_LEN: usize = TOGETHER * C_LEN;
 
 /// The sums of every position of the target and what follows them, for the first `count` pictures.
 pub(in crate::bf16::conv) fn correlate(
@@ -54,7 +65,7 @@ pub(in crate::bf16::conv) fn correlate(
             source: pairs(source),
             packed,
             weights: pairs(&packed.data),
-            left: if packed.weights_pass(rows.kernel) { Left::Passing } else { Left::Tiles },
+            in_parts: engine.has_tiles(),
             finish,
             target: Ptr::from_mut(target),
             unit_rows,
@@ -74,8 +85,8 @@ struct Correlate<'a> {
     weights: &'a [u32],
     finish: Finish<'a>,
     target: Ptr,
-    /// Whether weights stay in L1.
-    left: Left,
+    /// Whether the depth goes in parts.
+    in_parts: bool,
     /// Rows of a unit.
     unit_rows: usize,
 }
@@ -93,7 +104,7 @@ impl MatrixKernel for Correlate<'_> {
     }
 
     fn scratch_len(&self) -> usize {
-        C_LEN
+        SCRATCH_LEN
     }
 
     #[inline(always)]
@@ -103,7 +114,6 @@ impl MatrixKernel for Correlate<'_> {
             (unit / (self.blocks * self.block_units()), unit % (self.blocks * self.block_units()));
         let (block, first_row) = (rest / self.block_units(), rest % self.block_units() * self.unit_rows);
         let source = block * p.source.block_len();
-        let columns = if self.narrow { 1 } else { 2 };
         for row in first_row..(first_row + self.unit_rows).min(target.height) {
             for index in self.packed.chunks[chunk]..self.packed.chunks[chunk + 1] {
                 let panel = p.panels[index];
@@ -118,44 +128,97 @@ impl MatrixKernel for Correlate<'_> {
                         used += 1;
                     }
                 }
-                let mut shape = Product {
-                    rows: panel.tiles,
-                    columns,
-                    left: self.left,
-                    right: Right::Rows,
-                    a_step: panel.tiles * EDGE * EDGE,
-                    b_step: EDGE * PICTURES,
-                    last: EDGE,
-                };
-                for (w, column) in p.walk.columns.iter().enumerate() {
-                    let mut runs = [Run::default(); MOST_RUNS];
-                    let mut count = 0;
-                    if let Some(column) = column {
-                        let (first_step, steps) = p.runs[column.taps];
-                        let depth = p.walk.taps[column.taps].count * p.source.split_pairs();
-                        shape.last = depth - (steps - 1) * EDGE;
-                        for &(weights, map) in &window[..used] {
-                            let a = weights + first_step * shape.a_step;
-                            runs[count] = Run { a, b: map + column.source * p.source.position_len(), steps };
-                            count += 1;
-                        }
-                    }
-                    // SAFETY: `correlate` checked the maps; runs lie within them and, where the last step of a run
-                    // reaches beyond, within the map's tail; this unit owns the panel's pairs at these rows.
-                    unsafe {
-                        M::product(
-                            shape,
-                            &runs[..count],
-                            self.weights.as_ptr(),
-                            self.source.as_ptr(),
-                            scratch,
-                            false,
-                        );
-                        self.store::<M::S>(block, &panel, row, w, scratch);
+                for segment in &p.segments {
+                    for columns in segment.columns.chunks(TOGETHER) {
+                        // SAFETY: passed on from the caller; this unit owns the panel's pairs at these rows.
+                        unsafe { self.columns::<M>(block, &panel, row, &window[..used], segment, columns, scratch) };
                     }
                 }
             }
         }
+    }
+}
+
+impl Correlate<'_> {
+    /// Some positions of a row, whose window has these rows: where their weights begin, and where their map rows.
+    #[inline(always)]
+    unsafe fn columns<M: Matrix>(
+        &self,
+        block: usize,
+        panel: &Panel,
+        row: usize,
+        window: &[(usize, usize)],
+        segment: &Segment,
+        columns: &[usize],
+        scratch: *mut f32,
+    ) {
+        let p = self.packed;
+        let depth = segment.steps * window.len();
+        let parts = if self.in_parts { depth.div_ceil(PART_STEPS).max(1) } else { 1 };
+        let mut shape = Product {
+            rows: panel.tiles,
+            columns: if self.narrow { 1 } else { 2 },
+            left: Left::Tiles,
+            right: Right::Passing,
+            a_step: panel.tiles * EDGE * EDGE,
+            b_step: EDGE * PICTURES,
+            last: EDGE,
+        };
+        let mut runs = [Run::default(); MOST_RUNS];
+        let mut count = 0;
+        for part in 0..parts {
+            let (start, end) = (part * depth / parts, (part + 1) * depth / parts);
+            let is_last = part + 1 == parts;
+            let mut taps = None;
+            for (i, &w) in columns.iter().enumerate() {
+                let column = p.walk.columns[w];
+                // Neighbours whose windows do not overhang differ in where they read alone.
+                if i == 0 || taps != column.map(|column| column.taps) {
+                    taps = column.map(|column| column.taps);
+                    count = taps.map_or(0, |taps| {
+                        let (first, steps) = p.runs[taps];
+                        if parts == 1 {
+                            shape.last = p.walk.taps[taps].count * p.source.split_pairs() - (steps - 1) * EDGE;
+                        }
+                        let mut count = 0;
+                        for r in start / segment.steps..end.div_ceil(segment.steps) {
+                            let row = r * segment.steps;
+                            let from = (segment.first + start.saturating_sub(row)).max(first);
+                            let to = (segment.first + segment.steps.min(end - row)).min(first + steps);
+                            if from < to {
+                                let (weights, map) = window[r];
+                                runs[count] = Run {
+                                    a: weights + from * shape.a_step,
+                                    b: map + (from - first) * shape.b_step,
+                                    steps: to - from,
+                                };
+                                count += 1;
+                            }
+                        }
+                        count
+                    });
+                }
+                let map_column = column.map_or(0, |column| column.source * p.source.position_len());
+                // SAFETY: `correlate` checked the maps; runs lie within them and, where the last step of a run reaches
+                // beyond, within the map's tail; scratch holds the sums of every column.
+                unsafe {
+                    M::product(
+                        &shape,
+                        &runs[..count],
+                        self.weights.as_ptr(),
+                        self.source.as_ptr().add(map_column),
+                        scratch.add(i * C_LEN),
+                        part > 0,
+                    );
+                    if is_last && i > 0 {
+                        self.store::<M::S>(block, panel, row, columns[i - 1], scratch.add((i - 1) * C_LEN));
+                    }
+                }
+            }
+        }
+        let last = columns.len() - 1;
+        // SAFETY: as above.
+        unsafe { self.store::<M::S>(block, panel, row, columns[last], scratch.add(last * C_LEN)) };
     }
 }
 
@@ -175,16 +238,7 @@ impl Correlate<'_> {
         let channel = panel.split * map.split_channels() + panel.first;
         let lanes = if self.narrow { EDGE } else { PICTURES };
         let target = self.target.at(0).cast::<u32>();
-        for m in (0..panel.valid).step_by(2) {
-            for n in (0..lanes).step_by(S::LANES) {
-                // SAFETY: the caller's promise; C has a row for every channel of a tile, also where none exists.
-                unsafe {
-                    let sums = sums.add(m * C_STRIDE + n);
-                    let both = (S::load(sums), S::load(sums.add(C_STRIDE)));
-                    let odd_exists = m + 1 < panel.valid;
-                    self.finish.store::<S>(both, channel + m, odd_exists, at + m / 2 * PICTURES, n, target);
-                }
-            }
-        }
+        // SAFETY: the caller's promise; C has a row for every channel of a tile, also where none exists.
+        unsafe { self.finish.store_panel::<S>(sums, channel, panel.valid, at, lanes, target) };
     }
 }

@@ -11,7 +11,7 @@ mod walk;
 mod weight;
 
 pub use correlate::MOST_RUNS;
-pub(super) use correlate::correlate;
+pub(super) use correlate::{SCRATCH_LEN, correlate};
 pub(super) use pack::{Packed, pack};
 pub(super) use weight::{WeightPlan, backward_weight};
 

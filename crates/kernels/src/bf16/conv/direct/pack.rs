@@ -12,6 +12,17 @@ use crate::simd::Simd;
 /// Weights of a chunk of panels, bytes: together with the source rows they should stay in an L2 of 1 to 2 MiB.
 const CHUNK_BYTES: usize = 512 << 10;
 
+/// Columns of the target that use the same weights, or a part of them where the window overhangs.
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// Where their weights begin within a (panel, split, row), in steps.
+    pub first: usize,
+    /// Their number.
+    pub steps: usize,
+    /// The columns.
+    pub columns: Vec<usize>,
+}
+
 /// Packed weights of one direction.
 #[derive(Debug)]
 pub struct Packed {
@@ -23,6 +34,8 @@ pub struct Packed {
     pub(super) chunks: Vec<usize>,
     /// Where each run of taps begins within a (panel, split, row), in steps, and its length.
     pub(super) runs: Vec<(usize, usize)>,
+    /// Columns whose weights overlap.
+    pub(super) segments: Vec<Segment>,
     /// Steps of a (panel, split, row).
     pub(super) row_steps: usize,
     /// The map that is read.
@@ -68,7 +81,11 @@ impl Packed {
                     (row_steps - steps, steps)
                 }
             })
-            .collect();
+            .collect::<Vec<(usize, usize)>>();
+        let segments = segments(&walk, |taps: usize| {
+            let sequence = walk.taps[taps].sequence;
+            if shared { (sequence_starts[sequence], walk.sequences[sequence].len() * pairs / EDGE) } else { runs[taps] }
+        });
         let group_splits = source.splits / g.groups;
         let panels = panels(&target);
         let mut starts = vec![0];
@@ -88,7 +105,7 @@ impl Packed {
             }
         }
         chunks.push(panels.len());
-        Packed { walk, panels, starts, chunks, runs, row_steps, source, target, group_splits, data }
+        Packed { walk, panels, starts, chunks, runs, segments, row_steps, source, target, group_splits, data }
     }
 
     /// Bytes held.
@@ -96,21 +113,25 @@ impl Packed {
         self.data.len() * size_of::<u32>()
     }
 
-    /// Whether a position's window fits L1, but not the weights beside it. A step has 2 KiB of each.
-    pub(super) fn weights_pass(&self, rows: usize) -> bool {
-        /// L1 has 48 KiB in every processor with tiles, and needs room for the sums.
-        const L1: usize = 40 << 10;
-        const MOST: usize = 32 << 10;
-        let steps = self.runs.iter().map(|&(_, steps)| steps).max().unwrap_or(0) * rows * self.group_splits;
-        let bytes = steps * 2 * TILE * size_of::<u32>();
-        bytes <= MOST && 2 * bytes > L1
-    }
-
     /// Where the weights of (panel, split of the group, row of the window) begin, in pairs.
     #[inline(always)]
     pub(super) fn row_start(&self, panel: usize, split: usize, rows: usize, r: usize) -> usize {
         self.starts[panel] + (split * rows + r) * self.row_steps * self.panels[panel].tiles * TILE
     }
+}
+
+/// The columns of a walk by the weights, (first step, steps), that their taps are among. Columns without taps have no
+/// steps.
+fn segments(walk: &Walk, weights: impl Fn(usize) -> (usize, usize)) -> Vec<Segment> {
+    let mut segments: Vec<Segment> = Vec::new();
+    for (w, column) in walk.columns.iter().enumerate() {
+        let (first, steps) = column.map_or((0, 0), |column| weights(column.taps));
+        match segments.iter_mut().find(|segment| (segment.first, segment.steps) == (first, steps)) {
+            Some(segment) => segment.columns.push(w),
+            None => segments.push(Segment { first, steps, columns: vec![w] }),
+        }
+    }
+    segments
 }
 
 /// Packs w (K, C/G, R, S) for the forward pass, or else for the input gradient.

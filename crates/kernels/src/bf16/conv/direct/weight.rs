@@ -215,7 +215,7 @@ impl MatrixKernel for WeightGradient<'_> {
                                     // The first band starts the sums, even if it has no product.
                                     if used > 0 || !started {
                                         M::product(
-                                            shape,
+                                            &shape,
                                             &runs[..used],
                                             dy.add(i * dy_panel),
                                             b,

@@ -237,7 +237,7 @@ impl MatrixKernel for Correlate<'_> {
                         };
                         let runs = &runs[..if j == 0 { 1 } else { filters_at(p.kernel, i) }];
                         let c = sums.add(patch.sums(tile) + (i * SIDE + j) * C_DISTANCE);
-                        M::product(shape, runs, self.weights.as_ptr(), values, c, false);
+                        M::product(&shape, runs, self.weights.as_ptr(), values, c, false);
                     }
                 }
                 for &(tile, [row, column]) in strips {

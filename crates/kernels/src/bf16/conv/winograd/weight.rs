@@ -345,7 +345,7 @@ impl MatrixKernel for Products<'_> {
                 let at = panel * plan.panel_len() + (weights * plan.channel_panels() + channels) * C_LEN;
                 // SAFETY: runs lie within the operands; this unit owns the sums of its filters at its point.
                 unsafe {
-                    M::product(shape, &runs[..used], operand(panel), b, self.sums.at(at), !self.first);
+                    M::product(&shape, &runs[..used], operand(panel), b, self.sums.at(at), !self.first);
                 }
             }
         }
