@@ -23,7 +23,10 @@ pub fn bf16_flop_s(ctx: &mut Context, engine: Engine) -> f64 {
         let mut operand = Buffer::zeros(STEPS * 2 * EDGE * EDGE);
         operand.fill_with(|| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            f32::from_bits(pair((state >> 16) as f32 / 32_768.0 - 1.0, (state & 0xffff) as f32 / 32_768.0 - 1.0))
+            f32::from_bits(pair(
+                (state >> 16) as f32 / 32_768.0 - 1.0,
+                (state & 0xffff) as f32 / 32_768.0 - 1.0,
+            ))
         });
         operand
     };
@@ -64,7 +67,9 @@ impl MatrixKernel for Tiles {
         let runs = [Run { a: 0, b: 0, steps: STEPS }; RUNS];
         for i in 0..PRODUCTS {
             // SAFETY: both operands have this many steps, and scratch holds C.
-            unsafe { M::product(&shape, &runs, pairs(&self.a).as_ptr(), pairs(&self.b).as_ptr(), scratch, i > 0) };
+            unsafe {
+                M::product(&shape, &runs, pairs(&self.a).as_ptr(), pairs(&self.b).as_ptr(), scratch, i > 0)
+            };
         }
     }
 }

@@ -185,6 +185,10 @@ fn convolutions_of_every_kind() {
         (geometry([48, 1], [17, 1], 1, axis(3, 1, 1, 0, 0), axis(3, 1, 1, 0, 0)), 65),
         (geometry([12, 4], [20, 4], 2, axis(4, 3, 1, 1, 1), axis(5, 3, 1, 1, 1)), 12),
         (geometry([15, 3], [9, 3], 3, axis(4, 3, 1, 1, 1), axis(5, 3, 1, 1, 1)), 12),
+        // Windows deeper than the parts in which tiles take them, and rows of more columns than share a part.
+        (geometry([128, 1], [40, 1], 1, axis(4, 3, 1, 1, 1), axis(17, 3, 1, 1, 1)), 17),
+        (geometry([192, 2], [16, 1], 1, axis(2, 5, 1, 2, 2), axis(3, 5, 1, 2, 2)), 3),
+        (geometry([48, 1], [32, 1], 1, axis(3, 5, 1, 2, 2), axis(16, 5, 1, 2, 2)), 2),
         // Winograd's tiles: odd and even sizes, one output, groups, splits finer than the groups on either side, batches up
         // to 16 pictures, more blocks than one.
         (geometry([64, 1], [32, 1], 1, axis(5, 3, 1, 1, 1), axis(4, 3, 1, 1, 1)), 32),
@@ -326,10 +330,10 @@ fn linear_layers() {
                         y[n * outputs + o] = sum + f64::from(bias[o]);
                     }
                 }
-                let (strided_w, strided_v) = (in_strips(&w, inputs), in_strips(&v, inputs));
+                let (placed_w, placed_v) = (in_strips(&w, inputs), in_strips(&v, inputs));
                 let mut copy = Rounded::new(outputs, inputs);
-                copy.set(&mut ctx, &strided_w);
-                for weights in [Weights::Master(&strided_w), Weights::Rounded(&copy)] {
+                copy.set(&mut ctx, &placed_w);
+                for weights in [Weights::Master(&placed_w), Weights::Rounded(&copy)] {
                     let mut got = vec![0.0; room(&y_map, count)];
                     let output = Output::Map(&mut got);
                     linear::forward(&mut ctx, engine, inputs, count, &x.data, weights, &bias, true, output);
@@ -356,7 +360,7 @@ fn linear_layers() {
                     [(true, false, 0.5), (true, true, 0.25), (false, false, 1.0), (true, true, 0.0)]
                 {
                     let update = Update { lr, decay: 0.5, momentum: 0.5 };
-                    let (mut got_w, mut got_v) = (strided_w.clone(), strided_v.clone());
+                    let (mut got_w, mut got_v) = (placed_w.clone(), placed_v.clone());
                     let mut dx = vec![0.0; room(&x_map, count)];
                     let pass = Backward {
                         dx: wanted.then_some(&mut dx),
@@ -380,8 +384,18 @@ fn linear_layers() {
                         }
                     }
                     let bound = if integers { 0.0 } else { 1e-5 * (count as f64 + 4.0).sqrt() };
-                    common::assert_close(&format!("w {what}"), &rows_of(&got_w, outputs, inputs), &want_w, bound);
-                    common::assert_close(&format!("v {what}"), &rows_of(&got_v, outputs, inputs), &want_v, bound);
+                    common::assert_close(
+                        &format!("w {what}"),
+                        &rows_of(&got_w, outputs, inputs),
+                        &want_w,
+                        bound,
+                    );
+                    common::assert_close(
+                        &format!("v {what}"),
+                        &rows_of(&got_v, outputs, inputs),
+                        &want_v,
+                        bound,
+                    );
                     if wanted {
                         let mut want = vec![0.0; count * inputs];
                         for n in 0..count {

@@ -131,7 +131,9 @@ impl MatrixKernel for Correlate<'_> {
                 for segment in &p.segments {
                     for columns in segment.columns.chunks(TOGETHER) {
                         // SAFETY: passed on from the caller; this unit owns the panel's pairs at these rows.
-                        unsafe { self.columns::<M>(block, &panel, row, &window[..used], segment, columns, scratch) };
+                        unsafe {
+                            self.columns::<M>(block, &panel, row, &window[..used], segment, columns, scratch)
+                        };
                     }
                 }
             }
@@ -178,7 +180,8 @@ impl Correlate<'_> {
                     count = taps.map_or(0, |taps| {
                         let (first, steps) = p.runs[taps];
                         if parts == 1 {
-                            shape.last = p.walk.taps[taps].count * p.source.split_pairs() - (steps - 1) * EDGE;
+                            shape.last =
+                                p.walk.taps[taps].count * p.source.split_pairs() - (steps - 1) * EDGE;
                         }
                         let mut count = 0;
                         for r in start / segment.steps..end.div_ceil(segment.steps) {

@@ -84,7 +84,11 @@ impl Packed {
             .collect::<Vec<(usize, usize)>>();
         let segments = segments(&walk, |taps: usize| {
             let sequence = walk.taps[taps].sequence;
-            if shared { (sequence_starts[sequence], walk.sequences[sequence].len() * pairs / EDGE) } else { runs[taps] }
+            if shared {
+                (sequence_starts[sequence], walk.sequences[sequence].len() * pairs / EDGE)
+            } else {
+                runs[taps]
+            }
         });
         let group_splits = source.splits / g.groups;
         let panels = panels(&target);
