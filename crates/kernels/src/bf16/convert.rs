@@ -68,15 +68,11 @@ impl MatrixKernel for PairPictures<'_> {
 /// One position: `pairs` rows of 32 pairs of channels to tiles of 16 channels by 16 pairs of pictures.
 #[inline(always)]
 pub(super) unsafe fn pair_position<S: Simd>(from: *const u32, pairs: usize, to: *mut u32) {
-    let mut rows = [0u32; TILE];
-    // SAFETY: the caller's promise; a tile of rows is filled before it is transposed.
+    // SAFETY: the caller's promise.
     unsafe {
-        for tile in 0..pairs.div_ceil(EDGE / 2) {
-            let first = tile * (EDGE / 2);
+        for first in (0..pairs).step_by(EDGE / 2) {
             let count = (pairs - first).min(EDGE / 2);
-            unzip_pairs::<S>(from.add(first * PICTURES), count, rows.as_mut_ptr());
-            rows[2 * count * EDGE..].fill(0);
-            S::transpose(rows.as_ptr(), EDGE, to.add(tile * TILE));
+            S::pair_tile(from.add(first * PICTURES), count, to.add(first * 2 * EDGE));
         }
     }
 }

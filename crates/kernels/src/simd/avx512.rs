@@ -111,37 +111,34 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
+    unsafe fn pair_tile(from: *const u32, count: usize, to: *mut u32) {
+        use std::arch::x86_64::*;
+        let low = _mm512_set1_epi32(0xffff);
+        let mut rows = [_mm512_setzero_si512(); 16];
+        for p in 0..8 {
+            // A mask for all lanes or none keeps the rows in registers.
+            let exists = if p < count { !0 } else { 0 };
+            let first = _mm512_maskz_loadu_epi32(exists, from.wrapping_add(p * 32).cast());
+            let second = _mm512_maskz_loadu_epi32(exists, from.wrapping_add(p * 32 + 16).cast());
+            rows[2 * p] = _mm512_packus_epi32(_mm512_and_si512(first, low), _mm512_and_si512(second, low));
+            rows[2 * p + 1] =
+                _mm512_packus_epi32(_mm512_srli_epi32::<16>(first), _mm512_srli_epi32::<16>(second));
+        }
+        // Packing works within quarters: each has two pairs of the first 16 pictures, then two of the second 16.
+        for (i, row) in transposed(rows).into_iter().enumerate() {
+            let pair = i / 4 * 2 + i % 2 + i / 2 % 2 * 8;
+            _mm512_storeu_si512(to.add(pair * 16).cast(), row);
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
         use std::arch::x86_64::*;
         let mut rows = [_mm512_setzero_si512(); 16];
         for (i, row) in rows.iter_mut().enumerate() {
             *row = _mm512_loadu_si512(from.add(i * stride).cast());
         }
-        // Within each quarter of 4 lanes: 4×4 blocks of four rows are transposed ...
-        let mut quads = [_mm512_setzero_si512(); 16];
-        for i in 0..4 {
-            let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
-            let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-            let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-            quads[4 * i] = _mm512_unpacklo_epi64(ab_low, cd_low);
-            quads[4 * i + 1] = _mm512_unpackhi_epi64(ab_low, cd_low);
-            quads[4 * i + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
-            quads[4 * i + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
-        }
-        // ... and then the quarters themselves.
-        for j in 0..4 {
-            let [a, b, c, d] = [quads[j], quads[4 + j], quads[8 + j], quads[12 + j]];
-            let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
-            let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
-            let out = [
-                _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even),
-                _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd),
-                _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even),
-                _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd),
-            ];
-            for (quarter, row) in out.into_iter().enumerate() {
-                _mm512_storeu_si512(to.add((4 * quarter + j) * 16).cast(), row);
-            }
+        for (i, row) in transposed(rows).into_iter().enumerate() {
+            _mm512_storeu_si512(to.add(i * 16).cast(), row);
         }
     }
     #[inline(always)]
@@ -241,6 +238,35 @@ const INTERLEAVED: [u16; 32] = {
     }
     order
 };
+
+/// 16 rows of 16 as columns.
+#[inline(always)]
+unsafe fn transposed(rows: [std::arch::x86_64::__m512i; 16]) -> [std::arch::x86_64::__m512i; 16] {
+    use std::arch::x86_64::*;
+    // Within each quarter of 4 lanes: 4×4 blocks of four rows are transposed ...
+    let mut quads = [_mm512_setzero_si512(); 16];
+    for i in 0..4 {
+        let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
+        let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        quads[4 * i] = _mm512_unpacklo_epi64(ab_low, cd_low);
+        quads[4 * i + 1] = _mm512_unpackhi_epi64(ab_low, cd_low);
+        quads[4 * i + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+        quads[4 * i + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
+    }
+    // ... and then the quarters themselves.
+    let mut columns = [_mm512_setzero_si512(); 16];
+    for j in 0..4 {
+        let [a, b, c, d] = [quads[j], quads[4 + j], quads[8 + j], quads[12 + j]];
+        let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+        let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+        columns[j] = _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even);
+        columns[4 + j] = _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd);
+        columns[8 + j] = _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even);
+        columns[12 + j] = _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd);
+    }
+    columns
+}
 
 /// The even elements of pairs of bf16 and the odd ones, as f32.
 #[inline(always)]

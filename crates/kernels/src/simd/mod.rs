@@ -142,6 +142,18 @@ pub trait Simd: Copy {
         }
     }
 
+    /// `count` rows (at most 8, consecutive) of 32 pairs of channels to a tile: 16 pairs of pictures × 16 channels, zero where
+    /// there are none.
+    #[inline(always)]
+    unsafe fn pair_tile(from: *const u32, count: usize, to: *mut u32) {
+        let mut rows = [0; 256];
+        for p in 0..count {
+            let row = rows.as_mut_ptr().add(2 * p * 16);
+            Self::unzip(from.add(p * 32), row, row.add(16));
+        }
+        Self::transpose(rows.as_ptr(), 16, to);
+    }
+
     /// Transposes 16 rows of 16 pairs, `from` with this stride, `to` consecutive. They do not overlap.
     #[inline(always)]
     unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {

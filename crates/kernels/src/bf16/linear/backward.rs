@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! for 128 inputs              (a unit: a strip of columns of w, and their dx)
-//!   for 128 outputs           (their rounded weights, transposed, in scratch)
+//!   for 64 outputs            (their rounded weights, transposed, in scratch)
 //!     for 32 inputs, block    dx: 32 inputs × 32 pictures over the outputs
 //!     for 32 outputs, inputs  dw: 32 outputs × 32 inputs over all pictures; w and v move
 //! ```
+//!
+//! Moving waits for memory, and products leave it idle: the next turn's weights are asked for a few lines at a time before
+//! every product and every row that moves ([`Ahead`]).
 
 use super::{STRIP, strips};
 use crate::bf16::convert::{flat, paired_len, unzip_pairs};
@@ -18,8 +21,10 @@ use crate::simd::{Simd, prefetch_far};
 
 /// Columns of w of a unit of the backward pass.
 const COLUMNS: usize = 4 * STRIP;
-/// Outputs that a unit of the backward pass takes at a time: their rounded weights, transposed, are 32 KiB.
-const ROWS: usize = 128;
+/// Strips of a unit.
+const PARTS: usize = COLUMNS / STRIP;
+/// Outputs that a unit of the backward pass takes at a time: their rounded weights, transposed, are 16 KiB.
+const ROWS: usize = 64;
 
 /// dy of a linear layer in rows of picture pairs, (blocks, tiles of outputs, 16 outputs, 16 pairs of pictures): the left
 /// operand of its weight gradient. And db (O).
@@ -124,7 +129,7 @@ pub fn backward(
 
 /// Elements of scratch: transposed weights, sums of dx of every block, sums of dw.
 pub(super) fn scratch_len(blocks: usize) -> usize {
-    ROWS * COLUMNS / 2 + blocks * (COLUMNS / (2 * EDGE)) * C_LEN + C_LEN
+    ROWS * COLUMNS / 2 + blocks * PARTS * C_LEN + C_LEN
 }
 
 struct BackwardKernel<'a> {
@@ -163,7 +168,7 @@ impl MatrixKernel for BackwardKernel<'_> {
         let x_tiles = inputs.div_ceil(EDGE);
         let transposed = scratch.cast::<u32>();
         let dx_sums = scratch.wrapping_add(ROWS * COLUMNS / 2);
-        let dw_sums = dx_sums.wrapping_add(blocks * (COLUMNS / (2 * EDGE)) * C_LEN);
+        let dw_sums = dx_sums.wrapping_add(blocks * PARTS * C_LEN);
         let moves = self.update.lr != 0.0;
         let y_map = flat(outputs);
         // SAFETY: `backward` checked all lengths; this unit owns its columns of w, v and dx, and its flag. Steps beyond
@@ -173,6 +178,10 @@ impl MatrixKernel for BackwardKernel<'_> {
             let mut row = 0;
             while row < outputs {
                 let rows = ROWS.min(outputs - row);
+                let mut ahead = Ahead::new(|part| {
+                    let at = place.at(row + rows, column + part * STRIP);
+                    (self.w.at(at), self.v.at(at))
+                });
                 if self.dx.is_some() {
                     let steps = rows.div_ceil(2 * EDGE);
                     for part in 0..parts {
@@ -198,6 +207,7 @@ impl MatrixKernel for BackwardKernel<'_> {
                             let b = block * y_map.block_len() + row / 2 * PICTURES;
                             let sums = dx_sums.add((part * blocks + block) * C_LEN);
                             let run = [Run { a: 0, b, steps }];
+                            ahead.ask::<{ Ahead::BEFORE_DX }>(part);
                             M::product(&shape, &run, to, self.dy.as_ptr(), sums, row > 0);
                         }
                     }
@@ -217,6 +227,7 @@ impl MatrixKernel for BackwardKernel<'_> {
                                 last: EDGE,
                             };
                             let run = [Run { a: first * EDGE, b: tile * TILE, steps: blocks }];
+                            ahead.ask::<{ Ahead::BEFORE_DW }>(part);
                             M::product(
                                 &shape,
                                 &run,
@@ -228,12 +239,7 @@ impl MatrixKernel for BackwardKernel<'_> {
                             let c = column + part * 2 * EDGE;
                             for m in 0..rows {
                                 let at = place.at(first + m, c);
-                                // The same strip's rows of the next turn.
-                                for line in [0, EDGE] {
-                                    let next = at + ROWS * STRIP + line;
-                                    prefetch_far(self.w.at(next));
-                                    prefetch_far(self.v.at(next));
-                                }
+                                ahead.ask::<{ Ahead::BEFORE_ROW }>(part);
                                 mover.step(
                                     dw_sums.add(m * C_STRIDE),
                                     self.w.at(at),
@@ -256,6 +262,48 @@ impl MatrixKernel for BackwardKernel<'_> {
                 }
             }
             *self.flags.at(unit) = mover.check();
+        }
+    }
+}
+
+/// What a unit's next turn reads of w and v, asked for ahead of time. A processor has few requests of a core on their way
+/// at once; more of them together only wait for each other, and products wait with them. With the 128 pictures of a common
+/// batch all is asked for, with fewer some is left to the processor's own foresight.
+struct Ahead {
+    /// Where the next turn's part of every strip begins in w and v.
+    starts: [(*mut f32, *mut f32); PARTS],
+    /// Elements asked for of each strip, of w and of v.
+    asked: [usize; PARTS],
+}
+
+impl Ahead {
+    /// Elements of w asked for before a product of dx, and as many of v.
+    const BEFORE_DX: usize = 8 * EDGE;
+    /// Before a product of dw.
+    const BEFORE_DW: usize = 16 * EDGE;
+    /// Before a row moves.
+    const BEFORE_ROW: usize = EDGE;
+
+    #[inline(always)]
+    fn new(start: impl Fn(usize) -> (*mut f32, *mut f32)) -> Ahead {
+        let mut starts = [(std::ptr::null_mut(), std::ptr::null_mut()); PARTS];
+        for (part, place) in starts.iter_mut().enumerate() {
+            *place = start(part);
+        }
+        Ahead { starts, asked: [0; PARTS] }
+    }
+
+    /// The next elements of a strip, which need not exist.
+    #[inline(always)]
+    fn ask<const COUNT: usize>(&mut self, part: usize) {
+        let (w, v) = self.starts[part];
+        let asked = self.asked[part];
+        if asked < ROWS * STRIP {
+            for line in (0..COUNT).step_by(EDGE) {
+                prefetch_far(w.wrapping_add(asked + line));
+                prefetch_far(v.wrapping_add(asked + line));
+            }
+            self.asked[part] = asked + COUNT;
         }
     }
 }
