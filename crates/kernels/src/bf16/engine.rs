@@ -199,6 +199,27 @@ pub(crate) const C_STRIDE: usize = 32;
 /// Elements of C.
 pub const C_LEN: usize = 32 * C_STRIDE;
 
+/// Sums of an earlier product, of up to 32 channels (rows of C) at one position, that are still to be finished: a channel's
+/// bias is added, and what is less than `least` becomes that; they are rounded, stored as pairs of channels, and zero where
+/// a mask is not positive. Bias and mask are always there: without one, −0 and ones change nothing.
+#[repr(C)]
+pub(crate) struct Rest {
+    /// Rows of C.
+    pub sums: *const f32,
+    /// The pairs of the first two channels; those of the next two are [`PICTURES`](super::PICTURES) further on.
+    pub to: *mut u32,
+    /// One a channel.
+    pub bias: *const f32,
+    /// Pairs, as far apart as those of `to`.
+    pub mask: *const u32,
+    /// 0 for a ReLU, −∞ without one.
+    pub least: f32,
+    /// Pairs of channels.
+    pub pairs: usize,
+    /// How many of them are finished: the first ones.
+    pub done: usize,
+}
+
 /// Computes products.
 pub(crate) trait Matrix: Copy {
     /// Vectors for everything else.
@@ -210,6 +231,24 @@ pub(crate) trait Matrix: Copy {
     /// # Safety
     /// All operands are within their memory; the processor has the engine.
     unsafe fn product(shape: &Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool);
+
+    /// The same; and finishes some of `rest` on the side, where vectors have nothing to do in a product.
+    ///
+    /// # Safety
+    /// Also `rest` is within its memory, and C is not among it.
+    #[inline(always)]
+    unsafe fn product_beside(
+        shape: &Product,
+        runs: &[Run],
+        a: *const u32,
+        b: *const u32,
+        c: *mut f32,
+        add: bool,
+        _rest: &mut Rest,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::product(shape, runs, a, b, c, add) }
+    }
 }
 
 /// Work cut into units like [`Kernel`], whose units multiply.

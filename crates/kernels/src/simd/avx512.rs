@@ -228,8 +228,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 }
 
-/// Two rows of 16 integers of 16 bits, element by element.
-const INTERLEAVED: [u16; 32] = {
+/// Two rows of 16 integers of 16 bits, element by element: the order for `vpermw`.
+pub(crate) static INTERLEAVED: [u16; 32] = {
     let mut order = [0; 32];
     let mut i = 0;
     while i < 32 {

@@ -18,6 +18,8 @@ mod portable;
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::INTERLEAVED;
 pub use portable::Portable;
 
 /// One instruction set's vectors of f32.

@@ -1,7 +1,7 @@
 //! What follows the sums of a convolution before they are rounded and stored.
 
-use crate::bf16::PICTURES;
-use crate::bf16::engine::C_STRIDE;
+use crate::bf16::engine::{C_STRIDE, Rest};
+use crate::bf16::{EDGE, PICTURES};
 use crate::simd::Simd;
 
 /// What follows a sum.
@@ -15,7 +15,35 @@ pub(super) enum Finish<'a> {
     Store,
 }
 
+/// The bias of channels that have none: what it is added to keeps even its zeros' signs.
+static NO_BIAS: [f32; 2 * EDGE] = [-0.0; 2 * EDGE];
+/// The mask of a panel's pairs that have none: 1 as an integer, which is positive.
+static NO_MASK: [u32; EDGE * PICTURES] = [0x0001_0001; EDGE * PICTURES];
+
 impl Finish<'_> {
+    /// What is to be done with the sums of `valid` channels from `channel` on, all pictures of a position, whose pairs go to
+    /// `target` from `at` on: an odd channel at the end is left out.
+    #[inline(always)]
+    pub(super) fn rest(
+        &self,
+        sums: *const f32,
+        channel: usize,
+        valid: usize,
+        at: usize,
+        target: *mut u32,
+    ) -> Rest {
+        let (mut bias, mut mask, mut least) = (NO_BIAS.as_ptr(), NO_MASK.as_ptr(), f32::NEG_INFINITY);
+        match self {
+            Finish::Bias { bias: all, relu } => {
+                bias = all[channel..][..valid].as_ptr();
+                least = if *relu { 0.0 } else { least };
+            }
+            Finish::Mask(x) => mask = x[at..][..valid / 2 * PICTURES].as_ptr(),
+            Finish::Store => {}
+        }
+        Rest { sums, to: target.wrapping_add(at), bias, mask, least, pairs: valid / 2, done: 0 }
+    }
+
     /// The sums of `valid` channels from `channel` on, rows of C, for the first `lanes` pictures of a position, to the pairs
     /// from `at` on.
     ///

@@ -6,18 +6,21 @@
 //!     for panel, for columns     32 target channels at up to 14 positions
 //!       for part of the depth    (its weights stay in L1; the map passes by)
 //!         for column             one position: 32 × 32 sums over the part's runs, in registers
-//!           epilogue             behind the last part: bias, ReLU or mask; rounded to pairs
+//!           epilogue             of the column before, whose sums are complete: bias, ReLU or mask; rounded to pairs
 //! ```
 //!
 //! Tiles multiply faster than L2 delivers two operands: one must be in L1. The depth of a window (conv3: 72 steps of 2 KiB) is
 //! too much for that, so it goes in parts, and sums are stored and loaded again between them. Other engines take it at
-//! once. The epilogue of a position waits for the next one's product, so that nobody waits for tiles to be stored.
+//! once. The epilogue of a position stands beside the next one's product: vectors and stores take their turns while tiles
+//! multiply.
 
 use super::Packed;
 use super::pack::{Segment, rows_of};
 use crate::bf16::conv::Panel;
 use crate::bf16::conv::finish::Finish;
-use crate::bf16::engine::{C_LEN, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::engine::{
+    C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Rest, Right, Run, run,
+};
 use crate::bf16::{EDGE, PICTURES, TAIL, pairs};
 use crate::conv::Axis;
 use crate::parallel::{Context, Ptr};
@@ -32,8 +35,10 @@ pub const MOST_RUNS: usize = 64;
 const PART_STEPS: usize = 18;
 /// Most columns that share a part of the weights: their sums are 56 KiB.
 const TOGETHER: usize = 14;
+/// Places for the sums of a position: of columns, and of the one before them that waits for its epilogue.
+const PLACES: usize = TOGETHER + 1;
 /// Elements of scratch: the sums of columns.
-pub(in crate::bf16::conv) const SCRATCH_LEN: usize = TOGETHER * C_LEN;
+pub(in crate::bf16::conv) const SCRATCH_LEN: usize = PLACES * C_LEN;
 
 /// The sums of every position of the target and what follows them, for the first `count` pictures.
 pub(in crate::bf16::conv) fn correlate(
@@ -114,6 +119,7 @@ impl MatrixKernel for Correlate<'_> {
             (unit / (self.blocks * self.block_units()), unit % (self.blocks * self.block_units()));
         let (block, first_row) = (rest / self.block_units(), rest % self.block_units() * self.unit_rows);
         let source = block * p.source.block_len();
+        let mut waiting = None;
         for row in first_row..(first_row + self.unit_rows).min(target.height) {
             for index in self.packed.chunks[chunk]..self.packed.chunks[chunk + 1] {
                 let panel = p.panels[index];
@@ -132,17 +138,35 @@ impl MatrixKernel for Correlate<'_> {
                     for columns in segment.columns.chunks(TOGETHER) {
                         // SAFETY: passed on from the caller; this unit owns the panel's pairs at these rows.
                         unsafe {
-                            self.columns::<M>(block, &panel, row, &window[..used], segment, columns, scratch)
-                        };
+                            let window = &window[..used];
+                            self.columns::<M>(
+                                block, &panel, row, window, segment, columns, scratch, &mut waiting,
+                            );
+                        }
                     }
                 }
             }
         }
+        if let Some(waiting) = waiting {
+            // SAFETY: as above.
+            unsafe { self.finish::<M::S>(&waiting, 0, scratch) };
+        }
     }
 }
 
+/// A position of a panel whose sums are complete.
+#[derive(Clone, Copy)]
+struct Waiting {
+    panel: Panel,
+    /// Its first pair in the target.
+    at: usize,
+    /// Where its sums lie in scratch.
+    place: usize,
+}
+
 impl Correlate<'_> {
-    /// Some positions of a row, whose window has these rows: where their weights begin, and where their map rows.
+    /// Some positions of a row, whose window has these rows: where their weights begin, and where their map rows. Finishes the
+    /// position that waited, and leaves the last one.
     #[inline(always)]
     unsafe fn columns<M: Matrix>(
         &self,
@@ -153,6 +177,7 @@ impl Correlate<'_> {
         segment: &Segment,
         columns: &[usize],
         scratch: *mut f32,
+        waiting: &mut Option<Waiting>,
     ) {
         let p = self.packed;
         let depth = segment.steps * window.len();
@@ -168,6 +193,7 @@ impl Correlate<'_> {
         };
         let mut runs = [Run::default(); MOST_RUNS];
         let mut count = 0;
+        let first_place = waiting.map_or(0, |waiting| waiting.place + 1);
         for part in 0..parts {
             let (start, end) = (part * depth / parts, (part + 1) * depth / parts);
             let is_last = part + 1 == parts;
@@ -202,46 +228,63 @@ impl Correlate<'_> {
                     });
                 }
                 let map_column = column.map_or(0, |column| column.source * p.source.position_len());
+                let place = (first_place + i) % PLACES;
+                let sums = scratch.wrapping_add(place * C_LEN);
                 // SAFETY: `correlate` checked the maps; runs lie within them and, where the last step of a run reaches
-                // beyond, within the map's tail; scratch holds the sums of every column.
+                // beyond, within the map's tail; scratch holds the sums of every column, and those that wait are others.
                 unsafe {
-                    M::product(
-                        &shape,
-                        &runs[..count],
-                        self.weights.as_ptr(),
-                        self.source.as_ptr().add(map_column),
-                        scratch.add(i * C_LEN),
-                        part > 0,
-                    );
-                    if is_last && i > 0 {
-                        self.store::<M::S>(block, panel, row, columns[i - 1], scratch.add((i - 1) * C_LEN));
+                    let (runs, a) = (&runs[..count], self.weights.as_ptr());
+                    let b = self.source.as_ptr().add(map_column);
+                    match waiting {
+                        Some(before) if !self.narrow => {
+                            let mut rest = self.rest(before, scratch);
+                            M::product_beside(&shape, runs, a, b, sums, part > 0, &mut rest);
+                            self.finish::<M::S>(before, rest.done, scratch);
+                        }
+                        _ => {
+                            M::product(&shape, runs, a, b, sums, part > 0);
+                            if let Some(before) = waiting {
+                                self.finish::<M::S>(before, 0, scratch);
+                            }
+                        }
                     }
+                }
+                *waiting = None;
+                if is_last {
+                    let map = p.target;
+                    let position = block * map.block_len() + map.at(panel.split, row, columns[i]);
+                    *waiting = Some(Waiting { panel: *panel, at: position + panel.first / 2 * PICTURES, place });
                 }
             }
         }
-        let last = columns.len() - 1;
-        // SAFETY: as above.
-        unsafe { self.store::<M::S>(block, panel, row, columns[last], scratch.add(last * C_LEN)) };
     }
-}
 
-impl Correlate<'_> {
-    /// Finishes the sums of a position.
+    /// All that is to be done with the sums that wait.
     #[inline(always)]
-    unsafe fn store<S: Simd>(
-        &self,
-        block: usize,
-        panel: &Panel,
-        row: usize,
-        column: usize,
-        sums: *const f32,
-    ) {
-        let map = self.packed.target;
-        let at = block * map.block_len() + map.at(panel.split, row, column) + panel.first / 2 * PICTURES;
-        let channel = panel.split * map.split_channels() + panel.first;
+    fn rest(&self, waiting: &Waiting, scratch: *const f32) -> Rest {
+        let Waiting { panel, at, place } = waiting;
+        let channel = panel.split * self.packed.target.split_channels() + panel.first;
+        let (sums, target) = (scratch.wrapping_add(place * C_LEN), self.target.at(0).cast());
+        self.finish.rest(sums, channel, panel.valid, *at, target)
+    }
+
+    /// Finishes the sums that wait, except those of the first pairs of channels, which are.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, waiting: &Waiting, done: usize, scratch: *const f32) {
+        let Waiting { panel, at, place } = waiting;
+        let channel = panel.split * self.packed.target.split_channels() + panel.first;
         let lanes = if self.narrow { EDGE } else { PICTURES };
-        let target = self.target.at(0).cast::<u32>();
+        let (sums, target) = (scratch.wrapping_add(place * C_LEN), self.target.at(0).cast());
         // SAFETY: the caller's promise; C has a row for every channel of a tile, also where none exists.
-        unsafe { self.finish.store_panel::<S>(sums, channel, panel.valid, at, lanes, target) };
+        unsafe {
+            self.finish.store_panel::<S>(
+                sums.add(2 * done * C_STRIDE),
+                channel + 2 * done,
+                panel.valid - 2 * done,
+                at + done * PICTURES,
+                lanes,
+                target,
+            );
+        }
     }
 }
