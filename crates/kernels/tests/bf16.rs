@@ -347,8 +347,8 @@ fn linear_layers() {
                 }
 
                 let blocks = count.div_ceil(PICTURES);
-                let mut paired = vec![0.0; paired_len(&x_map, blocks)];
-                pair_pictures(&mut ctx, engine, &x_map, blocks, &x.data, &mut paired);
+                let mut paired = vec![0.0; paired_len(&x_map, 0, blocks)];
+                pair_pictures(&mut ctx, engine, &x_map, 0, blocks, &x.data, &mut paired);
                 let mut dy_rows = vec![0.0; linear::unzipped_len(outputs, blocks)];
                 let mut db = vec![f32::NAN; outputs];
                 linear::unzip(&mut ctx, outputs, blocks, &dy.data, &mut dy_rows, &mut db);

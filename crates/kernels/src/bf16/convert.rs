@@ -5,74 +5,77 @@ use super::{EDGE, MapLayout, PICTURES, TILE, pair, pairs, pairs_mut, widen};
 use crate::parallel::{ChunkWork, Context, Ptr};
 use crate::simd::{Simd, prefetch};
 
-/// x with pictures paired, as the right operand of sums over pictures: (blocks, splits, H, W, tiles of 16 channels,
-/// 16 pairs of pictures, 16 channels).
+/// x with pictures paired, as the right operand of sums over pictures: (blocks, splits, H, tiles of 16 channels, W with `pad`
+/// positions of zeros on either side, 16 pairs of pictures, 16 channels). A row of a tile is contiguous, for windows to slide
+/// along.
 ///
 /// Shapes: x as `map` says; returns with `to` filled for `blocks` blocks.
 pub fn pair_pictures(
     ctx: &mut Context,
     engine: Engine,
     map: &MapLayout,
+    pad: usize,
     blocks: usize,
     x: &[f32],
     to: &mut [f32],
 ) {
-    assert!(x.len() >= blocks * map.block_len() && to.len() >= paired_len(map, blocks), "maps");
-    run(ctx, engine, &PairPictures { map: *map, blocks, x: pairs(x), to: Ptr::from_mut(to) });
+    assert!(x.len() >= blocks * map.block_len() && to.len() >= paired_len(map, pad, blocks), "maps");
+    run(ctx, engine, &PairPictures { map: *map, pad, blocks, x: pairs(x), to: Ptr::from_mut(to) });
 }
 
 /// Elements that [`pair_pictures`] fills.
-pub fn paired_len(map: &MapLayout, blocks: usize) -> usize {
-    blocks * map.splits * map.height * map.width * paired_position_len(map)
+pub fn paired_len(map: &MapLayout, pad: usize, blocks: usize) -> usize {
+    blocks * map.splits * map.height * paired_row_len(map, pad)
 }
 
-/// Pairs of one position of one split.
-pub(super) fn paired_position_len(map: &MapLayout) -> usize {
-    map.split_channels().div_ceil(EDGE) * TILE
+/// Pairs of one row of one split.
+pub(super) fn paired_row_len(map: &MapLayout, pad: usize) -> usize {
+    map.split_channels().div_ceil(EDGE) * (map.width + 2 * pad) * TILE
 }
 
 struct PairPictures<'a> {
     map: MapLayout,
+    pad: usize,
     blocks: usize,
     x: &'a [u32],
     to: Ptr,
 }
 
-impl PairPictures<'_> {
-    /// Positions of a unit: a row of the map, or a piece of a long one.
-    fn positions(&self) -> usize {
-        self.map.width
-    }
-}
-
 impl MatrixKernel for PairPictures<'_> {
+    /// Rows of a split.
     fn units(&self) -> usize {
         self.blocks * self.map.splits * self.map.height
     }
 
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, unit: usize, _scratch: *mut f32) {
-        let (from_len, to_len) = (self.map.position_len(), paired_position_len(&self.map));
-        for w in 0..self.positions() {
-            let position = unit * self.map.width + w;
-            // SAFETY: a unit's positions are its own row of both maps.
-            unsafe {
-                let from = self.x.as_ptr().add(position * from_len);
-                let to = self.to.at(position * to_len).cast::<u32>();
-                pair_position::<M::S>(from, self.map.split_pairs(), to);
+        let (map, pad) = (&self.map, self.pad);
+        let row = unit * paired_row_len(map, pad);
+        let tile_row = (map.width + 2 * pad) * TILE;
+        // SAFETY: a unit's positions are its own row of both maps.
+        unsafe {
+            for tile in 0..map.split_channels().div_ceil(EDGE) {
+                let to = self.to.at(row + tile * tile_row).cast::<u32>();
+                to.write_bytes(0, pad * TILE);
+                to.add((pad + map.width) * TILE).write_bytes(0, pad * TILE);
+            }
+            for w in 0..map.width {
+                let from = self.x.as_ptr().add((unit * map.width + w) * map.position_len());
+                let to = self.to.at(row + (pad + w) * TILE).cast::<u32>();
+                pair_position::<M::S>(from, map.split_pairs(), tile_row, to);
             }
         }
     }
 }
 
-/// One position: `pairs` rows of 32 pairs of channels to tiles of 16 channels by 16 pairs of pictures.
+/// One position: `pairs` rows of 32 pairs of channels to tiles of 16 channels by 16 pairs of pictures, so far apart.
 #[inline(always)]
-pub(super) unsafe fn pair_position<S: Simd>(from: *const u32, pairs: usize, to: *mut u32) {
+pub(super) unsafe fn pair_position<S: Simd>(from: *const u32, pairs: usize, apart: usize, to: *mut u32) {
     // SAFETY: the caller's promise.
     unsafe {
-        for first in (0..pairs).step_by(EDGE / 2) {
-            let count = (pairs - first).min(EDGE / 2);
-            S::pair_tile(from.add(first * PICTURES), count, to.add(first * 2 * EDGE));
+        for tile in 0..pairs.div_ceil(EDGE / 2) {
+            let first = tile * (EDGE / 2);
+            S::pair_tile(from.add(first * PICTURES), (pairs - first).min(EDGE / 2), to.add(tile * apart));
         }
     }
 }

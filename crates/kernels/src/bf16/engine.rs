@@ -152,6 +152,8 @@ pub(crate) enum Right {
     Passing,
     /// Two tiles of 16 × 16, one after the other.
     Tiles,
+    /// Two tiles of 16 × 16, this many pairs from the first to the second.
+    TilesApart(usize),
 }
 
 impl Right {
@@ -161,6 +163,7 @@ impl Right {
         match self {
             Right::Rows | Right::Passing => (2 * EDGE, EDGE),
             Right::Tiles => (EDGE, EDGE * EDGE),
+            Right::TilesApart(second) => (EDGE, second),
         }
     }
 }
@@ -199,6 +202,26 @@ pub(crate) const C_STRIDE: usize = 32;
 /// Elements of C.
 pub const C_LEN: usize = 32 * C_STRIDE;
 
+/// Products along a row whose right operand slides: neighbouring taps of a row of a window. A step of tap `t` multiplies tiles
+/// of rows with the tile of 16 columns that the step of tap `t` − 1 will meet next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slide {
+    /// Tiles of rows: 1 with three taps, 2 with two.
+    pub rows: usize,
+    /// Elements of C from a tap's sums to the next tap's.
+    pub c_tap: usize,
+    /// From a step's left operand to the next, in pairs. The right one's are tiles, one after the other.
+    pub a_step: usize,
+}
+
+impl Slide {
+    /// Taps that are computed together.
+    #[inline(always)]
+    pub(crate) fn taps(&self) -> usize {
+        4 - self.rows
+    }
+}
+
 /// Sums of an earlier product, of up to 32 channels (rows of C) at one position, that are still to be finished: a channel's
 /// bias is added, and what is less than `least` becomes that; they are rounded, stored as pairs of channels, and zero where
 /// a mask is not positive. Bias and mask are always there: without one, −0 and ones change nothing.
@@ -232,7 +255,32 @@ pub(crate) trait Matrix: Copy {
     /// All operands are within their memory; the processor has the engine.
     unsafe fn product(shape: &Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool);
 
-    /// The same; and finishes some of `rest` on the side, where vectors have nothing to do in a product.
+    /// Whether [`slide`](Matrix::slide) is faster than its products one by one.
+    const SLIDES: bool = false;
+
+    /// For every tap, C += Σ A·B over the runs, or C = Σ A·B. The rows of C are [`C_STRIDE`] apart.
+    ///
+    /// # Safety
+    /// As [`product`](Matrix::product); the right operand of a run has so many tiles more as there are taps besides one.
+    #[inline(always)]
+    unsafe fn slide(shape: &Slide, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+        let product = Product {
+            rows: shape.rows,
+            columns: 1,
+            left: Left::Tiles,
+            right: Right::Tiles,
+            a_step: shape.a_step,
+            b_step: EDGE * EDGE,
+            last: EDGE,
+        };
+        for tap in 0..shape.taps() {
+            let b = b.wrapping_add(tap * EDGE * EDGE);
+            // SAFETY: the caller's promise.
+            unsafe { Self::product(&product, runs, a, b, c.wrapping_add(tap * shape.c_tap), add) };
+        }
+    }
+
+    /// As [`product`](Matrix::product); and finishes some of `rest` on the side, where vectors have nothing to do in a product.
     ///
     /// # Safety
     /// Also `rest` is within its memory, and C is not among it.

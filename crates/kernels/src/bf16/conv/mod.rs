@@ -234,7 +234,7 @@ impl WeightPlan {
     /// Elements of the room for x with its pictures paired, for so many blocks.
     pub fn paired_len(&self, g: &Geometry, blocks: usize) -> usize {
         match &self.0 {
-            Cut::Direct(_) => paired_len(&g.input, blocks),
+            Cut::Direct(_) => paired_len(&g.input, g.columns.pad, blocks),
             Cut::Winograd(plan) => plan.paired_len(),
         }
     }

@@ -5,15 +5,18 @@
 //! for part of the blocks, group, 64 filters      (a unit: its dw stays in cache)
 //!   for block, for a band of rows                (dy of the band: rows of picture pairs, in scratch)
 //!     for 32 channels, 32 filters                (their x and dy of the band stay in L2 for all taps)
-//!       for tap                                  32 × 32 sums over the band's positions
+//!       for tap                                  32 × 32 sums over the band's positions; on tiles, three or two taps of a
+//!                                                row of the window at once, along which x slides
 //! ```
 //!
 //! Every part has its own dw; [`sum_parts`] adds them in order. The cut into parts depends on the number of blocks alone.
 
 use crate::arena::Buffer;
 use crate::bf16::conv::{Fold, Geometry, Panel, panels};
-use crate::bf16::convert::{add_pictures, pair_pictures, paired_position_len, prefetch_pairs, unzip_pairs};
-use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::convert::{add_pictures, pair_pictures, paired_row_len, prefetch_pairs, unzip_pairs};
+use crate::bf16::engine::{
+    C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, Slide, run,
+};
 use crate::bf16::{EDGE, PICTURES, TILE, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
@@ -113,7 +116,7 @@ pub(in crate::bf16::conv) fn backward_weight(
     db: &mut [f32],
 ) {
     let blocks = count.div_ceil(PICTURES);
-    pair_pictures(ctx, engine, &g.input, blocks, x, paired);
+    pair_pictures(ctx, engine, &g.input, g.columns.pad, blocks, x, paired);
     assert!(dy.len() >= blocks * g.output.block_len(), "map");
     let channels = g.input.channels / g.groups / (fold.fold * fold.fold);
     assert_eq!(dw.len(), g.output.channels * channels * fold.kernel * fold.kernel, "weight gradient");
@@ -174,6 +177,7 @@ impl MatrixKernel for WeightGradient<'_> {
         let group_splits = g.input.splits / g.groups;
         let first_split = panels[0].split * g.groups / g.output.splits * group_splits;
         let channel_tiles = g.input.split_channels().div_ceil(EDGE);
+        let taps = g.rows.kernel * g.columns.kernel;
         let sums = self.sums.at(part * plan.part_len() + indices.start * plan.panel_len);
         let bias = self.sums.at(self.bias_start(part) + indices.start * 2 * EDGE);
         let (dy, dy_panel) = (scratch.cast::<u32>(), plan.dy_panel_len(g));
@@ -181,7 +185,6 @@ impl MatrixKernel for WeightGradient<'_> {
         // SAFETY: maps were checked; bands lie within the maps and within scratch; (part, unit) owns its sums.
         unsafe {
             std::ptr::write_bytes(bias_sums, 0, UNIT_PANELS * BIAS_LEN);
-            let mut runs = [Run::default(); BAND_ROWS];
             let mut started = false;
             for block in self.part(part) {
                 for p0 in (0..g.rows.output).step_by(plan.band) {
@@ -191,39 +194,13 @@ impl MatrixKernel for WeightGradient<'_> {
                         self.unzip_band::<M::S>(block, panel, band.clone(), to, bias_sums.add(i * BIAS_LEN));
                     }
                     for split in 0..group_splits {
-                        let x =
-                            (block * g.input.splits + first_split + split) * g.input.height * g.input.width;
+                        let x_row = (block * g.input.splits + first_split + split) * g.input.height;
                         for tile in (0..channel_tiles).step_by(2) {
-                            let b = self.paired.as_ptr().add(tile * TILE);
                             for (i, panel) in panels.iter().enumerate() {
-                                let shape = Product {
-                                    rows: panel.tiles,
-                                    columns: (channel_tiles - tile).min(2),
-                                    left: Left::Tiles,
-                                    right: Right::Tiles,
-                                    a_step: panel.tiles * TILE,
-                                    b_step: g.columns.stride * paired_position_len(&g.input),
-                                    last: EDGE,
-                                };
-                                for tap in 0..g.rows.kernel * g.columns.kernel {
-                                    let rs = (tap / g.columns.kernel, tap % g.columns.kernel);
-                                    let used = self.runs(panel, x, band.clone(), rs, &mut runs);
-                                    let at = (split * g.rows.kernel * g.columns.kernel + tap)
-                                        * channel_tiles.div_ceil(2)
-                                        + tile / 2;
-                                    let to = sums.add(i * plan.panel_len + at * C_LEN);
-                                    // The first band starts the sums, even if it has no product.
-                                    if used > 0 || !started {
-                                        M::product(
-                                            &shape,
-                                            &runs[..used],
-                                            dy.add(i * dy_panel),
-                                            b,
-                                            to,
-                                            started,
-                                        );
-                                    }
-                                }
+                                let place = Place { band: band.clone(), x_row, tile, started };
+                                let at = (split * taps * channel_tiles.div_ceil(2) + tile / 2) * C_LEN;
+                                let to = sums.add(i * plan.panel_len + at);
+                                self.taps::<M>(panel, &place, dy.add(i * dy_panel), to);
                             }
                         }
                     }
@@ -271,34 +248,109 @@ impl WeightGradient<'_> {
         }
     }
 
-    /// Fills in the positions of a band whose window has tap (r, s) inside the map, row by row: where dy of the panel and x,
-    /// whose split begins at position `x`, lie. Returns the number of rows.
+    /// dw of a panel's filters and of two tiles of channels, every tap, over a band.
+    ///
+    /// # Safety
+    /// The band lies within the maps, and `dy` holds its rows of the panel; the sums have room for every tap.
+    #[inline(always)]
+    unsafe fn taps<M: Matrix>(&self, panel: &Panel, place: &Place, dy: *const u32, sums: *mut f32) {
+        let g = &self.g;
+        let (window, channel_tiles) = (g.columns.kernel, g.input.split_channels().div_ceil(EDGE));
+        let columns = (channel_tiles - place.tile).min(2);
+        let tile_row = (g.input.width + 2 * g.columns.pad) * TILE;
+        let b = self.paired.as_ptr().wrapping_add(place.tile * tile_row);
+        let c_tap = channel_tiles.div_ceil(2) * C_LEN;
+        let slides = M::SLIDES && g.columns.stride == 1;
+        let mut runs = [Run::default(); BAND_ROWS];
+        for r in 0..g.rows.kernel {
+            let mut s = 0;
+            while s < window {
+                let to = sums.wrapping_add((r * window + s) * c_tap);
+                let rows = if slides { slide_rows(window - s, panel.tiles) } else { None };
+                let used = self.runs(panel, place, (r, s), rows.is_some(), &mut runs);
+                let runs = &runs[..used];
+                // The first band starts the sums, even if it has no product.
+                let idle = runs.is_empty() && place.started;
+                if let Some(rows) = rows {
+                    let shape = Slide { rows, c_tap, a_step: panel.tiles * TILE };
+                    for (m, n) in (0..panel.tiles).step_by(rows).flat_map(|m| (0..columns).map(move |n| (m, n))) {
+                        if !idle {
+                            let to = to.wrapping_add(m * EDGE * C_STRIDE + n * EDGE);
+                            let (a, b) = (dy.wrapping_add(m * TILE), b.wrapping_add(n * tile_row));
+                            // SAFETY: the caller's promise; a row of x has zeros where windows overhang.
+                            unsafe { M::slide(&shape, runs, a, b, to, place.started) };
+                        }
+                    }
+                    s += shape.taps();
+                } else {
+                    let shape = Product {
+                        rows: panel.tiles,
+                        columns,
+                        left: Left::Tiles,
+                        right: Right::TilesApart(tile_row),
+                        a_step: panel.tiles * TILE,
+                        b_step: g.columns.stride * TILE,
+                        last: EDGE,
+                    };
+                    if !idle {
+                        // SAFETY: the caller's promise.
+                        unsafe { M::product(&shape, runs, dy, b, to, place.started) };
+                    }
+                    s += 1;
+                }
+            }
+        }
+    }
+
+    /// Fills in the positions of a band whose window has tap (r, s) inside the map, row by row: where dy of the panel and x
+    /// lie. If `whole`, rows are whole: x has zeros where the window overhangs. Returns the number of rows.
     #[inline(always)]
     fn runs(
         &self,
         panel: &Panel,
-        x: usize,
-        band: Range<usize>,
+        place: &Place,
         (r, s): (usize, usize),
+        whole: bool,
         runs: &mut [Run; BAND_ROWS],
     ) -> usize {
         let Geometry { input, rows, columns, .. } = self.g;
-        let (q0, q1) = inside(&columns, s);
+        let (q0, q1) = if whole { (0, columns.output) } else { inside(&columns, s) };
         if q0 == q1 {
             return 0;
         }
-        let w = q0 * columns.stride + s - columns.pad;
         let mut used = 0;
-        for (i, p) in band.enumerate() {
+        for (i, p) in place.band.clone().enumerate() {
             let Some(h) = rows.forward(p, r) else { continue };
             runs[used] = Run {
                 a: (i * columns.output + q0) * panel.tiles * TILE,
-                b: (x + h * input.width + w) * paired_position_len(&input),
+                b: (place.x_row + h) * paired_row_len(&input, columns.pad) + (q0 * columns.stride + s) * TILE,
                 steps: q1 - q0,
             };
             used += 1;
         }
         used
+    }
+}
+
+/// What of x some sums are over.
+struct Place {
+    /// Rows of dy.
+    band: Range<usize>,
+    /// The first row of the split of x.
+    x_row: usize,
+    /// The first of two tiles of channels.
+    tile: usize,
+    /// Whether the sums have been started.
+    started: bool,
+}
+
+/// Tiles of filters that slide together when `left` taps of a row of the window are left: one with three taps, two with two.
+fn slide_rows(left: usize, tiles: usize) -> Option<usize> {
+    match left {
+        1 => None,
+        2 | 4 if tiles == 2 => Some(2),
+        2 => None,
+        _ => Some(1),
     }
 }
 

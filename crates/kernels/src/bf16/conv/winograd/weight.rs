@@ -173,7 +173,7 @@ impl MatrixKernel for PairMaps<'_> {
                 // The next position lies too far off for the processor to foresee it.
                 prefetch_pairs(from.wrapping_add(map.position_len()), EDGE);
                 if is_x {
-                    pair_position::<M::S>(from, EDGE, to);
+                    pair_position::<M::S>(from, EDGE, TILE, to);
                 } else {
                     unzip_pairs::<M::S>(from, EDGE, to);
                     add_pictures::<M::S>(from, EDGE, bias_sums.as_mut_ptr());
