@@ -189,6 +189,13 @@ fn convolutions_of_every_kind() {
         (geometry([128, 1], [40, 1], 1, axis(4, 3, 1, 1, 1), axis(17, 3, 1, 1, 1)), 17),
         (geometry([192, 2], [16, 1], 1, axis(2, 5, 1, 2, 2), axis(3, 5, 1, 2, 2)), 3),
         (geometry([48, 1], [32, 1], 1, axis(3, 5, 1, 2, 2), axis(16, 5, 1, 2, 2)), 2),
+        // Rows of windows that tiles take three and two taps at a time, of one tile of filters and of two; more zeros behind
+        // the map than before it.
+        (geometry([20, 1], [48, 1], 1, axis(3, 4, 1, 1, 2), axis(7, 4, 1, 1, 2)), 33),
+        (geometry([40, 1], [16, 1], 1, axis(4, 5, 1, 0, 1), axis(9, 5, 1, 0, 4)), 3),
+        (geometry([16, 1], [33, 1], 1, axis(3, 7, 1, 3, 3), axis(12, 7, 1, 2, 4)), 32),
+        (geometry([34, 2], [64, 2], 2, axis(3, 2, 1, 0, 1), axis(5, 2, 1, 0, 1)), 40),
+        (geometry([17, 1], [32, 1], 1, axis(3, 3, 1, 0, 2), axis(3, 3, 1, 0, 2)), 64),
         // Winograd's tiles: odd and even sizes, one output, groups, splits finer than the groups on either side, batches up
         // to 16 pictures, more blocks than one.
         (geometry([64, 1], [32, 1], 1, axis(5, 3, 1, 1, 1), axis(4, 3, 1, 1, 1)), 32),
@@ -347,8 +354,8 @@ fn linear_layers() {
                 }
 
                 let blocks = count.div_ceil(PICTURES);
-                let mut paired = vec![0.0; paired_len(&x_map, 0, blocks)];
-                pair_pictures(&mut ctx, engine, &x_map, 0, blocks, &x.data, &mut paired);
+                let mut paired = vec![0.0; paired_len(&x_map, [0, 0], blocks)];
+                pair_pictures(&mut ctx, engine, &x_map, [0, 0], blocks, &x.data, &mut paired);
                 let mut dy_rows = vec![0.0; linear::unzipped_len(outputs, blocks)];
                 let mut db = vec![f32::NAN; outputs];
                 linear::unzip(&mut ctx, outputs, blocks, &dy.data, &mut dy_rows, &mut db);

@@ -5,8 +5,8 @@ use super::{EDGE, MapLayout, PICTURES, TILE, pair, pairs, pairs_mut, widen};
 use crate::parallel::{ChunkWork, Context, Ptr};
 use crate::simd::{Simd, prefetch};
 
-/// x with pictures paired, as the right operand of sums over pictures: (blocks, splits, H, tiles of 16 channels, W with `pad`
-/// positions of zeros on either side, 16 pairs of pictures, 16 channels). A row of a tile is contiguous, for windows to slide
+/// x with pictures paired, as the right operand of sums over pictures: (blocks, splits, H, tiles of 16 channels, W with positions
+/// of zeros before and after it, as many as `pad` says, 16 pairs of pictures, 16 channels). A row of a tile is contiguous, for windows to slide
 /// along.
 ///
 /// Shapes: x as `map` says; returns with `to` filled for `blocks` blocks.
@@ -14,7 +14,7 @@ pub fn pair_pictures(
     ctx: &mut Context,
     engine: Engine,
     map: &MapLayout,
-    pad: usize,
+    pad: [usize; 2],
     blocks: usize,
     x: &[f32],
     to: &mut [f32],
@@ -24,18 +24,23 @@ pub fn pair_pictures(
 }
 
 /// Elements that [`pair_pictures`] fills.
-pub fn paired_len(map: &MapLayout, pad: usize, blocks: usize) -> usize {
+pub fn paired_len(map: &MapLayout, pad: [usize; 2], blocks: usize) -> usize {
     blocks * map.splits * map.height * paired_row_len(map, pad)
 }
 
 /// Pairs of one row of one split.
-pub(super) fn paired_row_len(map: &MapLayout, pad: usize) -> usize {
-    map.split_channels().div_ceil(EDGE) * (map.width + 2 * pad) * TILE
+pub(super) fn paired_row_len(map: &MapLayout, pad: [usize; 2]) -> usize {
+    map.split_channels().div_ceil(EDGE) * paired_tile_row(map, pad)
+}
+
+/// Pairs of one row of one tile of channels.
+pub(super) fn paired_tile_row(map: &MapLayout, [before, after]: [usize; 2]) -> usize {
+    (before + map.width + after) * TILE
 }
 
 struct PairPictures<'a> {
     map: MapLayout,
-    pad: usize,
+    pad: [usize; 2],
     blocks: usize,
     x: &'a [u32],
     to: Ptr,
@@ -49,19 +54,18 @@ impl MatrixKernel for PairPictures<'_> {
 
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, unit: usize, _scratch: *mut f32) {
-        let (map, pad) = (&self.map, self.pad);
-        let row = unit * paired_row_len(map, pad);
-        let tile_row = (map.width + 2 * pad) * TILE;
+        let (map, [before, after]) = (&self.map, self.pad);
+        let (row, tile_row) = (unit * paired_row_len(map, self.pad), paired_tile_row(map, self.pad));
         // SAFETY: a unit's positions are its own row of both maps.
         unsafe {
             for tile in 0..map.split_channels().div_ceil(EDGE) {
                 let to = self.to.at(row + tile * tile_row).cast::<u32>();
-                to.write_bytes(0, pad * TILE);
-                to.add((pad + map.width) * TILE).write_bytes(0, pad * TILE);
+                to.write_bytes(0, before * TILE);
+                to.add((before + map.width) * TILE).write_bytes(0, after * TILE);
             }
             for w in 0..map.width {
                 let from = self.x.as_ptr().add((unit * map.width + w) * map.position_len());
-                let to = self.to.at(row + (pad + w) * TILE).cast::<u32>();
+                let to = self.to.at(row + (before + w) * TILE).cast::<u32>();
                 pair_position::<M::S>(from, map.split_pairs(), tile_row, to);
             }
         }

@@ -66,7 +66,15 @@ impl Mixed {
         linear::unzip(&mut self.frame.ctx, state.outputs, blocks, dy, dy_rows_to, db);
 
         let ([x], [paired]) = self.frame.arena.split([self.frame.maps[i]], [self.paired]);
-        convert::pair_pictures(&mut self.frame.ctx, self.engine, &flat(state.inputs), 0, blocks, x, paired);
+        convert::pair_pictures(
+            &mut self.frame.ctx,
+            self.engine,
+            &flat(state.inputs),
+            [0, 0],
+            blocks,
+            x,
+            paired,
+        );
         let update = self.frame.rate_of(i, w, settings);
         let ([x, paired, dy, dy_rows], [dx, w, v]) = self.frame.arena.split(
             [self.frame.maps[i], self.paired, self.frame.gradients[i + 1], dy_rows],

@@ -118,7 +118,7 @@ impl Mixed {
                 (Kind::Linear { relu }, Some(Op::Linear(op))) => {
                     let state = linear::State::new(&plan, i, op.outputs, *relu, i == last - 1 && rows_at_end);
                     if trains {
-                        paired = paired.max(paired_len(&layouts[i], 0, blocks));
+                        paired = paired.max(paired_len(&layouts[i], [0, 0], blocks));
                         dy_rows = dy_rows.max(bf16::linear::unzipped_len(op.outputs, blocks));
                     }
                     draft.scratch(bf16::linear::scratch_len(blocks));

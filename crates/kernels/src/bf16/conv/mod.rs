@@ -52,6 +52,12 @@ impl Geometry {
             .map(|winograd| if winograd { Method::Winograd } else { Method::Direct })
     }
 
+    /// Positions of zeros before and after a row of x with its pictures paired: as far as windows overhang.
+    fn paired_pad(&self) -> [usize; 2] {
+        let Axis { input, output, kernel, stride, pad } = self.columns;
+        [pad, ((output - 1) * stride + kernel).saturating_sub(pad + input)]
+    }
+
     fn check(&self) {
         for map in [self.input, self.output] {
             assert!(
@@ -234,7 +240,7 @@ impl WeightPlan {
     /// Elements of the room for x with its pictures paired, for so many blocks.
     pub fn paired_len(&self, g: &Geometry, blocks: usize) -> usize {
         match &self.0 {
-            Cut::Direct(_) => paired_len(&g.input, g.columns.pad, blocks),
+            Cut::Direct(_) => paired_len(&g.input, g.paired_pad(), blocks),
             Cut::Winograd(plan) => plan.paired_len(),
         }
     }

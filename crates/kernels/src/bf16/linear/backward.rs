@@ -102,7 +102,7 @@ pub fn backward(
     let (x_map, y_map) = (flat(inputs), flat(outputs));
     assert!(dy.len() >= blocks * y_map.block_len() + TAIL, "output gradient");
     assert!(dy_rows.len() >= unzipped_len(outputs, blocks), "output gradient");
-    assert!(paired.len() >= paired_len(&x_map, 0, blocks), "inputs");
+    assert!(paired.len() >= paired_len(&x_map, [0, 0], blocks), "inputs");
     assert!(pass.w.len() == strips(outputs, inputs).len() && pass.v.len() == pass.w.len(), "weights");
     assert!(pass.dx.as_ref().is_none_or(|dx| dx.len() >= blocks * x_map.block_len()), "input gradient");
     assert!(pass.relu.is_none_or(|x| x.len() >= blocks * x_map.block_len()), "activation");

@@ -140,7 +140,14 @@ impl MatrixKernel for Correlate<'_> {
                         unsafe {
                             let window = &window[..used];
                             self.columns::<M>(
-                                block, &panel, row, window, segment, columns, scratch, &mut waiting,
+                                block,
+                                &panel,
+                                row,
+                                window,
+                                segment,
+                                columns,
+                                scratch,
+                                &mut waiting,
                             );
                         }
                     }
@@ -253,7 +260,8 @@ impl Correlate<'_> {
                 if is_last {
                     let map = p.target;
                     let position = block * map.block_len() + map.at(panel.split, row, columns[i]);
-                    *waiting = Some(Waiting { panel: *panel, at: position + panel.first / 2 * PICTURES, place });
+                    *waiting =
+                        Some(Waiting { panel: *panel, at: position + panel.first / 2 * PICTURES, place });
                 }
             }
         }

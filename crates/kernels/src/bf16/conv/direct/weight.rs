@@ -13,7 +13,9 @@
 
 use crate::arena::Buffer;
 use crate::bf16::conv::{Fold, Geometry, Panel, panels};
-use crate::bf16::convert::{add_pictures, pair_pictures, paired_row_len, prefetch_pairs, unzip_pairs};
+use crate::bf16::convert::{
+    add_pictures, pair_pictures, paired_row_len, paired_tile_row, prefetch_pairs, unzip_pairs,
+};
 use crate::bf16::engine::{
     C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, Slide, run,
 };
@@ -116,7 +118,7 @@ pub(in crate::bf16::conv) fn backward_weight(
     db: &mut [f32],
 ) {
     let blocks = count.div_ceil(PICTURES);
-    pair_pictures(ctx, engine, &g.input, g.columns.pad, blocks, x, paired);
+    pair_pictures(ctx, engine, &g.input, g.paired_pad(), blocks, x, paired);
     assert!(dy.len() >= blocks * g.output.block_len(), "map");
     let channels = g.input.channels / g.groups / (fold.fold * fold.fold);
     assert_eq!(dw.len(), g.output.channels * channels * fold.kernel * fold.kernel, "weight gradient");
@@ -257,7 +259,7 @@ impl WeightGradient<'_> {
         let g = &self.g;
         let (window, channel_tiles) = (g.columns.kernel, g.input.split_channels().div_ceil(EDGE));
         let columns = (channel_tiles - place.tile).min(2);
-        let tile_row = (g.input.width + 2 * g.columns.pad) * TILE;
+        let tile_row = paired_tile_row(&g.input, g.paired_pad());
         let b = self.paired.as_ptr().wrapping_add(place.tile * tile_row);
         let c_tap = channel_tiles.div_ceil(2) * C_LEN;
         let slides = M::SLIDES && g.columns.stride == 1;
@@ -273,7 +275,9 @@ impl WeightGradient<'_> {
                 let idle = runs.is_empty() && place.started;
                 if let Some(rows) = rows {
                     let shape = Slide { rows, c_tap, a_step: panel.tiles * TILE };
-                    for (m, n) in (0..panel.tiles).step_by(rows).flat_map(|m| (0..columns).map(move |n| (m, n))) {
+                    for (m, n) in
+                        (0..panel.tiles).step_by(rows).flat_map(|m| (0..columns).map(move |n| (m, n)))
+                    {
                         if !idle {
                             let to = to.wrapping_add(m * EDGE * C_STRIDE + n * EDGE);
                             let (a, b) = (dy.wrapping_add(m * TILE), b.wrapping_add(n * tile_row));
@@ -323,7 +327,8 @@ impl WeightGradient<'_> {
             let Some(h) = rows.forward(p, r) else { continue };
             runs[used] = Run {
                 a: (i * columns.output + q0) * panel.tiles * TILE,
-                b: (place.x_row + h) * paired_row_len(&input, columns.pad) + (q0 * columns.stride + s) * TILE,
+                b: (place.x_row + h) * paired_row_len(&input, self.g.paired_pad())
+                    + (q0 * columns.stride + s) * TILE,
                 steps: q1 - q0,
             };
             used += 1;
