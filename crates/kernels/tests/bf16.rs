@@ -302,7 +302,7 @@ fn folded_pixels_give_the_same_convolution() {
             let want = run(&mut ctx, &g, Fold { kernel, fold: 1 }, &x.data);
             let mut map = vec![0.0; room(&f.input, count)];
             let entry = Entry { channels, height: side, width: side, fold: stride, pad, map: f.input };
-            enter(&mut ctx, &entry, count, &pixels, &mut map);
+            enter(&mut ctx, engine, &entry, count, &pixels, &mut map);
             assert!(run(&mut ctx, &f, fold, &map) == want, "{} {kernel} {stride} {pad}", engine.name());
         }
     }

@@ -2,20 +2,20 @@
 
 mod common;
 
+use alexnet_kernels::Context;
 use alexnet_kernels::bf16::lrn_pool::{self, LrnPool};
 use alexnet_kernels::bf16::pooling::{Record, Winners};
-use alexnet_kernels::bf16::{MapLayout, PICTURES, lrn, pooling, spatial_lrn};
+use alexnet_kernels::bf16::{Engine, MapLayout, PICTURES, lrn, pooling, spatial_lrn};
 use alexnet_kernels::conv::Axis;
 use alexnet_kernels::lrn::Lrn;
 use alexnet_kernels::spatial_lrn::SpatialLrn;
-use alexnet_kernels::{Context, Isa};
 use common::Random;
 use common::maps::{Map, assert_rounded, load, room, store};
 
 #[test]
 fn normalization_within_maps() {
-    for isa in Isa::all() {
-        let mut ctx = Context::new(isa, 2);
+    for engine in Engine::all() {
+        let mut ctx = Context::new(engine.isa(), 2);
         // Windows of odd and even size, wider than the map; groups of pairs that are not full; an empty half.
         for (channels, splits, size, [height, width]) in
             [(20, 2, 5, [7, 6]), (5, 1, 4, [3, 5]), (8, 1, 1, [2, 2]), (2, 1, 9, [4, 3])]
@@ -52,12 +52,12 @@ fn normalization_within_maps() {
                     }
                 }
             }
-            let what = format!("{} {map:?} {size}", isa.name());
+            let what = format!("{} {map:?} {size}", engine.name());
             let mut got = vec![0.0; room(&map, count)];
-            spatial_lrn::forward(&mut ctx, &op, &map, 2, &x.data, &mut got);
+            spatial_lrn::forward(&mut ctx, engine, &op, &map, 2, &x.data, &mut got);
             assert_rounded(&what, &load(&map, count, &got), &y, size * size, false);
             for relu in [false, true] {
-                spatial_lrn::backward(&mut ctx, &op, &map, 2, &x.data, &dy.data, relu, &mut got);
+                spatial_lrn::backward(&mut ctx, engine, &op, &map, 2, &x.data, &dy.data, relu, &mut got);
                 let want: Vec<f64> =
                     dx.iter().zip(&x.values).map(|(&d, &x)| if relu && x <= 0.0 { 0.0 } else { d }).collect();
                 assert_rounded(&what, &load(&map, count, &got), &want, size * size, false);
@@ -68,8 +68,8 @@ fn normalization_within_maps() {
 
 #[test]
 fn normalization_across_maps() {
-    for isa in Isa::all() {
-        let mut ctx = Context::new(isa, 2);
+    for engine in Engine::all() {
+        let mut ctx = Context::new(engine.isa(), 2);
         for (channels, splits, towers, size, beta) in [
             (96, 2, 2, 5, 0.75f64),
             (96, 2, 1, 5, 0.75),
@@ -116,14 +116,14 @@ fn normalization_across_maps() {
             }
             let blocks = 2;
             let mut got = vec![0.0; room(&map, count)];
-            lrn::forward(&mut ctx, &op, &map, blocks, &x.data, &mut got);
-            assert_rounded(&format!("y {isa:?} {op:?}"), &load(&map, count, &got), &y, 4, false);
+            lrn::forward(&mut ctx, engine, &op, &map, blocks, &x.data, &mut got);
+            assert_rounded(&format!("y {engine:?} {op:?}"), &load(&map, count, &got), &y, 4, false);
             for relu in [false, true] {
                 let mut got = vec![0.0; room(&map, count)];
-                lrn::backward(&mut ctx, &op, &map, blocks, &x.data, &dy.data, relu, &mut got);
+                lrn::backward(&mut ctx, engine, &op, &map, blocks, &x.data, &dy.data, relu, &mut got);
                 let want: Vec<f64> =
                     dx.iter().zip(&x.values).map(|(d, x)| if relu && *x <= 0.0 { 0.0 } else { *d }).collect();
-                assert_rounded(&format!("dx {isa:?} {op:?}"), &load(&map, count, &got), &want, 16, false);
+                assert_rounded(&format!("dx {engine:?} {op:?}"), &load(&map, count, &got), &want, 16, false);
             }
         }
     }
@@ -131,8 +131,8 @@ fn normalization_across_maps() {
 
 #[test]
 fn max_pooling_between_splits() {
-    for isa in Isa::all() {
-        let mut ctx = Context::new(isa, 2);
+    for engine in Engine::all() {
+        let mut ctx = Context::new(engine.isa(), 2);
         for (channels, splits, side, size, stride) in
             [(8, [2, 1], 7, 3, 2), (12, [2, 2], 6, 3, 2), (5, [1, 1], 5, 2, 2), (4, [1, 2], 4, 2, 1)]
         {
@@ -183,15 +183,15 @@ fn max_pooling_between_splits() {
                 let mut places = vec![0; 4 * g.output.block_len()];
                 let record = Record { places: &mut places, winners, relu };
                 pooling::max_forward(&mut ctx, &g, 2, &x.data, &mut got, Some(record));
-                assert_rounded(&format!("y {isa:?} {g:?}"), &load(&g.output, count, &got), &y, 1, true);
+                assert_rounded(&format!("y {engine:?} {g:?}"), &load(&g.output, count, &got), &y, 1, true);
                 let mut alone = vec![0.0; room(&g.output, count)];
                 pooling::max_forward(&mut ctx, &g, 2, &x.data, &mut alone, None);
                 assert_eq!(alone, got, "without winners");
                 let mut got = vec![0.0; room(&g.input, count)];
-                pooling::max_backward(&mut ctx, &g, 2, &dy.data, &places, &mut got);
+                pooling::max_backward(&mut ctx, engine, &g, 2, &dy.data, &places, &mut got);
                 let masked = |(d, x): (&f64, &f64)| if relu && *x <= 0.0 { 0.0 } else { *d };
                 let want: Vec<f64> = dx.iter().zip(&x.values).map(masked).collect();
-                let what = format!("dx {isa:?} {winners:?} {relu} {g:?}");
+                let what = format!("dx {engine:?} {winners:?} {relu} {g:?}");
                 assert_rounded(&what, &load(&g.input, count, &got), &want, 4, true);
             }
         }
@@ -222,11 +222,11 @@ fn max_pooling_of_special_values() {
     }
     let x = store(&g.input, PICTURES, &values, 0.0);
     let larger = |a: f64, b: f64| a > b || (a.is_nan() && !b.is_nan());
-    for isa in Isa::all() {
+    for engine in Engine::all() {
         for (winners, relu) in
             [(Winners::First, false), (Winners::All, false), (Winners::First, true), (Winners::All, true)]
         {
-            let mut ctx = Context::new(isa, 2);
+            let mut ctx = Context::new(engine.isa(), 2);
             let mut y = vec![0.0; room(&g.output, PICTURES)];
             let mut places = vec![0; 2 * g.output.block_len()];
             let record = Record { places: &mut places, winners, relu };
@@ -246,7 +246,7 @@ fn max_pooling_of_special_values() {
                             want = 0;
                         }
                         let (at, high) = g.output.offset(n, c, 0, q);
-                        let what = format!("{isa:?} {winners:?} {relu} {window:?}");
+                        let what = format!("{engine:?} {winners:?} {relu} {window:?}");
                         assert_eq!(places[2 * at + usize::from(high)], want, "{what}");
                         let y = f64::from(got[(n * 2 + c) * windows + q]);
                         let near = (y - window[first]).abs() <= window[first].abs() / 256.0;
@@ -265,7 +265,7 @@ fn max_pooling_of_special_values() {
 /// and a gradient that lacks only the rounding between them.
 #[test]
 fn normalization_and_pooling_in_one_pass() {
-    for isa in Isa::all() {
+    for engine in Engine::all() {
         let shapes = [
             (2, (96, [1, 2], 1), (11, 9), (3, 2)),
             (1, (20, [1, 1], 2), (8, 7), (3, 2)),
@@ -277,8 +277,9 @@ fn normalization_and_pooling_in_one_pass() {
         for ((threads, (channels, splits, towers), (height, width), (size, stride)), winners) in
             shapes.into_iter().flat_map(|shape| [(shape, Winners::First), (shape, Winners::All)])
         {
-            let what = format!("{isa:?} {winners:?} {channels} {splits:?} {height}x{width} {size}/{stride}");
-            let mut ctx = Context::new(isa, threads);
+            let what =
+                format!("{engine:?} {winners:?} {channels} {splits:?} {height}x{width} {size}/{stride}");
+            let mut ctx = Context::new(engine.isa(), threads);
             let axis = |input: usize| Axis {
                 input,
                 output: usize::div_ceil(input - size, stride) + 1,
@@ -311,22 +312,22 @@ fn normalization_and_pooling_in_one_pass() {
             let record = |places| Some(Record { places, winners, relu: false });
 
             let (mut middle, mut y, mut won) = (new(&pool.input), new(&pool.output), places());
-            lrn::forward(&mut ctx, &lrn, &pool.input, blocks, &x.data, &mut middle);
+            lrn::forward(&mut ctx, engine, &lrn, &pool.input, blocks, &x.data, &mut middle);
             pooling::max_forward(&mut ctx, &pool, blocks, &middle, &mut y, record(&mut won));
             let (mut fused, mut fused_won) = (new(&pool.output), places());
-            lrn_pool::forward(&mut ctx, &op, blocks, &x.data, &mut fused, record(&mut fused_won));
+            lrn_pool::forward(&mut ctx, engine, &op, blocks, &x.data, &mut fused, record(&mut fused_won));
             assert_eq!(load(&pool.output, count, &fused), load(&pool.output, count, &y), "y {what}");
             assert!(fused_won == won, "winners {what}");
             fused.fill(0.0);
-            lrn_pool::forward(&mut ctx, &op, blocks, &x.data, &mut fused, None);
+            lrn_pool::forward(&mut ctx, engine, &op, blocks, &x.data, &mut fused, None);
             assert_eq!(load(&pool.output, count, &fused), load(&pool.output, count, &y), "alone {what}");
 
             for relu in [false, true] {
                 let (mut dmiddle, mut dx) = (new(&pool.input), new(&pool.input));
-                pooling::max_backward(&mut ctx, &pool, blocks, &dy.data, &won, &mut dmiddle);
-                lrn::backward(&mut ctx, &lrn, &pool.input, blocks, &x.data, &dmiddle, relu, &mut dx);
+                pooling::max_backward(&mut ctx, engine, &pool, blocks, &dy.data, &won, &mut dmiddle);
+                lrn::backward(&mut ctx, engine, &lrn, &pool.input, blocks, &x.data, &dmiddle, relu, &mut dx);
                 let mut fused = new(&pool.input);
-                lrn_pool::backward(&mut ctx, &op, blocks, &x.data, &dy.data, &won, relu, &mut fused);
+                lrn_pool::backward(&mut ctx, engine, &op, blocks, &x.data, &dy.data, &won, relu, &mut fused);
                 let dx = load(&pool.input, count, &dx);
                 let largest = dx.iter().fold(0f32, |a, b| a.max(b.abs()));
                 for (i, (a, b)) in load(&pool.input, count, &fused).iter().zip(&dx).enumerate() {

@@ -2,6 +2,7 @@
 
 use super::EDGE;
 use super::engine::{C_STRIDE, Left, Matrix, MatrixKernel, Product, Right, Run};
+use crate::parallel::Kernel;
 use crate::simd::Simd;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
@@ -26,6 +27,17 @@ pub(crate) struct Dot;
 pub(super) unsafe fn run<K: MatrixKernel>(kernel: &K, unit: usize, scratch: *mut f32) {
     // SAFETY: passed on from the caller.
     unsafe { kernel.unit::<Dot>(unit, scratch) }
+}
+
+/// Runs a unit that multiplies nothing, with vectors that round to bf16 by an instruction.
+///
+/// # Safety
+/// The processor has AVX-512-BF16; otherwise as [`Kernel::unit`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma")]
+pub(super) unsafe fn run_vectors<K: Kernel>(kernel: &K, unit: usize, scratch: *mut f32) {
+    // SAFETY: passed on from the caller.
+    unsafe { kernel.unit::<Avx512<true>>(unit, scratch) }
 }
 
 /// Rows of C that are summed together: with two column vectors 24 accumulators, which with the two vectors of the right

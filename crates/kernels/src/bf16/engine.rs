@@ -325,6 +325,38 @@ pub(crate) fn run<K: MatrixKernel>(ctx: &mut Context, engine: Engine, kernel: &K
     ctx.run(&On(engine, kernel));
 }
 
+/// Runs every unit of `kernel`, which multiplies no tiles, on vectors that round to bf16 as the engine does: by an
+/// instruction, where it has one.
+pub(crate) fn run_vectors<K: Kernel>(ctx: &mut Context, engine: Engine, kernel: &K) {
+    assert_eq!(engine.isa(), ctx.isa(), "a context for another instruction set");
+    ctx.run(&Vectors(engine, kernel));
+}
+
+/// A kernel of vectors with its engine.
+struct Vectors<'a, K>(Engine, &'a K);
+
+impl<K: Kernel> Kernel for Vectors<'_, K> {
+    fn units(&self) -> usize {
+        self.1.units()
+    }
+
+    fn scratch_len(&self) -> usize {
+        self.1.scratch_len()
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
+        // SAFETY: passed on from the caller; the engine proves the instructions beyond those of S.
+        unsafe {
+            match self.0.0 {
+                #[cfg(target_arch = "x86_64")]
+                Unit::Amx | Unit::Dot => super::dot::run_vectors(self.1, unit, scratch),
+                Unit::Widen => self.1.unit::<S>(unit, scratch),
+            }
+        }
+    }
+}
+
 impl<K: MatrixKernel> Kernel for On<'_, K> {
     fn units(&self) -> usize {
         self.1.units()

@@ -3,6 +3,7 @@
 //! A row of each of 32 pictures is rounded to pairs beside the others', and 16 × 16 pairs of them at a time are transposed.
 //! Where the channels of `fold` neighbouring pixels are even in number they are whole pairs as they lie.
 
+use super::engine::{Engine, run_vectors};
 use super::{EDGE, MapLayout, PICTURES, TILE, pair};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, prefetch};
@@ -49,13 +50,13 @@ impl Entry {
 }
 
 /// Fills the map of the blocks of `count` pictures from their pixels; the lanes of missing pictures are zero.
-pub fn enter(ctx: &mut Context, entry: &Entry, count: usize, pixels: &[f32], to: &mut [f32]) {
+pub fn enter(ctx: &mut Context, engine: Engine, entry: &Entry, count: usize, pixels: &[f32], to: &mut [f32]) {
     let Entry { channels, height, width, fold, map, .. } = *entry;
     assert_eq!(map.channels, fold * fold * channels, "the map holds folded pixels");
     assert!(pixels.len() >= count * height * width * channels, "pixels");
     let blocks = count.div_ceil(PICTURES);
     assert!(to.len() >= blocks * map.block_len(), "the map");
-    ctx.run(&Enter { entry: *entry, count, blocks, pixels, to: Ptr::from_mut(to) });
+    run_vectors(ctx, engine, &Enter { entry: *entry, count, blocks, pixels, to: Ptr::from_mut(to) });
 }
 
 struct Enter<'a> {

@@ -11,6 +11,7 @@
 //!   for position: gradient of the normalization, whose dy is gathered from the windows on the way
 //! ```
 
+use super::engine::{Engine, run_vectors};
 use super::lrn::{Five, Sink, Source, Two, Walk};
 use super::pooling::{Finish, Geometry, Largest, MOST_PLACES, Record, Windows, Won};
 use super::{PICTURES, pairs};
@@ -61,6 +62,7 @@ impl LrnPool {
 /// must not say so.
 pub fn forward(
     ctx: &mut Context,
+    engine: Engine,
     op: &LrnPool,
     blocks: usize,
     x: &[f32],
@@ -72,7 +74,7 @@ pub fn forward(
     // The rows between two bands are normalized twice: no more bands than give every thread a few.
     let bands = (4 * ctx.threads()).div_ceil(blocks).clamp(1, op.pool.rows.output);
     let finish = Finish::new(y, record);
-    ctx.run(&Forward { op: *op, blocks, bands, x: pairs(x), finish });
+    run_vectors(ctx, engine, &Forward { op: *op, blocks, bands, x: pairs(x), finish });
 }
 
 struct Forward<'a> {
@@ -225,6 +227,7 @@ struct Part {
 /// dx from x and dy of the pooled map. With `relu`, dx is zero where x is not positive: x came out of a ReLU.
 pub fn backward(
     ctx: &mut Context,
+    engine: Engine,
     op: &LrnPool,
     blocks: usize,
     x: &[f32],
@@ -235,7 +238,7 @@ pub fn backward(
 ) {
     op.check(blocks, x.len().min(dx.len()), dy.len(), places.len());
     let won = Won { dy: pairs(dy), places };
-    ctx.run(&Backward { op: *op, blocks, x: pairs(x), won, relu, dx: Ptr::from_mut(dx) });
+    run_vectors(ctx, engine, &Backward { op: *op, blocks, x: pairs(x), won, relu, dx: Ptr::from_mut(dx) });
 }
 
 struct Backward<'a> {

@@ -1,6 +1,7 @@
 //! Max pooling on bf16 maps (see [`crate::pooling`]): which places of a window receive the gradient of its maximum is
 //! recorded as 16 bits, and the gradient is gathered.
 
+use super::engine::{Engine, run_vectors};
 use super::lrn::{Two, Walk};
 use super::{MapLayout, PICTURES, pairs};
 use crate::conv::Axis;
@@ -243,6 +244,7 @@ const MOST_WINDOWS: usize = MOST_PLACES;
 /// dx gathered from dy and the record of the forward pass: each input receives the gradients of the windows that it won.
 pub fn max_backward(
     ctx: &mut Context,
+    engine: Engine,
     g: &Geometry,
     blocks: usize,
     dy: &[f32],
@@ -251,7 +253,7 @@ pub fn max_backward(
 ) {
     g.check(blocks, dx.len(), dy.len(), places.len());
     let won = Won { dy: pairs(dy), places };
-    ctx.run(&MaxBackward { g: *g, blocks, won, dx: Ptr::from_mut(dx) });
+    run_vectors(ctx, engine, &MaxBackward { g: *g, blocks, won, dx: Ptr::from_mut(dx) });
 }
 
 /// The windows that hold one position.

@@ -10,6 +10,7 @@
 //!   (backward) ⌊n/2⌋ rows above      rows of the second ring; dx
 //! ```
 
+use super::engine::{Engine, run_vectors};
 use super::{MapLayout, PICTURES, pairs};
 use crate::lrn::power;
 use crate::parallel::{Context, Kernel, Ptr};
@@ -25,18 +26,20 @@ const DEPTH: usize = 2 * GROUP * PICTURES;
 /// y = x·d^−β for `blocks` blocks.
 pub fn forward(
     ctx: &mut Context,
+    engine: Engine,
     lrn: &SpatialLrn,
     map: &MapLayout,
     blocks: usize,
     x: &[f32],
     y: &mut [f32],
 ) {
-    run(ctx, lrn, map, blocks, x, None, false, y);
+    run(ctx, engine, lrn, map, blocks, x, None, false, y);
 }
 
 /// dx from x and dy. With `relu`, dx is zero where x is not positive: x came out of a ReLU.
 pub fn backward(
     ctx: &mut Context,
+    engine: Engine,
     lrn: &SpatialLrn,
     map: &MapLayout,
     blocks: usize,
@@ -45,7 +48,7 @@ pub fn backward(
     relu: bool,
     dx: &mut [f32],
 ) {
-    run(ctx, lrn, map, blocks, x, Some(dy), relu, dx);
+    run(ctx, engine, lrn, map, blocks, x, Some(dy), relu, dx);
 }
 
 /// Elements of scratch that each thread needs: a row, and three rings.
@@ -55,6 +58,7 @@ pub fn scratch_len(lrn: &SpatialLrn, map: &MapLayout) -> usize {
 
 fn run(
     ctx: &mut Context,
+    engine: Engine,
     lrn: &SpatialLrn,
     map: &MapLayout,
     blocks: usize,
@@ -66,7 +70,7 @@ fn run(
     let len = blocks * map.block_len();
     assert!(x.len() >= len && out.len() >= len && dy.is_none_or(|dy| dy.len() >= len), "maps");
     assert!(lrn.size > 0, "window");
-    ctx.run(&Normalize {
+    let kernel = Normalize {
         lrn: *lrn,
         map: *map,
         blocks,
@@ -74,7 +78,8 @@ fn run(
         dy: dy.map(pairs),
         relu,
         out: Ptr::from_mut(out),
-    });
+    };
+    run_vectors(ctx, engine, &kernel);
 }
 
 struct Normalize<'a> {

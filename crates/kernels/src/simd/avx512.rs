@@ -150,6 +150,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm512_mul_ps(half, _mm512_fnmadd_ps(_mm512_mul_ps(a, r), r, _mm512_set1_ps(3.0)))
     }
     #[inline(always)]
+    unsafe fn rsqrt_estimate(a: Self::V) -> Self::V {
+        std::arch::x86_64::_mm512_rsqrt14_ps(a)
+    }
+    #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self::V {
         std::arch::x86_64::_mm512_maskz_loadu_ps(((1u32 << n) - 1) as u16, p)
     }

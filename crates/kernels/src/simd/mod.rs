@@ -180,6 +180,12 @@ pub trait Simd: Copy {
         Self::div(Self::splat(1.0), Self::sqrt(a))
     }
 
+    /// 1/√a to 14 bits at least.
+    #[inline(always)]
+    unsafe fn rsqrt_estimate(a: Self::V) -> Self::V {
+        Self::rsqrt(a)
+    }
+
     /// Stores the first `n` lanes.
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize) {

@@ -242,7 +242,7 @@ impl Stages for Mixed {
     /// Pixels, folded and rounded, to map 0.
     fn enter(&mut self, batch: &Batch) {
         let Frame { maps, arena, ctx, watch, .. } = &mut self.frame;
-        enter(ctx, &self.entry, batch.count, batch.input, arena.get_mut(maps[0]));
+        enter(ctx, self.engine, &self.entry, batch.count, batch.input, arena.get_mut(maps[0]));
         watch.lap(0, Pass::Input);
     }
 

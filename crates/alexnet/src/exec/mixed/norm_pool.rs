@@ -92,10 +92,12 @@ impl Mixed {
             [self.frame.maps[i + 1], self.wide[0].at_most(2 * from), self.wide[1].at_most(2 * to)],
         );
         let after_relu = self.frame.plan.stages[i].masks_input;
-        let ctx = &mut self.frame.ctx;
+        let (ctx, engine) = (&mut self.frame.ctx, self.engine);
         match &mut self.stages[i] {
-            StageState::Lrn(op) => lrn::forward(ctx, op, &self.layouts[i], blocks, x, y),
-            StageState::SpatialLrn(op) => spatial_lrn::forward(ctx, op, &self.layouts[i], blocks, x, y),
+            StageState::Lrn(op) => lrn::forward(ctx, engine, op, &self.layouts[i], blocks, x, y),
+            StageState::SpatialLrn(op) => {
+                spatial_lrn::forward(ctx, engine, op, &self.layouts[i], blocks, x, y)
+            }
             StageState::Pool(state) if state.widens() => {
                 widen_map(ctx, &x[..from], x_wide);
                 pooling::average_forward(ctx, &state.wide(), x_wide, y_wide);
@@ -107,7 +109,7 @@ impl Mixed {
             }
             StageState::LrnPool(state) => {
                 let op = state.op();
-                lrn_pool::forward(ctx, &op, blocks, x, y, state.pool.record(false));
+                lrn_pool::forward(ctx, engine, &op, blocks, x, y, state.pool.record(false));
             }
             _ => unreachable!("stage {i} normalizes or pools"),
         }
@@ -126,11 +128,11 @@ impl Mixed {
             ],
         );
         let masks = self.frame.plan.stages[i].masks_input;
-        let ctx = &mut self.frame.ctx;
+        let (ctx, engine) = (&mut self.frame.ctx, self.engine);
         match &self.stages[i] {
-            StageState::Lrn(op) => lrn::backward(ctx, op, &self.layouts[i], blocks, x, dy, masks, dx),
+            StageState::Lrn(op) => lrn::backward(ctx, engine, op, &self.layouts[i], blocks, x, dy, masks, dx),
             StageState::SpatialLrn(op) => {
-                spatial_lrn::backward(ctx, op, &self.layouts[i], blocks, x, dy, masks, dx);
+                spatial_lrn::backward(ctx, engine, op, &self.layouts[i], blocks, x, dy, masks, dx);
             }
             StageState::Pool(state) if state.widens() => {
                 widen_map(ctx, &x[..from], x_wide);
@@ -140,10 +142,10 @@ impl Mixed {
                 round_map(ctx, dx_wide, &mut dx[..from]);
             }
             StageState::Pool(state) => {
-                pairs_pooling::max_backward(ctx, &state.geometry, blocks, dy, &state.places, dx);
+                pairs_pooling::max_backward(ctx, engine, &state.geometry, blocks, dy, &state.places, dx);
             }
             StageState::LrnPool(state) => {
-                lrn_pool::backward(ctx, &state.op(), blocks, x, dy, &state.pool.places, masks, dx);
+                lrn_pool::backward(ctx, engine, &state.op(), blocks, x, dy, &state.pool.places, masks, dx);
             }
             _ => unreachable!("stage {i} normalizes or pools"),
         }

@@ -7,19 +7,29 @@ mod five;
 
 pub(super) use five::{Five, Sink, Source, Two, Walk};
 
+use super::engine::{Engine, run_vectors};
 use super::{MapLayout, PICTURES, pairs};
 use crate::lrn::Lrn;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, prefetch};
 
 /// y = x·d^−β for `blocks` blocks.
-pub fn forward(ctx: &mut Context, lrn: &Lrn, map: &MapLayout, blocks: usize, x: &[f32], y: &mut [f32]) {
-    run(ctx, lrn, map, blocks, x, None, false, y);
+pub fn forward(
+    ctx: &mut Context,
+    engine: Engine,
+    lrn: &Lrn,
+    map: &MapLayout,
+    blocks: usize,
+    x: &[f32],
+    y: &mut [f32],
+) {
+    run(ctx, engine, lrn, map, blocks, x, None, false, y);
 }
 
 /// dx from x and dy. With `relu`, dx is zero where x is not positive: x came out of a ReLU.
 pub fn backward(
     ctx: &mut Context,
+    engine: Engine,
     lrn: &Lrn,
     map: &MapLayout,
     blocks: usize,
@@ -28,11 +38,12 @@ pub fn backward(
     relu: bool,
     dx: &mut [f32],
 ) {
-    run(ctx, lrn, map, blocks, x, Some(dy), relu, dx);
+    run(ctx, engine, lrn, map, blocks, x, Some(dy), relu, dx);
 }
 
 fn run(
     ctx: &mut Context,
+    engine: Engine,
     lrn: &Lrn,
     map: &MapLayout,
     blocks: usize,
@@ -45,7 +56,7 @@ fn run(
     assert!(x.len() >= len && out.len() >= len && dy.is_none_or(|dy| dy.len() >= len), "maps");
     assert!(lrn.channels == map.channels && map.channels.is_multiple_of(lrn.towers), "towers");
     assert!(lrn.size >= 1, "window");
-    ctx.run(&Normalize {
+    let kernel = Normalize {
         lrn: *lrn,
         map: *map,
         blocks,
@@ -53,7 +64,8 @@ fn run(
         dy: dy.map(pairs),
         relu,
         out: Ptr::from_mut(out),
-    });
+    };
+    run_vectors(ctx, engine, &kernel);
 }
 
 /// Elements of scratch that each thread needs: four values of every channel, for as many pictures as a vector has lanes.
@@ -83,9 +95,9 @@ pub(super) unsafe fn powers<S: Simd>(d: S::V, beta: f32) -> (S::V, S::V) {
     // SAFETY: the caller's promise.
     unsafe {
         if beta == 0.75 {
-            let root = S::rsqrt(d);
+            let root = S::rsqrt_estimate(d);
             let inverse = S::mul(root, root);
-            (S::mul(inverse, S::rsqrt(root)), inverse)
+            (S::mul(inverse, S::rsqrt_estimate(root)), inverse)
         } else {
             (crate::lrn::power::<S>(d, beta), S::div(S::splat(1.0), d))
         }
