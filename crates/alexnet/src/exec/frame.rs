@@ -77,6 +77,7 @@ impl Draft {
             maps: self.maps,
             gradients: self.gradients,
             probabilities,
+            losses: vec![0.0; if plan.trains() { plan.batch } else { 0 }],
             plan,
         })
     }
@@ -96,6 +97,8 @@ pub(super) struct Frame {
     pub gradients: Vec<Region>,
     /// (N, classes); empty unless the plan trains.
     probabilities: Region,
+    /// (N); empty unless the plan trains.
+    losses: Vec<f64>,
 }
 
 impl Frame {
@@ -169,10 +172,17 @@ impl Frame {
         let len = batch.count * classes;
         let ([z], [p, dz]) =
             self.arena.split([logits.first(len)], [self.probabilities.first(len), gradient.first(len)]);
-        loss::probabilities(self.net.loss, classes, z, p);
+        // A million exponentials a few batches: every thread takes pictures of its own.
+        let (kind, z_of) = (self.net.loss, |n: usize| &z[n * classes..][..classes]);
+        self.ctx.for_each_chunk(p, classes, |n, p| loss::probabilities(kind, classes, z_of(n), p));
+        let losses = &mut self.losses[..batch.count];
+        self.ctx.for_each_chunk(losses, 1, |n, to| {
+            to[0] =
+                if batch.weights[n] == 0.0 { 0.0 } else { loss::of_picture(kind, z_of(n), batch.labels[n]) };
+        });
         loss::backward(classes, p, batch.labels, batch.weights, dz);
         StepReport {
-            loss: loss::forward(self.net.loss, classes, z, batch.labels, batch.weights),
+            loss: loss::mean(|n| losses[n], batch.weights),
             top1_wrong: loss::top1_wrong(classes, z, batch.labels, batch.weights),
             weight: batch.weights.iter().map(|&w| f64::from(w)).sum(),
             nonfinite: None,

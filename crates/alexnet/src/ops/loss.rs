@@ -66,10 +66,18 @@ pub fn forward<T: Real>(
         (labels.len() * classes, labels.len()),
         "z, labels, weights differ in N"
     );
-    let pictures = z.chunks(classes).zip(labels).zip(weights).filter(|&(_, &weight)| weight != 0.0);
-    let sum: f64 =
-        pictures.map(|((z, &label), &weight)| f64::from(weight) * of_picture(loss, z, label)).sum();
-    let weight: f64 = weights.iter().map(|&w| f64::from(w)).sum();
+    mean(|n| of_picture(loss, &z[n * classes..][..classes], labels[n]), weights)
+}
+
+/// The weighted mean of the pictures' losses, asked for where the weight is not 0; 0 if all weights are.
+pub fn mean(
+    of: impl Fn(usize) -> f64,
+    weights: &[f32], // (N)
+) -> f64 {
+    let weight = |w: &f32| f64::from(*w);
+    let counted = weights.iter().enumerate().filter(|(_, w)| **w != 0.0);
+    let sum: f64 = counted.map(|(n, w)| weight(w) * of(n)).sum();
+    let weight: f64 = weights.iter().map(weight).sum();
     if weight == 0.0 { 0.0 } else { sum / weight }
 }
 

@@ -111,6 +111,26 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
+    unsafe fn gather_pairs(
+        from: *const u32,
+        [even, odd]: [usize; 2],
+        apart: usize,
+        count: usize,
+        to: *mut u32,
+    ) {
+        use std::arch::x86_64::*;
+        let count = ((1u32 << count) - 1) as u16;
+        let first = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        let at = _mm512_mullo_epi32(first, _mm512_set1_epi32(apart as i32));
+        let zero = _mm512_setzero_si512();
+        let even = _mm512_mask_i32gather_epi32::<2>(zero, count, at, from.cast::<u16>().add(even).cast());
+        let odd = _mm512_mask_i32gather_epi32::<2>(zero, count, at, from.cast::<u16>().add(odd).cast());
+        // (even & low) | odd << 16
+        let low = _mm512_set1_epi32(0xffff);
+        let both = _mm512_ternarylogic_epi32::<0xea>(even, low, _mm512_slli_epi32::<16>(odd));
+        _mm512_mask_storeu_epi32(to.cast(), count, both);
+    }
+    #[inline(always)]
     unsafe fn pair_tile(from: *const u32, count: usize, to: *mut u32) {
         use std::arch::x86_64::*;
         let low = _mm512_set1_epi32(0xffff);

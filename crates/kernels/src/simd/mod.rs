@@ -144,6 +144,23 @@ pub trait Simd: Copy {
         }
     }
 
+    /// At most 16 pairs, of halves of the pairs in `from`: those number `even` and `odd`, and each `apart` halves further on.
+    /// Also the half behind each may be read.
+    #[inline(always)]
+    unsafe fn gather_pairs(
+        from: *const u32,
+        [even, odd]: [usize; 2],
+        apart: usize,
+        count: usize,
+        to: *mut u32,
+    ) {
+        for i in 0..count {
+            let [even, odd] = [even, odd].map(|half| half + i * apart);
+            let [even, odd] = [even, odd].map(|half| *from.add(half / 2) >> (half % 2 * 16) & 0xffff);
+            *to.add(i) = even | odd << 16;
+        }
+    }
+
     /// `count` rows (at most 8, consecutive) of 32 pairs of channels to a tile: 16 pairs of pictures × 16 channels, zero where
     /// there are none.
     #[inline(always)]

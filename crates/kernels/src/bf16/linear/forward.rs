@@ -13,7 +13,7 @@ use crate::bf16::convert::flat;
 use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
 use crate::bf16::{EDGE, MapLayout, PICTURES, TAIL, TILE, pair, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch_far};
 use crate::strips::Strips;
 use std::ops::Range;
 
@@ -111,6 +111,22 @@ unsafe fn round_rows<S: Simd>(
                     *to.add(i) = pair(value(2 * i), value(2 * i + 1));
                 }
             }
+        }
+    }
+}
+
+/// Rows of the next chunk that are asked for before every product. Rounding waits for memory, and products leave it idle;
+/// but more requests at a time only wait for each other, and the product with them.
+const AHEAD_ROWS: usize = 2;
+
+/// Asks for the next chunk's part of some rows, which need not exist.
+#[inline(always)]
+fn ask(w: &[f32], place: Strips, first_row: usize, first_strip: usize) {
+    for row in first_row..first_row + AHEAD_ROWS {
+        for strip in first_strip..first_strip + CHUNK_STEPS {
+            let at = w.as_ptr().wrapping_add(place.at(row, strip * STRIP));
+            prefetch_far(at);
+            prefetch_far(at.wrapping_add(EDGE));
         }
     }
 }
@@ -214,6 +230,7 @@ impl MatrixKernel for Forward<'_> {
                     // SAFETY: `forward` checked the length of w; the chunk holds this many rows.
                     unsafe { round_rows::<M::S>(w.as_ptr(), place, rows, step, count, chunk) };
                 }
+                let mut ahead = first_row;
                 for part in 0..FORWARD_ROWS / (2 * EDGE) {
                     let first = first_row + part * 2 * EDGE;
                     if first >= outputs {
@@ -241,6 +258,10 @@ impl MatrixKernel for Forward<'_> {
                             let b = (first_block + block) * self.map.block_len() + step * shape.b_step;
                             let sums = scratch.add((part * blocks + block) * C_LEN);
                             let run = [Run { a: 0, b, steps: count }];
+                            if let Weights::Master(w) = self.weights {
+                                ask(w, strips(outputs, inputs), ahead, step + count);
+                                ahead += AHEAD_ROWS;
+                            }
                             M::product(&shape, &run, a, self.x.as_ptr(), sums, step > 0);
                         }
                     }

@@ -8,6 +8,7 @@ use crate::bf16::{EDGE, MapLayout, TILE, pair, pairs_mut, round_values};
 use crate::conv::Axis;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
+use std::ops::Range;
 
 /// Weights of a chunk of panels, bytes: together with the source rows they should stay in an L2 of 1 to 2 MiB.
 const CHUNK_BYTES: usize = 512 << 10;
@@ -186,9 +187,10 @@ impl Kernel for Pack<'_> {
         self.packed.panels.len()
     }
 
-    /// Two rounded rows of w.
+    /// A rounded filter, or parts of 32 filters.
     fn scratch_len(&self) -> usize {
-        2 * rounded_len(self.channels * self.g.rows.kernel * self.fold.kernel)
+        let plane = self.g.rows.kernel * self.fold.kernel;
+        rounded_len((self.channels + 1) * plane).max(2 * EDGE * rounded_len(2 * EDGE * plane))
     }
 
     #[inline(always)]
@@ -233,49 +235,65 @@ impl Kernel for Pack<'_> {
             }
             return;
         }
-        // Both orders read w in the order of its rows, a filter's channels: a row, or two parts of rows, are rounded, and
-        // their halves put where they belong.
+        // A filter's channels lie one after the other, each a window. Of a tile row's 16 pairs, which follow each other, a pair's
+        // channels are neighbours in one filter, or lie in two neighbouring filters; either are rounded first.
         let plane = rows * self.fold.kernel;
         let filter = self.channels * plane;
         let first_filter = group * (self.g.output.channels / self.g.groups);
-        // SAFETY: scratch has room for two rounded rows.
-        let [row, next] = [0, 1].map(|i| unsafe { scratch.add(i * rounded_len(filter)).cast::<u32>() });
-        let half = |row: *const u32, i: usize| {
-            let i = if cfg!(target_endian = "big") { i ^ 1 } else { i };
-            // SAFETY: the caller asks for values that were rounded.
-            unsafe { u32::from(*row.cast::<u16>().add(i)) }
-        };
+        let rounded = scratch.cast::<u32>();
         if self.forward {
             for m in 0..panel.valid {
                 let w = &self.w[(first_filter + group_target + m) * filter..][..filter];
-                // SAFETY: as above.
-                unsafe { round_values::<S>(w.as_ptr(), filter, row) };
+                // SAFETY: scratch has room for a rounded row, and zeros for a channel that does not exist.
+                unsafe {
+                    rounded.add(filter / 2).write_bytes(0, plane / 2 + 1);
+                    round_values::<S>(w.as_ptr(), filter, rounded);
+                }
                 for (run, depth, split, r, s) in taps.clone() {
                     let first = split * source_channels * plane + r * self.fold.kernel + s;
-                    for p in 0..pairs {
-                        let at = first + 2 * p * plane;
-                        let odd = if 2 * p + 1 < source_channels { half(row, at + plane) } else { 0 };
-                        to[place(run, depth + p) + m * EDGE] = half(row, at) | odd << 16;
+                    for (p, count) in within_tiles(depth, 0..pairs) {
+                        let to = &mut to[place(run, depth + p) + m * EDGE..][..count];
+                        let even = first + 2 * p * plane;
+                        let halves = [even, even + plane];
+                        // SAFETY: the channels of these pairs are in the rounded row.
+                        unsafe { S::gather_pairs(rounded, halves, 2 * plane, count, to.as_mut_ptr()) };
+                        if 2 * (p + count) > source_channels {
+                            to[count - 1] &= 0xffff;
+                        }
                     }
                 }
             }
-        } else {
-            let part = panel.valid * plane;
-            for p in 0..pairs {
-                for split in 0..self.packed.group_splits {
-                    let k = first_filter + split * source_channels + 2 * p;
-                    let odd_exists = 2 * p + 1 < source_channels;
-                    for (i, row) in [row, next].into_iter().enumerate().take(1 + usize::from(odd_exists)) {
-                        let w = &self.w[(k + i) * filter + group_target * plane..][..part];
-                        // SAFETY: as above.
-                        unsafe { round_values::<S>(w.as_ptr(), part, row) };
+            return;
+        }
+        let part = panel.valid * plane;
+        let row_len = rounded_len(2 * EDGE * plane);
+        for split in 0..p.group_splits {
+            for first in (0..pairs).step_by(EDGE) {
+                let all = first..(first + EDGE).min(pairs);
+                for i in 0..2 * all.len() {
+                    let row = rounded.wrapping_add(i * row_len);
+                    let channel = 2 * first + i;
+                    // SAFETY: scratch has room for 32 rounded rows.
+                    unsafe {
+                        if channel < source_channels {
+                            let k = first_filter + split * source_channels + channel;
+                            let w = &self.w[k * filter + group_target * plane..][..part];
+                            round_values::<S>(w.as_ptr(), part, row);
+                        } else {
+                            row.write_bytes(0, row_len);
+                        }
                     }
-                    for (run, depth, _, r, s) in taps.clone().filter(|tap| tap.2 == split) {
+                }
+                for (run, depth, _, r, s) in taps.clone().filter(|tap| tap.2 == split) {
+                    for (p, count) in within_tiles(depth, all.clone()) {
+                        let pair = rounded.wrapping_add(2 * (p - first) * row_len);
                         let to = &mut to[place(run, depth + p)..];
                         for m in 0..panel.valid {
-                            let at = m * plane + r * self.fold.kernel + s;
-                            let odd = if odd_exists { half(next, at) } else { 0 };
-                            to[m * EDGE] = half(row, at) | odd << 16;
+                            let to = &mut to[m * EDGE..][..count];
+                            let even = m * plane + r * self.fold.kernel + s;
+                            let halves = [even, even + 2 * row_len];
+                            // SAFETY: these pairs' filters were rounded.
+                            unsafe { S::gather_pairs(pair, halves, 4 * row_len, count, to.as_mut_ptr()) };
                         }
                     }
                 }
@@ -284,9 +302,19 @@ impl Kernel for Pack<'_> {
     }
 }
 
-/// Elements of scratch that a rounded row takes.
-fn rounded_len(filter: usize) -> usize {
-    filter.div_ceil(2).next_multiple_of(EDGE)
+/// Cuts pairs of a depth where the tiles that hold them end: the first of each piece, and their number.
+fn within_tiles(depth: usize, pairs: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    let mut next = pairs.start;
+    std::iter::from_fn(move || {
+        let first = next;
+        next = pairs.end.min(first + EDGE - (depth + first) % EDGE);
+        (first < next).then(|| (first, next - first))
+    })
+}
+
+/// Elements of scratch that so many rounded values take, and one behind them.
+fn rounded_len(values: usize) -> usize {
+    (values / 2 + 1).next_multiple_of(EDGE)
 }
 
 /// The kernel's rows along an axis: forward and backward share the packing by rows of the window.
