@@ -3,7 +3,7 @@
 use super::engine::{Engine, Matrix, MatrixKernel, run};
 use super::{EDGE, MapLayout, PICTURES, TILE, pair, pairs, pairs_mut, widen};
 use crate::parallel::{ChunkWork, Context, Ptr};
-use crate::simd::{Simd, prefetch};
+use crate::simd::{Simd, prefetch, prefetch_far};
 
 /// x with pictures paired, as the right operand of sums over pictures: (blocks, splits, H, tiles of 16 channels, W with positions
 /// of zeros before and after it, as many as `pad` says, 16 pairs of pictures, 16 channels). A row of a tile is contiguous, for windows to slide
@@ -89,6 +89,14 @@ pub(super) unsafe fn pair_position<S: Simd>(from: *const u32, pairs: usize, apar
 pub(super) fn prefetch_pairs(from: *const u32, pairs: usize) {
     for line in (0..pairs * PICTURES).step_by(EDGE) {
         prefetch(from.wrapping_add(line).cast());
+    }
+}
+
+/// Asks for a pair of channels of all pictures, which need not exist: for what is not used soon.
+#[inline(always)]
+pub(super) fn prefetch_pair(from: *const u32) {
+    for line in (0..PICTURES).step_by(EDGE) {
+        prefetch_far(from.wrapping_add(line).cast());
     }
 }
 

@@ -156,7 +156,7 @@ impl MatrixKernel for Correlate<'_> {
         }
         if let Some(waiting) = waiting {
             // SAFETY: as above.
-            unsafe { self.finish::<M::S>(&waiting, 0, scratch) };
+            unsafe { self.complete::<M::S>(&waiting, 0, scratch) };
         }
     }
 }
@@ -246,12 +246,12 @@ impl Correlate<'_> {
                         Some(before) if !self.narrow => {
                             let mut rest = self.rest(before, scratch);
                             M::product_beside(&shape, runs, a, b, sums, part > 0, &mut rest);
-                            self.finish::<M::S>(before, rest.done, scratch);
+                            self.complete::<M::S>(before, rest.done, scratch);
                         }
                         _ => {
                             M::product(&shape, runs, a, b, sums, part > 0);
                             if let Some(before) = waiting {
-                                self.finish::<M::S>(before, 0, scratch);
+                                self.complete::<M::S>(before, 0, scratch);
                             }
                         }
                     }
@@ -278,7 +278,7 @@ impl Correlate<'_> {
 
     /// Finishes the sums that wait, except those of the first pairs of channels, which are.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, waiting: &Waiting, done: usize, scratch: *const f32) {
+    unsafe fn complete<S: Simd>(&self, waiting: &Waiting, done: usize, scratch: *const f32) {
         let Waiting { panel, at, place } = waiting;
         let channel = panel.split * self.packed.target.split_channels() + panel.first;
         let lanes = if self.narrow { EDGE } else { PICTURES };

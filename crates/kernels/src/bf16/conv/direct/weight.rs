@@ -14,7 +14,7 @@
 use crate::arena::Buffer;
 use crate::bf16::conv::{Fold, Geometry, Panel, panels};
 use crate::bf16::convert::{
-    add_pictures, pair_pictures, paired_row_len, paired_tile_row, prefetch_pairs, unzip_pairs,
+    add_pictures, pair_pictures, paired_row_len, paired_tile_row, prefetch_pair, unzip_pairs,
 };
 use crate::bf16::engine::{
     C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, Slide, run,
@@ -33,6 +33,8 @@ const BIAS_LEN: usize = 2 * EDGE * EDGE;
 /// Bytes of a band of rows: dy of a unit and 32 channels of x, which are read once for every tap. They stay in an L2 of
 /// 2 MiB, as processors with AMX have; in one of 1 MiB smaller bands are no faster.
 const BAND_BYTES: usize = 1536 << 10;
+/// How many positions ahead a position of dy is asked for.
+const POSITIONS_AHEAD: usize = 3;
 /// Most rows of a band: bounds the number of runs.
 const BAND_ROWS: usize = 64;
 
@@ -241,9 +243,11 @@ impl WeightGradient<'_> {
             for position in 0..band.len() * map.width {
                 let from = self.dy.as_ptr().add(first + position * map.position_len());
                 let to = to.add(position * len);
-                // The next position's filters lie too far off for the processor to foresee them.
-                prefetch_pairs(from.wrapping_add(map.position_len()), pairs);
-                unzip_pairs::<S>(from, pairs, to);
+                for p in 0..pairs {
+                    // Filters of later positions lie too far off for the processor to foresee them.
+                    prefetch_pair(from.wrapping_add(POSITIONS_AHEAD * map.position_len() + p * PICTURES));
+                    unzip_pairs::<S>(from.add(p * PICTURES), 1, to.add(2 * p * EDGE));
+                }
                 std::ptr::write_bytes(to.add(2 * pairs * EDGE), 0, len - 2 * pairs * EDGE);
                 add_pictures::<S>(from, pairs, bias_sums);
             }
