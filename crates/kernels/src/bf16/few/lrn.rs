@@ -4,7 +4,7 @@
 //! a few unaligned loads.
 
 use super::{PictureLayout, widen_values};
-use crate::bf16::lrn::powers;
+use crate::bf16::lrn::power;
 use crate::bf16::{pairs, round_values};
 use crate::lrn::{Lrn, MARGIN, window_sum};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -77,7 +77,7 @@ impl Kernel for Forward<'_> {
                     }
                     for (c, n) in vectors(width, S::LANES) {
                         let sum = window_sum::<S>(s.add(c).sub(size / 2), size);
-                        let (power, _) = powers::<S>(S::fma(S::splat(alpha), sum, S::splat(k)), beta);
+                        let power = power::<S>(S::fma(S::splat(alpha), sum, S::splat(k)), beta);
                         S::store_part(x.add(c), S::mul(S::load_part(x.add(c), n), power), n);
                     }
                 }

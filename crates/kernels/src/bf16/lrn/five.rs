@@ -1,7 +1,7 @@
 //! The window of five channels, two on either side: a position is one walk along its pairs, with everything that a window
 //! needs in registers. What is before or behind a normalization can be computed in the same walk ([`Sink`], [`Source`]).
 
-use super::powers;
+use super::{power, powers};
 use crate::bf16::{MapLayout, PICTURES};
 use crate::lrn::Lrn;
 use crate::parallel::Ptr;
@@ -136,8 +136,8 @@ impl Five<'_> {
                     let next = if pair < pairs { load::<S>(self.x, after) } else { zero };
                     let next_squares = squares_of::<S>(next);
                     let sums = sums_of_five::<S>(squares[0], squares[1], next_squares);
-                    let (even, _) = powers::<S>(S::fma(scale, sums[0], k), beta);
-                    let (odd, _) = powers::<S>(S::fma(scale, sums[1], k), beta);
+                    let even = power::<S>(S::fma(scale, sums[0], k), beta);
+                    let odd = power::<S>(S::fma(scale, sums[1], k), beta);
                     to.put::<S>(here, [S::mul(x[0], even), S::mul(x[1], odd)]);
                     (x, squares, here) = (next, [squares[1], next_squares], after);
                 }
