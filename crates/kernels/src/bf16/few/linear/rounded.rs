@@ -8,6 +8,9 @@ use crate::bf16::{EDGE, pair, pairs, pairs_mut};
 use crate::parallel::Context;
 use crate::simd::{Simd, prefetch};
 
+/// Streams in which a group of rows is read, one part of its columns each: memory serves a few of a core faster than one.
+const STREAMS: usize = 4;
+
 /// w (O, I) rounded, as they are read: for each group of rows, 16 pairs of the first, 16 of the second, and so on. Rows
 /// and columns that do not exist are zero.
 #[derive(Debug)]
@@ -59,30 +62,58 @@ impl Weights for Rounded {
     unsafe fn dots<S: Simd, const N: usize>(&self, group: usize, x: *const f32) -> [[f32; N]; ROWS] {
         let len = self.row_len();
         let x = x.cast::<u32>();
+        let (steps, streams) = (len / EDGE, len / EDGE / STREAMS);
+        const AHEAD: usize = AHEAD_BYTES / (STREAMS * ROWS * EDGE * size_of::<u32>());
         // SAFETY: the caller's promise; whole steps are within the weights and the flat rows. Asking for memory ahead
         // reads nothing.
         unsafe {
-            let mut w = pairs(&self.data).as_ptr().add(group * ROWS * len);
+            let w = pairs(&self.data).as_ptr().add(group * ROWS * len);
             let mut sums = [[S::zero(); N]; ROWS];
-            for step in 0..len / EDGE {
-                for row in 0..ROWS {
-                    prefetch(w.add(row * EDGE).wrapping_byte_add(AHEAD_BYTES).cast());
-                }
-                for lane in (0..EDGE).step_by(S::LANES) {
-                    let mut values = [(S::zero(), S::zero()); N];
-                    for n in 0..N {
-                        values[n] = S::load_pairs(x.add(n * len + step * EDGE + lane));
-                    }
+            for i in 0..streams {
+                // Behind a stream's end the same stream of the next group follows.
+                let ahead = if i + AHEAD < streams { AHEAD } else { AHEAD + steps - streams };
+                for stream in 0..STREAMS {
+                    let step = stream * streams + i;
                     for row in 0..ROWS {
-                        let (even, odd) = S::load_pairs(w.add(row * EDGE + lane));
-                        for n in 0..N {
-                            sums[row][n] = S::fma(odd, values[n].1, S::fma(even, values[n].0, sums[row][n]));
-                        }
+                        prefetch(w.wrapping_add(((step + ahead) * ROWS + row) * EDGE).cast());
                     }
+                    self.step::<S, N>(step, w, x, &mut sums);
                 }
-                w = w.add(ROWS * EDGE);
+            }
+            for step in STREAMS * streams..steps {
+                self.step::<S, N>(step, w, x, &mut sums);
             }
             sums.map(|row| row.map(|sum| S::sum(sum)))
+        }
+    }
+}
+
+impl Rounded {
+    /// One step of a group, whose weights begin at `w`.
+    #[inline(always)]
+    unsafe fn step<S: Simd, const N: usize>(
+        &self,
+        step: usize,
+        w: *const u32,
+        x: *const u32,
+        sums: &mut [[S::V; N]; ROWS],
+    ) {
+        let len = self.row_len();
+        // SAFETY: the caller's promise that the step is within the weights and the flat rows.
+        unsafe {
+            let w = w.add(step * ROWS * EDGE);
+            for lane in (0..EDGE).step_by(S::LANES) {
+                let mut values = [(S::zero(), S::zero()); N];
+                for n in 0..N {
+                    values[n] = S::load_pairs(x.add(n * len + step * EDGE + lane));
+                }
+                for row in 0..ROWS {
+                    let (even, odd) = S::load_pairs(w.add(row * EDGE + lane));
+                    for n in 0..N {
+                        sums[row][n] = S::fma(odd, values[n].1, S::fma(even, values[n].0, sums[row][n]));
+                    }
+                }
+            }
         }
     }
 }
