@@ -172,7 +172,7 @@ impl Frame {
         let len = batch.count * classes;
         let ([z], [p, dz]) =
             self.arena.split([logits.first(len)], [self.probabilities.first(len), gradient.first(len)]);
-        // A million exponentials a few batches: every thread takes pictures of its own.
+        // Two exponentials for every logit, one of them in f64: every thread takes pictures of its own.
         let (kind, z_of) = (self.net.loss, |n: usize| &z[n * classes..][..classes]);
         self.ctx.for_each_chunk(p, classes, |n, p| loss::probabilities(kind, classes, z_of(n), p));
         let losses = &mut self.losses[..batch.count];

@@ -193,7 +193,7 @@ struct BesideFrame {
 /// caches have the time of a step for two lines. {at} counts the bytes stored.
 macro_rules! product_beside {
     (
-        $frame:ident, $runs:ident, $rest:ident, $c:ident, $add:ident,
+        $frame:ident, $runs:ident, $rest:ident, $stored:ident, $c:ident, $add:ident,
         load [$($load:expr),*], zero [$($zero:expr),*], step [$($step:expr),*], store [$($store:expr),*]
     ) => {
         asm!(
@@ -270,9 +270,9 @@ macro_rules! product_beside {
             ap = out(reg) _,
             a_row = in(reg) 64usize,
             row = in(reg) 128usize,
-            at = inout(reg) $rest.done * PICTURES * size_of::<u32>() => $rest.done,
+            at = inout(reg) 0usize => $stored,
             sums = in(reg) $rest.sums,
-            bias = inout(reg) $rest.bias.wrapping_add(2 * $rest.done) => _,
+            bias = inout(reg) $rest.bias => _,
             mask = out(reg) _,
             to = out(reg) _,
             a_step_offset = const std::mem::offset_of!(BesideFrame, a_step),
@@ -427,12 +427,13 @@ impl Matrix for Amx {
         b: *const u32,
         c: *mut f32,
         add: bool,
-        rest: &mut Rest,
-    ) {
+        rest: &Rest,
+    ) -> usize {
         let fits = shape.left == Left::Tiles && shape.right == Right::Passing && shape.columns == 2;
         if runs.is_empty() || !fits {
             // SAFETY: the caller's promise.
-            return unsafe { Self::product(shape, runs, a, b, c, add) };
+            unsafe { Self::product(shape, runs, a, b, c, add) };
+            return 0;
         }
         const { assert!(C_STRIDE == 32 && EDGE == 16 && PICTURES == 32, "offsets in the assembly") };
         debug_assert!(runs.iter().all(|run| run.steps > 0));
@@ -447,11 +448,12 @@ impl Matrix for Amx {
             mask: rest.mask,
             least: rest.least,
         };
+        let stored: usize;
         // SAFETY: the caller's promise: operands and the rest are in their memory, and `run` has configured the tiles.
         unsafe {
             if shape.rows == 2 {
                 product_beside!(
-                    frame, runs, rest, c, add,
+                    frame, runs, rest, stored, c, add,
                     load ["tileloadd tmm0, [{c} + {row}*1]", "tileloadd tmm1, [{c} + {row}*1 + 64]",
                         "tileloadd tmm2, [{c} + {row}*1 + 2048]", "tileloadd tmm3, [{c} + {row}*1 + 2112]"],
                     zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
@@ -464,7 +466,7 @@ impl Matrix for Amx {
                 )
             } else {
                 product_beside!(
-                    frame, runs, rest, c, add,
+                    frame, runs, rest, stored, c, add,
                     load ["tileloadd tmm0, [{c} + {row}*1]", "tileloadd tmm1, [{c} + {row}*1 + 64]"],
                     zero ["tilezero tmm0", "tilezero tmm1"],
                     step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloaddt1 tmm6, [{bp} + {row}*1]",
@@ -474,7 +476,7 @@ impl Matrix for Amx {
                 )
             }
         }
-        rest.done /= PICTURES * size_of::<u32>();
+        stored / (PICTURES * size_of::<u32>())
     }
 
     // Not inlined: a block of assembly for every shape is large, and a call costs nothing beside a product.

@@ -239,8 +239,6 @@ pub(crate) struct Rest {
     pub least: f32,
     /// Pairs of channels.
     pub pairs: usize,
-    /// How many of them are finished: the first ones.
-    pub done: usize,
 }
 
 /// Computes products.
@@ -280,7 +278,8 @@ pub(crate) trait Matrix: Copy {
         }
     }
 
-    /// As [`product`](Matrix::product); and finishes some of `rest` on the side, where vectors have nothing to do in a product.
+    /// As [`product`](Matrix::product); and finishes some of `rest` on the side, where vectors have nothing to do in a
+    /// product. Returns how many pairs of channels: the first ones.
     ///
     /// # Safety
     /// Also `rest` is within its memory, and C is not among it.
@@ -292,10 +291,11 @@ pub(crate) trait Matrix: Copy {
         b: *const u32,
         c: *mut f32,
         add: bool,
-        _rest: &mut Rest,
-    ) {
+        _rest: &Rest,
+    ) -> usize {
         // SAFETY: the caller's promise.
-        unsafe { Self::product(shape, runs, a, b, c, add) }
+        unsafe { Self::product(shape, runs, a, b, c, add) };
+        0
     }
 }
 

@@ -41,7 +41,7 @@ impl Finish<'_> {
             Finish::Mask(x) => mask = x[at..][..valid / 2 * PICTURES].as_ptr(),
             Finish::Store => {}
         }
-        Rest { sums, to: target.wrapping_add(at), bias, mask, least, pairs: valid / 2, done: 0 }
+        Rest { sums, to: target.wrapping_add(at), bias, mask, least, pairs: valid / 2 }
     }
 
     /// The sums of `valid` channels from `channel` on, rows of C, for the first `lanes` pictures of a position, to the pairs

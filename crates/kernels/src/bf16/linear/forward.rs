@@ -1,7 +1,7 @@
 //! The forward pass of a linear layer: weights are the left operand, rounded on the way or beforehand.
 //!
 //! ```text
-//! for 512 outputs             (a unit: x comes from beyond L2 once for each)
+//! for up to 512 outputs       (a unit: x comes from beyond L2 once for each)
 //!   for 8 blocks              (their sums are held at once)
 //!     for chunk of inputs     (all its weights are rounded first: 256 KiB, in L2)
 //!       for 32 outputs, block 32 outputs × 32 pictures
@@ -19,7 +19,7 @@ use std::ops::Range;
 
 /// Most blocks that a pass holds sums of at once.
 const TOGETHER: usize = 8;
-/// Outputs of a unit of the forward pass: their sums for [`TOGETHER`] blocks are 512 KiB, in L2.
+/// Most outputs of a unit of the forward pass: their sums for [`TOGETHER`] blocks are 512 KiB, in L2.
 const FORWARD_ROWS: usize = 512;
 /// Steps of a chunk of the forward pass: the rounded weights of 32 outputs, 16 KiB, stay in L1 beside as much of x.
 const CHUNK_STEPS: usize = 8;
@@ -181,7 +181,9 @@ pub fn forward(
             (Ptr::from_mut(y), true)
         }
     };
-    run(ctx, engine, &Forward { map, count, blocks, x: pairs(x), weights, bias, relu, y, rows });
+    // Large units read weights and x best, but every thread should have two. Sums are the same in any.
+    let unit_rows = outputs.div_ceil(2 * ctx.threads()).next_multiple_of(2 * EDGE).min(FORWARD_ROWS);
+    run(ctx, engine, &Forward { map, count, blocks, x: pairs(x), weights, bias, relu, y, rows, unit_rows });
 }
 
 /// Elements of scratch: sums of each block, and a chunk's rounded weights.
@@ -200,11 +202,13 @@ struct Forward<'a> {
     y: Ptr,
     /// Whether y is (N, O) in f32.
     rows: bool,
+    /// Outputs of a unit, whole panels of 32.
+    unit_rows: usize,
 }
 
 impl MatrixKernel for Forward<'_> {
     fn units(&self) -> usize {
-        self.bias.len().div_ceil(FORWARD_ROWS)
+        self.bias.len().div_ceil(self.unit_rows)
     }
 
     fn scratch_len(&self) -> usize {
@@ -218,20 +222,20 @@ impl MatrixKernel for Forward<'_> {
         let narrow = self.count <= EDGE;
         let sums_len = self.blocks.min(TOGETHER) * (FORWARD_ROWS / (2 * EDGE)) * C_LEN;
         let chunk = scratch.wrapping_add(sums_len).cast::<u32>();
-        let first_row = unit * FORWARD_ROWS;
+        let first_row = unit * self.unit_rows;
         let mut first_block = 0;
         while first_block < self.blocks {
             let blocks = (self.blocks - first_block).min(TOGETHER);
             for step in (0..steps).step_by(CHUNK_STEPS) {
                 let count = CHUNK_STEPS.min(steps - step);
-                let rows = first_row..(first_row + FORWARD_ROWS).min(outputs);
+                let rows = first_row..(first_row + self.unit_rows).min(outputs);
                 if let Weights::Master(w) = self.weights {
                     let place = strips(outputs, inputs);
                     // SAFETY: `forward` checked the length of w; the chunk holds this many rows.
                     unsafe { round_rows::<M::S>(w.as_ptr(), place, rows, step, count, chunk) };
                 }
                 let mut ahead = first_row;
-                for part in 0..FORWARD_ROWS / (2 * EDGE) {
+                for part in 0..self.unit_rows / (2 * EDGE) {
                     let first = first_row + part * 2 * EDGE;
                     if first >= outputs {
                         break;
@@ -267,8 +271,8 @@ impl MatrixKernel for Forward<'_> {
                     }
                 }
             }
-            for part in 0..FORWARD_ROWS / (2 * EDGE) {
-                let first = unit * FORWARD_ROWS + part * 2 * EDGE;
+            for part in 0..self.unit_rows / (2 * EDGE) {
+                let first = first_row + part * 2 * EDGE;
                 for block in 0..if first < outputs { blocks } else { 0 } {
                     // SAFETY: the sums of this block were just computed; this unit owns its outputs.
                     unsafe {

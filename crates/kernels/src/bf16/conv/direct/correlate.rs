@@ -244,9 +244,9 @@ impl Correlate<'_> {
                     let b = self.source.as_ptr().add(map_column);
                     match waiting {
                         Some(before) if !self.narrow => {
-                            let mut rest = self.rest(before, scratch);
-                            M::product_beside(&shape, runs, a, b, sums, part > 0, &mut rest);
-                            self.complete::<M::S>(before, rest.done, scratch);
+                            let rest = self.rest(before, scratch);
+                            let done = M::product_beside(&shape, runs, a, b, sums, part > 0, &rest);
+                            self.complete::<M::S>(before, done, scratch);
                         }
                         _ => {
                             M::product(&shape, runs, a, b, sums, part > 0);

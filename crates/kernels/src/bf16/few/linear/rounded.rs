@@ -62,25 +62,25 @@ impl Weights for Rounded {
     unsafe fn dots<S: Simd, const N: usize>(&self, group: usize, x: *const f32) -> [[f32; N]; ROWS] {
         let len = self.row_len();
         let x = x.cast::<u32>();
-        let (steps, streams) = (len / EDGE, len / EDGE / STREAMS);
+        let (steps, stream_steps) = (len / EDGE, len / EDGE / STREAMS);
         const AHEAD: usize = AHEAD_BYTES / (STREAMS * ROWS * EDGE * size_of::<u32>());
         // SAFETY: the caller's promise; whole steps are within the weights and the flat rows. Asking for memory ahead
         // reads nothing.
         unsafe {
             let w = pairs(&self.data).as_ptr().add(group * ROWS * len);
             let mut sums = [[S::zero(); N]; ROWS];
-            for i in 0..streams {
+            for i in 0..stream_steps {
                 // Behind a stream's end the same stream of the next group follows.
-                let ahead = if i + AHEAD < streams { AHEAD } else { AHEAD + steps - streams };
+                let ahead = if i + AHEAD < stream_steps { AHEAD } else { AHEAD + steps - stream_steps };
                 for stream in 0..STREAMS {
-                    let step = stream * streams + i;
+                    let step = stream * stream_steps + i;
                     for row in 0..ROWS {
                         prefetch(w.wrapping_add(((step + ahead) * ROWS + row) * EDGE).cast());
                     }
                     self.step::<S, N>(step, w, x, &mut sums);
                 }
             }
-            for step in STREAMS * streams..steps {
+            for step in STREAMS * stream_steps..steps {
                 self.step::<S, N>(step, w, x, &mut sums);
             }
             sums.map(|row| row.map(|sum| S::sum(sum)))
