@@ -188,6 +188,16 @@ struct BesideFrame {
     least: f32,
 }
 
+/// Nothing to be done beside a product.
+const NO_REST: Rest = Rest {
+    sums: std::ptr::null(),
+    to: std::ptr::null_mut(),
+    bias: std::ptr::null(),
+    mask: std::ptr::null(),
+    least: 0.0,
+    pairs: 0,
+};
+
 /// As `product!`, of tiles that follow each other on the left and rows of 32 columns that pass on the right. After the
 /// tiles of a step, two vectors finish a pair of channels of the rest: tiles keep the vector unit's ports free, and the
 /// caches have the time of a step for two lines. {at} counts the bytes stored.
@@ -215,11 +225,11 @@ macro_rules! product_beside {
             "mov {ap}, [{run}]",
             "mov {bp}, [{run} + 8]",
             "mov {left}, [{run} + 16]",
+            "add {run}, 24",
             "shl {ap}, 2",
             "add {ap}, [{frame}]",
             "shl {bp}, 2",
             "add {bp}, [{frame} + 8]",
-            "add {run}, 24",
             "5:",
             $($step,)*
             "add {ap}, [{frame} + {a_step_offset}]",
@@ -260,9 +270,9 @@ macro_rules! product_beside {
             "cmp {run}, [{frame} + {end_offset}]",
             "jne 4b",
             $($store,)*
-            run = inout(reg) $runs.as_ptr() => _,
             frame = in(reg) &raw const $frame,
             c = in(reg) $c,
+            run = inout(reg) $runs.as_ptr() => _,
             // How many steps a run has left; before, whether to add.
             left = inout(reg) usize::from($add) => _,
             // The right operand; before, the order of pairs.
@@ -427,16 +437,19 @@ impl Matrix for Amx {
         b: *const u32,
         c: *mut f32,
         add: bool,
-        rest: &Rest,
+        rest: Option<&Rest>,
     ) -> usize {
-        let fits = shape.left == Left::Tiles && shape.right == Right::Passing && shape.columns == 2;
-        if runs.is_empty() || !fits {
-            // SAFETY: the caller's promise.
-            unsafe { Self::product(shape, runs, a, b, c, add) };
+        const { assert!(C_STRIDE == 32 && EDGE == 16 && PICTURES == 32, "offsets in the assembly") };
+        debug_assert!(shape.left == Left::Tiles && shape.right == Right::Rows && shape.columns == 2);
+        debug_assert!(runs.iter().all(|run| run.steps > 0));
+        if runs.is_empty() {
+            if !add {
+                // SAFETY: the caller's promise.
+                unsafe { zero(shape, c) };
+            }
             return 0;
         }
-        const { assert!(C_STRIDE == 32 && EDGE == 16 && PICTURES == 32, "offsets in the assembly") };
-        debug_assert!(runs.iter().all(|run| run.steps > 0));
+        let rest = rest.unwrap_or(&NO_REST);
         let frame = BesideFrame {
             a,
             b,
@@ -494,44 +507,30 @@ impl Matrix for Amx {
         let ((a_row, a_second), (b_row, b_second)) = (shape.left.distances(), shape.right.distances());
         let [a_row, a_second, b_row, b_second] = [a_row, a_second, b_row, b_second].map(|pairs| pairs * 4);
         let frame = Frame { a, b, b_row, b_second, a_second };
-        // How the right operand's tiles are loaded is what differs.
-        macro_rules! two_by_two {
-            ($right:literal) => {
-                product!(
+        // SAFETY: the caller's promise: operands are in their memory, and `run` has configured the tiles.
+        unsafe {
+            match (shape.rows, shape.columns) {
+                (2, 2) => product!(
                     shape, runs, frame, a_row, c, add,
                     load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]",
                         "tileloadd tmm2, [{c} + {left}*1 + 2048]", "tileloadd tmm3, [{c} + {left}*1 + 2112]"],
                     zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", concat!($right, " tmm6, [{bp} + {row}*1]"),
-                        "tdpbf16ps tmm0, tmm4, tmm6", concat!($right, " tmm7, [{bq} + {row}*1]"),
+                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{bq} + {row}*1]",
                         "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm5, [{aq} + {a_row}*1]",
                         "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
                     store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1",
                         "tilestored [{c} + {left}*1 + 2048], tmm2", "tilestored [{c} + {left}*1 + 2112], tmm3"]
-                )
-            };
-        }
-        macro_rules! one_by_two {
-            ($right:literal) => {
-                product!(
+                ),
+                (1, 2) => product!(
                     shape, runs, frame, a_row, c, add,
                     load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm1, [{c} + {left}*1 + 64]"],
                     zero ["tilezero tmm0", "tilezero tmm1"],
-                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", concat!($right, " tmm6, [{bp} + {row}*1]"),
-                        "tdpbf16ps tmm0, tmm4, tmm6", concat!($right, " tmm7, [{bq} + {row}*1]"),
+                    step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloadd tmm6, [{bp} + {row}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{bq} + {row}*1]",
                         "tdpbf16ps tmm1, tmm4, tmm7"],
                     store ["tilestored [{c} + {left}*1], tmm0", "tilestored [{c} + {left}*1 + 64], tmm1"]
-                )
-            };
-        }
-        let passing = shape.right == Right::Passing;
-        // SAFETY: the caller's promise: operands are in their memory, and `run` has configured the tiles.
-        unsafe {
-            match (shape.rows, shape.columns) {
-                (2, 2) if passing => two_by_two!("tileloaddt1"),
-                (2, 2) => two_by_two!("tileloadd"),
-                (1, 2) if passing => one_by_two!("tileloaddt1"),
-                (1, 2) => one_by_two!("tileloadd"),
+                ),
                 (2, _) => product!(
                     shape, runs, frame, a_row, c, add,
                     load ["tileloadd tmm0, [{c} + {left}*1]", "tileloadd tmm2, [{c} + {left}*1 + 2048]"],

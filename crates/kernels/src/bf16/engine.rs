@@ -147,9 +147,6 @@ impl Left {
 pub(crate) enum Right {
     /// Rows of 32 columns, one after the other: pictures of a map.
     Rows,
-    /// The same, too many to stay in L1 beside the left operand, which should: where the processor takes hints, they pass
-    /// it by.
-    Passing,
     /// Two tiles of 16 × 16, one after the other.
     Tiles,
     /// Two tiles of 16 × 16, this many pairs from the first to the second.
@@ -161,7 +158,7 @@ impl Right {
     #[inline(always)]
     pub(super) fn distances(self) -> (usize, usize) {
         match self {
-            Right::Rows | Right::Passing => (2 * EDGE, EDGE),
+            Right::Rows => (2 * EDGE, EDGE),
             Right::Tiles => (EDGE, EDGE * EDGE),
             Right::TilesApart(second) => (EDGE, second),
         }
@@ -278,8 +275,9 @@ pub(crate) trait Matrix: Copy {
         }
     }
 
-    /// As [`product`](Matrix::product); and finishes some of `rest` on the side, where vectors have nothing to do in a
-    /// product. Returns how many pairs of channels: the first ones.
+    /// As [`product`](Matrix::product), of two tiles of columns that are too many to stay in L1 beside the left operand, which
+    /// should: where the processor takes hints, they pass it by. And finishes some of `rest` on the side, where vectors have
+    /// nothing to do in a product. Returns how many pairs of channels: the first ones.
     ///
     /// # Safety
     /// Also `rest` is within its memory, and C is not among it.
@@ -291,7 +289,7 @@ pub(crate) trait Matrix: Copy {
         b: *const u32,
         c: *mut f32,
         add: bool,
-        _rest: &Rest,
+        _rest: Option<&Rest>,
     ) -> usize {
         // SAFETY: the caller's promise.
         unsafe { Self::product(shape, runs, a, b, c, add) };

@@ -193,13 +193,15 @@ impl Correlate<'_> {
             rows: panel.tiles,
             columns: if self.narrow { 1 } else { 2 },
             left: Left::Tiles,
-            right: Right::Passing,
+            right: Right::Rows,
             a_step: panel.tiles * EDGE * EDGE,
             b_step: EDGE * PICTURES,
             last: EDGE,
         };
         let mut runs = [Run::default(); MOST_RUNS];
         let mut count = 0;
+        // Sums that are complete at once stay in L1.
+        let places = if parts == 1 { 2 } else { PLACES };
         let first_place = waiting.map_or(0, |waiting| waiting.place + 1);
         for part in 0..parts {
             let (start, end) = (part * depth / parts, (part + 1) * depth / parts);
@@ -235,24 +237,23 @@ impl Correlate<'_> {
                     });
                 }
                 let map_column = column.map_or(0, |column| column.source * p.source.position_len());
-                let place = (first_place + i) % PLACES;
+                let place = (first_place + i) % places;
                 let sums = scratch.wrapping_add(place * C_LEN);
                 // SAFETY: `correlate` checked the maps; runs lie within them and, where the last step of a run reaches
                 // beyond, within the map's tail; scratch holds the sums of every column, and those that wait are others.
                 unsafe {
                     let (runs, a) = (&runs[..count], self.weights.as_ptr());
                     let b = self.source.as_ptr().add(map_column);
-                    match waiting {
-                        Some(before) if !self.narrow => {
-                            let rest = self.rest(before, scratch);
-                            let done = M::product_beside(&shape, runs, a, b, sums, part > 0, &rest);
-                            self.complete::<M::S>(before, done, scratch);
+                    if self.narrow {
+                        M::product(&shape, runs, a, b, sums, part > 0);
+                        if let Some(before) = waiting {
+                            self.complete::<M::S>(before, 0, scratch);
                         }
-                        _ => {
-                            M::product(&shape, runs, a, b, sums, part > 0);
-                            if let Some(before) = waiting {
-                                self.complete::<M::S>(before, 0, scratch);
-                            }
+                    } else {
+                        let rest = waiting.as_ref().map(|before| self.rest(before, scratch));
+                        let done = M::product_beside(&shape, runs, a, b, sums, part > 0, rest.as_ref());
+                        if let Some(before) = waiting {
+                            self.complete::<M::S>(before, done, scratch);
                         }
                     }
                 }
