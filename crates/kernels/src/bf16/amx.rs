@@ -4,7 +4,7 @@
 
 #![cfg(target_arch = "x86_64")]
 
-use super::engine::{C_STRIDE, Left, Matrix, MatrixKernel, Product, Rest, Right, Run, Slide};
+use super::engine::{Ahead, C_STRIDE, Left, Matrix, MatrixKernel, Product, Rest, Right, Run, Slide};
 use super::{EDGE, PICTURES};
 use crate::simd::{Avx512, INTERLEAVED};
 use std::arch::asm;
@@ -180,12 +180,16 @@ struct BesideFrame {
     b: *const u32,
     a_step: usize,
     b_step: usize,
+    /// The run to come.
+    run: *const Run,
     runs_end: *const Run,
     /// Bytes of `to` that all pairs of the rest take.
     rest_end: usize,
     to: *mut u32,
     mask: *const u32,
     least: f32,
+    /// From the two lines asked for in a step to the next.
+    ahead_step: usize,
 }
 
 /// Nothing to be done beside a product.
@@ -199,11 +203,11 @@ const NO_REST: Rest = Rest {
 };
 
 /// As `product!`, of tiles that follow each other on the left and rows of 32 columns that pass on the right. After the
-/// tiles of a step, two vectors finish a pair of channels of the rest: tiles keep the vector unit's ports free, and the
-/// caches have the time of a step for two lines. {at} counts the bytes stored.
+/// tiles of a step, it asks for two lines, and two vectors finish a pair of channels of the rest: tiles keep the vector
+/// unit's ports free, and the caches have the time of a step for two lines. {at} counts the bytes stored.
 macro_rules! product_beside {
     (
-        $frame:ident, $runs:ident, $rest:ident, $stored:ident, $c:ident, $add:ident,
+        $frame:ident, $ahead:ident, $rest:ident, $stored:ident, $c:ident, $add:ident,
         load [$($load:expr),*], zero [$($zero:expr),*], step [$($step:expr),*], store [$($store:expr),*]
     ) => {
         asm!(
@@ -222,16 +226,20 @@ macro_rules! product_beside {
             $($zero,)*
             "3:",
             "4:",
-            "mov {ap}, [{run}]",
-            "mov {bp}, [{run} + 8]",
-            "mov {left}, [{run} + 16]",
-            "add {run}, 24",
+            "mov {left}, [{frame} + {run_offset}]",
+            "add qword ptr [{frame} + {run_offset}], 24",
+            "mov {ap}, [{left}]",
+            "mov {bp}, [{left} + 8]",
+            "mov {left}, [{left} + 16]",
             "shl {ap}, 2",
             "add {ap}, [{frame}]",
             "shl {bp}, 2",
             "add {bp}, [{frame} + 8]",
             "5:",
             $($step,)*
+            "prefetcht1 [{ahead}]",
+            "prefetcht1 [{ahead} + 64]",
+            "add {ahead}, [{frame} + {ahead_offset}]",
             "add {ap}, [{frame} + {a_step_offset}]",
             "add {bp}, [{frame} + {b_step_offset}]",
             "cmp {at}, [{frame} + {rest_offset}]",
@@ -267,12 +275,13 @@ macro_rules! product_beside {
             "6:",
             "dec {left}",
             "jnz 5b",
-            "cmp {run}, [{frame} + {end_offset}]",
+            "mov {left}, [{frame} + {run_offset}]",
+            "cmp {left}, [{frame} + {end_offset}]",
             "jne 4b",
             $($store,)*
-            frame = in(reg) &raw const $frame,
+            frame = in(reg) &raw mut $frame,
             c = in(reg) $c,
-            run = inout(reg) $runs.as_ptr() => _,
+            ahead = inout(reg) $ahead.from => _,
             // How many steps a run has left; before, whether to add.
             left = inout(reg) usize::from($add) => _,
             // The right operand; before, the order of pairs.
@@ -287,6 +296,8 @@ macro_rules! product_beside {
             to = out(reg) _,
             a_step_offset = const std::mem::offset_of!(BesideFrame, a_step),
             b_step_offset = const std::mem::offset_of!(BesideFrame, b_step),
+            run_offset = const std::mem::offset_of!(BesideFrame, run),
+            ahead_offset = const std::mem::offset_of!(BesideFrame, ahead_step),
             end_offset = const std::mem::offset_of!(BesideFrame, runs_end),
             rest_offset = const std::mem::offset_of!(BesideFrame, rest_end),
             to_offset = const std::mem::offset_of!(BesideFrame, to),
@@ -296,6 +307,81 @@ macro_rules! product_beside {
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _,
             out("zmm28") _, out("zmm29") _, out("zmm30") _, out("zmm31") _, out("k1") _, out("k2") _,
+            options(nostack),
+        )
+    };
+}
+
+/// As `product!`, of two tiles that follow each other on the left and rows of 32 columns on the right; every step asks for
+/// eight lines.
+macro_rules! product_ahead {
+    ($shape:ident, $runs:ident, $frame:ident, $c:ident, $add:ident, $ahead:ident) => {
+        asm!(
+            "test {left:e}, {left:e}",
+            "jz 2f",
+            "tileloadd tmm0, [{c} + {row}*1]",
+            "tileloadd tmm1, [{c} + {row}*1 + 64]",
+            "tileloadd tmm2, [{c} + {row}*1 + 2048]",
+            "tileloadd tmm3, [{c} + {row}*1 + 2112]",
+            "jmp 4f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "4:",
+            "mov {ap}, [{run}]",
+            "mov {bp}, [{run} + 8]",
+            "mov {left}, [{run} + 16]",
+            "add {run}, 24",
+            "shl {ap}, 2",
+            "add {ap}, [{frame}]",
+            "shl {bp}, 2",
+            "add {bp}, [{frame} + 8]",
+            "5:",
+            "tileloadd tmm4, [{ap} + {a_row}*1]",
+            "tileloadd tmm6, [{bp} + {row}*1]",
+            "prefetcht1 [{ahead}]",
+            "prefetcht1 [{ahead} + 64]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{bp} + {row}*1 + 64]",
+            "prefetcht1 [{ahead} + 128]",
+            "prefetcht1 [{ahead} + 192]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{ap} + {a_row}*1 + 1024]",
+            "prefetcht1 [{ahead} + 256]",
+            "prefetcht1 [{ahead} + 320]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "prefetcht1 [{ahead} + 384]",
+            "prefetcht1 [{ahead} + 448]",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {ap}, {a_step}",
+            "add {bp}, {b_step}",
+            "add {ahead}, {ahead_step}",
+            "dec {left}",
+            "jnz 5b",
+            "cmp {run}, {end}",
+            "jne 4b",
+            "tilestored [{c} + {row}*1], tmm0",
+            "tilestored [{c} + {row}*1 + 64], tmm1",
+            "tilestored [{c} + {row}*1 + 2048], tmm2",
+            "tilestored [{c} + {row}*1 + 2112], tmm3",
+            run = inout(reg) $runs.as_ptr() => _,
+            end = in(reg) $runs.as_ptr_range().end,
+            frame = in(reg) &raw const $frame,
+            c = in(reg) $c,
+            // How many steps a run has left; before, whether to add.
+            left = inout(reg) usize::from($add) => _,
+            ap = out(reg) _,
+            bp = out(reg) _,
+            a_row = in(reg) 64usize,
+            row = in(reg) 128usize,
+            a_step = in(reg) $shape.a_step * size_of::<u32>(),
+            b_step = in(reg) $shape.b_step * size_of::<u32>(),
+            ahead = inout(reg) $ahead.from => _,
+            ahead_step = in(reg) $ahead.step * size_of::<u32>(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         )
     };
@@ -437,6 +523,7 @@ impl Matrix for Amx {
         b: *const u32,
         c: *mut f32,
         add: bool,
+        ahead: Ahead,
         rest: Option<&Rest>,
     ) -> usize {
         const { assert!(C_STRIDE == 32 && EDGE == 16 && PICTURES == 32, "offsets in the assembly") };
@@ -450,12 +537,14 @@ impl Matrix for Amx {
             return 0;
         }
         let rest = rest.unwrap_or(&NO_REST);
-        let frame = BesideFrame {
+        let mut frame = BesideFrame {
             a,
             b,
             a_step: shape.a_step * size_of::<u32>(),
             b_step: shape.b_step * size_of::<u32>(),
+            run: runs.as_ptr(),
             runs_end: runs.as_ptr_range().end,
+            ahead_step: ahead.step * size_of::<u32>(),
             rest_end: rest.pairs * PICTURES * size_of::<u32>(),
             to: rest.to,
             mask: rest.mask,
@@ -466,7 +555,7 @@ impl Matrix for Amx {
         unsafe {
             if shape.rows == 2 {
                 product_beside!(
-                    frame, runs, rest, stored, c, add,
+                    frame, ahead, rest, stored, c, add,
                     load ["tileloadd tmm0, [{c} + {row}*1]", "tileloadd tmm1, [{c} + {row}*1 + 64]",
                         "tileloadd tmm2, [{c} + {row}*1 + 2048]", "tileloadd tmm3, [{c} + {row}*1 + 2112]"],
                     zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
@@ -479,7 +568,7 @@ impl Matrix for Amx {
                 )
             } else {
                 product_beside!(
-                    frame, runs, rest, stored, c, add,
+                    frame, ahead, rest, stored, c, add,
                     load ["tileloadd tmm0, [{c} + {row}*1]", "tileloadd tmm1, [{c} + {row}*1 + 64]"],
                     zero ["tilezero tmm0", "tilezero tmm1"],
                     step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloaddt1 tmm6, [{bp} + {row}*1]",
@@ -490,6 +579,28 @@ impl Matrix for Amx {
             }
         }
         stored / (PICTURES * size_of::<u32>())
+    }
+
+    #[inline(never)]
+    unsafe fn product_ahead(
+        shape: &Product,
+        runs: &[Run],
+        a: *const u32,
+        b: *const u32,
+        c: *mut f32,
+        add: bool,
+        ahead: Ahead,
+    ) {
+        debug_assert!(shape.left == Left::Tiles && shape.right == Right::Rows);
+        debug_assert!(runs.iter().all(|run| run.steps > 0));
+        if shape.rows < 2 || shape.columns < 2 || runs.is_empty() {
+            // SAFETY: the caller's promise.
+            unsafe { Self::product(shape, runs, a, b, c, add) };
+            return;
+        }
+        let frame = [a, b];
+        // SAFETY: the caller's promise: operands are in their memory, and `run` has configured the tiles.
+        unsafe { product_ahead!(shape, runs, frame, c, add, ahead) }
     }
 
     // Not inlined: a block of assembly for every shape is large, and a call costs nothing beside a product.

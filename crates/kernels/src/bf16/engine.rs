@@ -219,6 +219,16 @@ impl Slide {
     }
 }
 
+/// Memory that is needed soon, which a product asks for as it goes. It has the time that tiles multiply; asked for at once, as
+/// much would only keep waiting what is needed now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    /// The first step's lines; they need not exist.
+    pub from: *const u32,
+    /// From a step's lines to the next one's, in pairs.
+    pub step: usize,
+}
+
 /// Sums of an earlier product, of up to 32 channels (rows of C) at one position, that are still to be finished: a channel's
 /// bias is added, and what is less than `least` becomes that; they are rounded, stored as pairs of channels, and zero where
 /// a mask is not positive. Bias and mask are always there: without one, −0 and ones change nothing.
@@ -250,6 +260,24 @@ pub(crate) trait Matrix: Copy {
     /// All operands are within their memory; the processor has the engine.
     unsafe fn product(shape: &Product, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool);
 
+    /// As [`product`](Matrix::product), of tiles on the left and rows on the right, where a step asks for eight lines.
+    ///
+    /// # Safety
+    /// As [`product`](Matrix::product).
+    #[inline(always)]
+    unsafe fn product_ahead(
+        shape: &Product,
+        runs: &[Run],
+        a: *const u32,
+        b: *const u32,
+        c: *mut f32,
+        add: bool,
+        _ahead: Ahead,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::product(shape, runs, a, b, c, add) };
+    }
+
     /// Whether [`slide`](Matrix::slide) is faster than its products one by one.
     const SLIDES: bool = false;
 
@@ -277,7 +305,7 @@ pub(crate) trait Matrix: Copy {
 
     /// As [`product`](Matrix::product), of two tiles of columns that are too many to stay in L1 beside the left operand, which
     /// should: where the processor takes hints, they pass it by. And finishes some of `rest` on the side, where vectors have
-    /// nothing to do in a product. Returns how many pairs of channels: the first ones.
+    /// nothing to do in a product. Returns how many pairs of channels: the first ones. A step asks for two lines.
     ///
     /// # Safety
     /// Also `rest` is within its memory, and C is not among it.
@@ -289,6 +317,7 @@ pub(crate) trait Matrix: Copy {
         b: *const u32,
         c: *mut f32,
         add: bool,
+        _ahead: Ahead,
         _rest: Option<&Rest>,
     ) -> usize {
         // SAFETY: the caller's promise.

@@ -10,10 +10,12 @@
 use super::{STRIP, strips};
 use crate::arena::Buffer;
 use crate::bf16::convert::flat;
-use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run};
+use crate::bf16::engine::{
+    Ahead, C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run,
+};
 use crate::bf16::{EDGE, MapLayout, PICTURES, TAIL, TILE, pair, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::{Simd, prefetch_far};
+use crate::simd::Simd;
 use crate::strips::Strips;
 use std::ops::Range;
 
@@ -24,7 +26,7 @@ const FORWARD_ROWS: usize = 512;
 /// Steps of a chunk of the forward pass: the rounded weights of 32 outputs, 16 KiB, stay in L1 beside as much of x.
 const CHUNK_STEPS: usize = 8;
 
-/// w (O, I) rounded and in tiles, for [`forward`].
+/// w (O, I) rounded and in tiles, for [`forward`], in the order in which it reads them: by chunks of the depth, 32 outputs, steps.
 #[derive(Debug)]
 pub struct Rounded {
     outputs: usize,
@@ -42,6 +44,13 @@ impl Rounded {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.data.len() * size_of::<u32>()
+    }
+
+    /// Where the tiles of 32 outputs from `first` on begin in the chunk whose first step is `step`.
+    #[inline(always)]
+    fn at(&self, first: usize, step: usize) -> usize {
+        let count = CHUNK_STEPS.min(self.inputs.div_ceil(2 * EDGE) - step);
+        (step * self.outputs.div_ceil(2 * EDGE) + first / (2 * EDGE) * count) * 2 * TILE
     }
 
     /// Rounds w (O, I), in [`strips`].
@@ -71,10 +80,14 @@ impl Kernel for Round<'_> {
         let steps = inputs.div_ceil(2 * EDGE);
         let first = unit * 2 * EDGE;
         let rows = (outputs - first).min(2 * EDGE);
-        // SAFETY: 32 outputs own their tiles; rows and columns are within w.
-        unsafe {
-            let to = self.data.at(unit * steps * 2 * TILE).cast::<u32>();
-            round_rows::<S>(self.w.as_ptr(), strips(outputs, inputs), first..first + rows, 0, steps, to);
+        for step in (0..steps).step_by(CHUNK_STEPS) {
+            let count = CHUNK_STEPS.min(steps - step);
+            // SAFETY: 32 outputs own their tiles; rows and columns are within w.
+            unsafe {
+                let to = self.data.at(self.to.at(first, step)).cast::<u32>();
+                let rows = first..first + rows;
+                round_rows::<S>(self.w.as_ptr(), strips(outputs, inputs), rows, step, count, to);
+            }
         }
     }
 }
@@ -115,21 +128,11 @@ unsafe fn round_rows<S: Simd>(
     }
 }
 
-/// Rows of the next chunk that are asked for before every product. Rounding waits for memory, and products leave it idle;
-/// but more requests at a time only wait for each other, and the product with them.
-const AHEAD_ROWS: usize = 2;
-
-/// Asks for the next chunk's part of some rows, which need not exist.
-#[inline(always)]
-fn ask(w: &[f32], place: Strips, first_row: usize, first_strip: usize) {
-    for row in first_row..first_row + AHEAD_ROWS {
-        for strip in first_strip..first_strip + CHUNK_STEPS {
-            let at = w.as_ptr().wrapping_add(place.at(row, strip * STRIP));
-            prefetch_far(at);
-            prefetch_far(at.wrapping_add(EDGE));
-        }
-    }
-}
+/// Rows of the next chunk that a product asks for on its way, a strip a step. Rounding waits for memory, and products leave
+/// it idle; but with more requests a step they only wait for each other, and the product with them.
+const AHEAD_ROWS: usize = 4;
+/// From the tiles of weights rounded beforehand that a product multiplies to those that it asks for a quarter of, in pairs.
+const AHEAD_TILES: usize = 8 * 2 * TILE;
 
 /// Where the weights of a forward pass come from.
 #[derive(Clone, Copy, Debug)]
@@ -234,7 +237,7 @@ impl MatrixKernel for Forward<'_> {
                     // SAFETY: `forward` checked the length of w; the chunk holds this many rows.
                     unsafe { round_rows::<M::S>(w.as_ptr(), place, rows, step, count, chunk) };
                 }
-                let mut ahead = first_row;
+                let mut row_asked = first_row;
                 for part in 0..self.unit_rows / (2 * EDGE) {
                     let first = first_row + part * 2 * EDGE;
                     if first >= outputs {
@@ -245,9 +248,7 @@ impl MatrixKernel for Forward<'_> {
                     unsafe {
                         let a = match self.weights {
                             Weights::Master(_) => chunk.add(part * count * 2 * TILE).cast_const(),
-                            Weights::Rounded(r) => {
-                                pairs(&r.data).as_ptr().add((first / (2 * EDGE) * steps + step) * 2 * TILE)
-                            }
+                            Weights::Rounded(r) => pairs(&r.data).as_ptr().add(r.at(first, step)),
                         };
                         for block in 0..blocks {
                             let shape = Product {
@@ -262,11 +263,21 @@ impl MatrixKernel for Forward<'_> {
                             let b = (first_block + block) * self.map.block_len() + step * shape.b_step;
                             let sums = scratch.add((part * blocks + block) * C_LEN);
                             let run = [Run { a: 0, b, steps: count }];
-                            if let Weights::Master(w) = self.weights {
-                                ask(w, strips(outputs, inputs), ahead, step + count);
-                                ahead += AHEAD_ROWS;
-                            }
-                            M::product(&shape, &run, a, self.x.as_ptr(), sums, step > 0);
+                            // Eight lines a step: four rows of a strip, or a quarter of a step's tiles.
+                            let ahead = match self.weights {
+                                Weights::Master(w) => {
+                                    let place = strips(outputs, inputs);
+                                    let from = place.at(row_asked, (step + count) * STRIP);
+                                    row_asked += AHEAD_ROWS;
+                                    let from = w.as_ptr().wrapping_add(from).cast();
+                                    Ahead { from, step: place.rows * STRIP }
+                                }
+                                Weights::Rounded(_) => {
+                                    let part = AHEAD_TILES + block % 4 * (TILE / 2);
+                                    Ahead { from: a.wrapping_add(part), step: 2 * TILE }
+                                }
+                            };
+                            M::product_ahead(&shape, &run, a, self.x.as_ptr(), sums, step > 0, ahead);
                         }
                     }
                 }
