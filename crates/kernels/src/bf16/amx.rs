@@ -392,7 +392,7 @@ macro_rules! product_ahead {
 /// nanoseconds, and these take a few each.
 macro_rules! slide {
     (
-        $shape:ident, $runs:ident, $frame:ident, $c:ident, $add:ident,
+        $shape:ident, $runs:ident, $frame:ident, $c:ident, $add:ident, $ahead:ident,
         load [$($load:expr),*], zero [$($zero:expr),*], first [$($first:expr),*], steps [$($steps:expr),*],
         store [$($store:expr),*]
     ) => {
@@ -433,6 +433,8 @@ macro_rules! slide {
             c1 = out(reg) _,
             tap = in(reg) $shape.c_tap * size_of::<f32>(),
             a_step = in(reg) $shape.a_step * size_of::<u32>(),
+            ahead = inout(reg) $ahead.from => _,
+            ahead_step = in(reg) $ahead.step * size_of::<u32>(),
             ap = out(reg) _,
             bp = out(reg) _,
             // How many steps a run has left; before, whether to add.
@@ -452,7 +454,15 @@ impl Matrix for Amx {
     const SLIDES: bool = true;
 
     #[inline(never)]
-    unsafe fn slide(shape: &Slide, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    unsafe fn slide(
+        shape: &Slide,
+        runs: &[Run],
+        a: *const u32,
+        b: *const u32,
+        c: *mut f32,
+        add: bool,
+        ahead: Ahead,
+    ) {
         if runs.is_empty() {
             for tap in 0..if add { 0 } else { shape.taps() } {
                 for row in 0..shape.rows * EDGE {
@@ -469,7 +479,7 @@ impl Matrix for Amx {
             if shape.rows == 1 {
                 // tmm3-5 are the tiles of x under the three taps: the newest takes the oldest's place.
                 slide!(
-                    shape, runs, frame, c, add,
+                    shape, runs, frame, c, add, ahead,
                     load ["tileloadd tmm0, [{c} + {c_row}*1]", "tileloadd tmm1, [{c1} + {c_row}*1]",
                         "tileloadd tmm2, [{ap} + {c_row}*1]"],
                     zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2"],
@@ -477,12 +487,15 @@ impl Matrix for Amx {
                     steps [
                         "tileloaddt1 tmm5, [{bp} + {row}*1 + 2048]", "tileloaddt1 tmm6, [{ap} + {row}*1]",
                         "tdpbf16ps tmm0, tmm6, tmm3", "tdpbf16ps tmm1, tmm6, tmm4", "tdpbf16ps tmm2, tmm6, tmm5",
+                        "prefetcht1 [{ahead}]", "prefetcht1 [{ahead} + 64]", "add {ahead}, {ahead_step}",
                         "add {ap}, {a_step}", "dec {left}", "jz 6f",
                         "tileloaddt1 tmm3, [{bp} + {row}*1 + 3072]", "tileloaddt1 tmm7, [{ap} + {row}*1]",
                         "tdpbf16ps tmm0, tmm7, tmm4", "tdpbf16ps tmm1, tmm7, tmm5", "tdpbf16ps tmm2, tmm7, tmm3",
+                        "prefetcht1 [{ahead}]", "prefetcht1 [{ahead} + 64]", "add {ahead}, {ahead_step}",
                         "add {ap}, {a_step}", "dec {left}", "jz 6f",
                         "tileloaddt1 tmm4, [{bp} + {row}*1 + 4096]", "tileloaddt1 tmm6, [{ap} + {row}*1]",
                         "tdpbf16ps tmm0, tmm6, tmm5", "tdpbf16ps tmm1, tmm6, tmm3", "tdpbf16ps tmm2, tmm6, tmm4",
+                        "prefetcht1 [{ahead}]", "prefetcht1 [{ahead} + 64]", "add {ahead}, {ahead_step}",
                         "add {ap}, {a_step}", "add {bp}, 3072", "dec {left}", "jz 6f"
                     ],
                     store ["tilestored [{c} + {c_row}*1], tmm0", "tilestored [{c1} + {c_row}*1], tmm1",
@@ -491,7 +504,7 @@ impl Matrix for Amx {
             } else {
                 // tmm4-5 are the tiles of x under the two taps; C is tap by tap, its second tiles of rows behind the first.
                 slide!(
-                    shape, runs, frame, c, add,
+                    shape, runs, frame, c, add, ahead,
                     load ["tileloadd tmm0, [{c} + {c_row}*1]", "tileloadd tmm1, [{c1} + {c_row}*1]",
                         "tileloadd tmm2, [{c} + {c_row}*1 + 2048]", "tileloadd tmm3, [{c1} + {c_row}*1 + 2048]"],
                     zero ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
@@ -501,11 +514,13 @@ impl Matrix for Amx {
                         "tdpbf16ps tmm0, tmm6, tmm4", "tdpbf16ps tmm1, tmm6, tmm5",
                         "tileloaddt1 tmm7, [{ap} + {row}*1 + 1024]",
                         "tdpbf16ps tmm2, tmm7, tmm4", "tdpbf16ps tmm3, tmm7, tmm5",
+                        "prefetcht1 [{ahead}]", "prefetcht1 [{ahead} + 64]", "add {ahead}, {ahead_step}",
                         "add {ap}, {a_step}", "dec {left}", "jz 6f",
                         "tileloaddt1 tmm4, [{bp} + {row}*1 + 2048]", "tileloaddt1 tmm6, [{ap} + {row}*1]",
                         "tdpbf16ps tmm0, tmm6, tmm5", "tdpbf16ps tmm1, tmm6, tmm4",
                         "tileloaddt1 tmm7, [{ap} + {row}*1 + 1024]",
                         "tdpbf16ps tmm2, tmm7, tmm5", "tdpbf16ps tmm3, tmm7, tmm4",
+                        "prefetcht1 [{ahead}]", "prefetcht1 [{ahead} + 64]", "add {ahead}, {ahead_step}",
                         "add {ap}, {a_step}", "add {bp}, 2048", "dec {left}", "jz 6f"
                     ],
                     store ["tilestored [{c} + {c_row}*1], tmm0", "tilestored [{c1} + {c_row}*1], tmm1",

@@ -229,6 +229,52 @@ pub(crate) struct Ahead {
     pub step: usize,
 }
 
+/// Pieces of memory that products ask for one after the other, two lines a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pieces {
+    /// What is still to be asked for of a piece.
+    from: *const u32,
+    left: usize,
+    /// Pairs of a piece, from the start of one to the next, and how many follow.
+    len: usize,
+    distance: usize,
+    follow: usize,
+}
+
+impl Pieces {
+    /// Pairs that a step asks for: two lines.
+    const STEP: usize = 2 * EDGE;
+
+    /// So many pieces of `len` pairs, `distance` apart; they need not exist.
+    #[inline(always)]
+    pub(crate) fn new(from: *const u32, len: usize, distance: usize, count: usize) -> Pieces {
+        if count == 0 {
+            return Pieces::none(from);
+        }
+        Pieces { from, left: len, len, distance, follow: count - 1 }
+    }
+
+    /// Nothing: products ask for what is there, again and again.
+    #[inline(always)]
+    pub(crate) fn none(at: *const u32) -> Pieces {
+        Pieces { from: at, left: 0, len: 0, distance: 0, follow: 0 }
+    }
+
+    /// What a product of so many steps asks for.
+    #[inline(always)]
+    pub(crate) fn ask(&mut self, steps: usize) -> Ahead {
+        if self.left == 0 && self.follow > 0 {
+            self.from = self.from.wrapping_add(self.distance).wrapping_sub(self.len);
+            (self.left, self.follow) = (self.len, self.follow - 1);
+        }
+        let ahead = Ahead { from: self.from, step: if self.left > 0 { Pieces::STEP } else { 0 } };
+        let asked = self.left.min(steps * Pieces::STEP);
+        self.from = self.from.wrapping_add(asked);
+        self.left -= asked;
+        ahead
+    }
+}
+
 /// Sums of an earlier product, of up to 32 channels (rows of C) at one position, that are still to be finished: a channel's
 /// bias is added, and what is less than `least` becomes that; they are rounded, stored as pairs of channels, and zero where
 /// a mask is not positive. Bias and mask are always there: without one, −0 and ones change nothing.
@@ -281,12 +327,20 @@ pub(crate) trait Matrix: Copy {
     /// Whether [`slide`](Matrix::slide) is faster than its products one by one.
     const SLIDES: bool = false;
 
-    /// For every tap, C += Σ A·B over the runs, or C = Σ A·B. The rows of C are [`C_STRIDE`] apart.
+    /// For every tap, C += Σ A·B over the runs, or C = Σ A·B. The rows of C are [`C_STRIDE`] apart. A step asks for two lines.
     ///
     /// # Safety
     /// As [`product`](Matrix::product); the right operand of a run has so many tiles more as there are taps besides one.
     #[inline(always)]
-    unsafe fn slide(shape: &Slide, runs: &[Run], a: *const u32, b: *const u32, c: *mut f32, add: bool) {
+    unsafe fn slide(
+        shape: &Slide,
+        runs: &[Run],
+        a: *const u32,
+        b: *const u32,
+        c: *mut f32,
+        add: bool,
+        _ahead: Ahead,
+    ) {
         let product = Product {
             rows: shape.rows,
             columns: 1,

@@ -19,7 +19,7 @@ use super::pack::{Segment, rows_of};
 use crate::bf16::conv::Panel;
 use crate::bf16::conv::finish::Finish;
 use crate::bf16::engine::{
-    Ahead, C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Rest, Right, Run, run,
+    C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Pieces, Product, Rest, Right, Run, run,
 };
 use crate::bf16::{EDGE, PICTURES, TAIL, pairs};
 use crate::conv::Axis;
@@ -122,7 +122,7 @@ impl MatrixKernel for Correlate<'_> {
         let mut waiting = None;
         let last_row = (first_row + self.unit_rows).min(target.height);
         for row in first_row..last_row {
-            let mut next = NextRows::none(self.source);
+            let mut next = Pieces::none(self.source.as_ptr());
             if row + 1 < last_row {
                 next = self.rows_besides(chunk, block, row);
             }
@@ -167,58 +167,19 @@ impl MatrixKernel for Correlate<'_> {
     }
 }
 
-/// What a row of the target reads of the map beyond what the row before it does: products of that row ask for it, since it
-/// comes from memory.
-struct NextRows {
-    /// The map from what is still to be asked for in a split.
-    from: *const u32,
-    /// Pairs of the split still to be asked for, and of each split.
-    left: usize,
-    len: usize,
-    /// Pairs from a split to the next, and how many follow.
-    split_len: usize,
-    splits: usize,
-}
-
-impl NextRows {
-    fn none(map: &[u32]) -> NextRows {
-        NextRows { from: map.as_ptr(), left: 0, len: 0, split_len: 0, splits: 0 }
-    }
-
-    /// Pairs that a step asks for: two lines.
-    const STEP: usize = PICTURES;
-
-    /// What a product of so many steps asks for.
-    #[inline(always)]
-    fn ask(&mut self, steps: usize) -> Ahead {
-        if self.left == 0 && self.splits > 0 {
-            self.from = self.from.wrapping_add(self.split_len - self.len);
-            (self.left, self.splits) = (self.len, self.splits - 1);
-        }
-        let ahead = Ahead { from: self.from, step: if self.left > 0 { NextRows::STEP } else { 0 } };
-        let asked = self.left.min(steps * NextRows::STEP);
-        self.from = self.from.wrapping_add(asked);
-        self.left -= asked;
-        ahead
-    }
-}
-
 impl Correlate<'_> {
-    /// What the row after `row` of a block reads besides, for the panels of a chunk.
-    fn rows_besides(&self, chunk: usize, block: usize, row: usize) -> NextRows {
+    /// What the row after `row` of a block reads of the map besides, for the panels of a chunk: it comes from memory.
+    fn rows_besides(&self, chunk: usize, block: usize, row: usize) -> Pieces {
         let p = self.packed;
         let end = |row| rows_of(&self.rows, row, self.forward).map(|(_, h)| h + 1).max();
-        let (Some(from), Some(to)) = (end(row), end(row + 1)) else { return NextRows::none(self.source) };
+        let (Some(from), Some(to)) = (end(row), end(row + 1)) else {
+            return Pieces::none(self.source.as_ptr());
+        };
         let panel = &p.panels[p.chunks[chunk]];
         let split = panel.split * self.groups / p.target.splits * p.group_splits;
+        let at = block * p.source.block_len() + p.source.at(split, from, 0);
         let len = to.saturating_sub(from) * p.source.width * p.source.position_len();
-        NextRows {
-            from: self.source[block * p.source.block_len() + p.source.at(split, from, 0)..].as_ptr(),
-            left: len,
-            len,
-            split_len: p.source.split_len(),
-            splits: p.group_splits - 1,
-        }
+        Pieces::new(self.source.as_ptr().wrapping_add(at), len, p.source.split_len(), p.group_splits)
     }
 }
 
@@ -246,7 +207,7 @@ impl Correlate<'_> {
         columns: &[usize],
         scratch: *mut f32,
         waiting: &mut Option<Waiting>,
-        next: &mut NextRows,
+        next: &mut Pieces,
     ) {
         let p = self.packed;
         let depth = segment.steps * window.len();

@@ -17,7 +17,7 @@ use crate::bf16::convert::{
     add_pictures, pair_pictures, paired_row_len, paired_tile_row, prefetch_pair, unzip_pairs,
 };
 use crate::bf16::engine::{
-    C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, Slide, run,
+    C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Pieces, Product, Right, Run, Slide, run,
 };
 use crate::bf16::{EDGE, PICTURES, TILE, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -200,11 +200,12 @@ impl MatrixKernel for WeightGradient<'_> {
                     for split in 0..group_splits {
                         let x_row = (block * g.input.splits + first_split + split) * g.input.height;
                         for tile in (0..channel_tiles).step_by(2) {
+                            let mut next = self.tiles_after(x_row, tile, band.clone());
                             for (i, panel) in panels.iter().enumerate() {
                                 let place = Place { band: band.clone(), x_row, tile, started };
                                 let at = (split * taps * channel_tiles.div_ceil(2) + tile / 2) * C_LEN;
                                 let to = sums.add(i * plan.panel_len + at);
-                                self.taps::<M>(panel, &place, dy.add(i * dy_panel), to);
+                                self.taps::<M>(panel, &place, dy.add(i * dy_panel), to, &mut next);
                             }
                         }
                     }
@@ -254,12 +255,34 @@ impl WeightGradient<'_> {
         }
     }
 
+    /// What the two tiles of channels after `tile` are in the rows of x that a band reads: they come from memory.
+    fn tiles_after(&self, x_row: usize, tile: usize, band: Range<usize>) -> Pieces {
+        let g = &self.g;
+        let tiles = g.input.split_channels().div_ceil(EDGE).saturating_sub(tile + 2).min(2);
+        let rows = |p| (0..g.rows.kernel).filter_map(move |r| g.rows.forward(p, r));
+        let (first, last) = (rows(band.start).min(), rows(band.end - 1).max());
+        let (Some(first), Some(last), 1..) = (first, last, tiles) else {
+            return Pieces::none(self.paired.as_ptr());
+        };
+        let (row, tile_row) =
+            (paired_row_len(&g.input, g.paired_pad()), paired_tile_row(&g.input, g.paired_pad()));
+        let from = self.paired.as_ptr().wrapping_add((x_row + first) * row + (tile + 2) * tile_row);
+        Pieces::new(from, tiles * tile_row, row, last + 1 - first)
+    }
+
     /// dw of a panel's filters and of two tiles of channels, every tap, over a band.
     ///
     /// # Safety
     /// The band lies within the maps, and `dy` holds its rows of the panel; the sums have room for every tap.
     #[inline(always)]
-    unsafe fn taps<M: Matrix>(&self, panel: &Panel, place: &Place, dy: *const u32, sums: *mut f32) {
+    unsafe fn taps<M: Matrix>(
+        &self,
+        panel: &Panel,
+        place: &Place,
+        dy: *const u32,
+        sums: *mut f32,
+        next: &mut Pieces,
+    ) {
         let g = &self.g;
         let (window, channel_tiles) = (g.columns.kernel, g.input.split_channels().div_ceil(EDGE));
         let columns = (channel_tiles - place.tile).min(2);
@@ -278,6 +301,7 @@ impl WeightGradient<'_> {
                 // The first band starts the sums, even if it has no product.
                 let idle = runs.is_empty() && place.started;
                 if let Some(rows) = rows {
+                    let steps = runs.iter().map(|run| run.steps).sum();
                     let shape = Slide { rows, c_tap, a_step: panel.tiles * TILE };
                     for (m, n) in
                         (0..panel.tiles).step_by(rows).flat_map(|m| (0..columns).map(move |n| (m, n)))
@@ -286,7 +310,7 @@ impl WeightGradient<'_> {
                             let to = to.wrapping_add(m * EDGE * C_STRIDE + n * EDGE);
                             let (a, b) = (dy.wrapping_add(m * TILE), b.wrapping_add(n * tile_row));
                             // SAFETY: the caller's promise; a row of x has zeros where windows overhang.
-                            unsafe { M::slide(&shape, runs, a, b, to, place.started) };
+                            unsafe { M::slide(&shape, runs, a, b, to, place.started, next.ask(steps)) };
                         }
                     }
                     s += shape.taps();
