@@ -12,7 +12,7 @@ use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Method, Packed
 use alexnet_kernels::bf16::convert::{self, flat, pair_pictures, paired_len};
 use alexnet_kernels::bf16::entry::{Entry, enter};
 use alexnet_kernels::bf16::linear::{self, Backward, Output, Rounded, Weights};
-use alexnet_kernels::bf16::{Engine, MapLayout, PICTURES, pairs};
+use alexnet_kernels::bf16::{Engine, MapLayout, PICTURES, pairs, round};
 use alexnet_kernels::conv::Axis;
 use alexnet_kernels::sgd::Update;
 use alexnet_kernels::{Context, Isa};
@@ -304,6 +304,47 @@ fn folded_pixels_give_the_same_convolution() {
             let entry = Entry { channels, height: side, width: side, fold: stride, pad, map: f.input };
             enter(&mut ctx, engine, &entry, count, &pixels, &mut map);
             assert!(run(&mut ctx, &f, fold, &map) == want, "{} {kernel} {stride} {pad}", engine.name());
+        }
+    }
+}
+
+/// A map that is too large for caches is stored past them, whether its lines are aligned or not.
+#[test]
+fn a_large_batch_enters_pixel_by_pixel() {
+    let (channels, side, fold, pad, count) = (3, 135, 4, 2, 150);
+    let size = (side + 2 * pad).div_ceil(fold);
+    let map = MapLayout { channels: channels * fold * fold, splits: 1, height: size, width: size };
+    let entry = Entry { channels, height: side, width: side, fold, pad, map };
+    let pixels = Random(7).reals(count * side * side * channels);
+    for engine in engines() {
+        let mut ctx = Context::new(engine.isa(), 2);
+        for offset in [0, 1] {
+            let mut to = vec![f32::NAN; room(&map, count) + offset];
+            enter(&mut ctx, engine, &entry, count, &pixels, &mut to[offset..]);
+            let got = pairs(&to[offset..]);
+            let inside = |v: usize| v.checked_sub(pad).filter(|&v| v < side);
+            for n in 0..count.next_multiple_of(PICTURES) {
+                for c in 0..map.channels {
+                    for (h, w) in (0..size).flat_map(|h| (0..size).map(move |w| (h, w))) {
+                        let (at, odd) = map.offset(n % PICTURES, c, h, w);
+                        let got = got[n / PICTURES * map.block_len() + at];
+                        let got = if odd { got >> 16 } else { got & 0xffff };
+                        let (y, x) = (h * fold + c / channels / fold, w * fold + c / channels % fold);
+                        let want = match (inside(y), inside(x)) {
+                            (Some(y), Some(x)) if n < count => {
+                                pixels[((n * side + y) * side + x) * channels + c % channels]
+                            }
+                            _ => 0.0,
+                        };
+                        assert_eq!(
+                            got,
+                            u32::from(round(want)),
+                            "{} {offset}: {n} {c} {h} {w}",
+                            engine.name()
+                        );
+                    }
+                }
+            }
         }
     }
 }

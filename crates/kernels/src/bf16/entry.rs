@@ -1,12 +1,13 @@
 //! Pixels become map 0: rounded, folded for a strided first convolution, and turned, so that pictures are lanes.
 //!
-//! A row of each of 32 pictures is rounded to pairs beside the others', and 16 × 16 pairs of them at a time are transposed.
+//! A row of each of 32 pictures is rounded to pairs beside the others', and 16 × 16 pairs of them at a time are transposed,
+//! while the next row of pixels is asked for.
 //! Where the channels of `fold` neighbouring pixels are even in number they are whole pairs as they lie.
 
 use super::engine::{Engine, run_vectors};
 use super::{EDGE, MapLayout, PICTURES, TILE, pair};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::{Simd, prefetch};
+use crate::simd::{Simd, prefetch, prefetch_far};
 
 /// Pictures as the loader writes them, (N, H, W, C) in f32, to a map whose positions hold `fold` × `fold` pixels in the
 /// order (row, column, channel); `pad` zero pixels precede the first row and column.
@@ -49,6 +50,10 @@ impl Entry {
     }
 }
 
+/// Pairs of a map that goes to memory past the caches: 16 MiB, more than the second ones hold. Storing would read every line
+/// first, which takes turns with reading pixels.
+const STREAMED_LEN: usize = 4 << 20;
+
 /// Fills the map of the blocks of `count` pictures from their pixels; the lanes of missing pictures are zero.
 pub fn enter(ctx: &mut Context, engine: Engine, entry: &Entry, count: usize, pixels: &[f32], to: &mut [f32]) {
     let Entry { channels, height, width, fold, map, .. } = *entry;
@@ -56,7 +61,8 @@ pub fn enter(ctx: &mut Context, engine: Engine, entry: &Entry, count: usize, pix
     assert!(pixels.len() >= count * height * width * channels, "pixels");
     let blocks = count.div_ceil(PICTURES);
     assert!(to.len() >= blocks * map.block_len(), "the map");
-    run_vectors(ctx, engine, &Enter { entry: *entry, count, blocks, pixels, to: Ptr::from_mut(to) });
+    let streams = blocks * map.block_len() >= STREAMED_LEN;
+    run_vectors(ctx, engine, &Enter { entry: *entry, count, blocks, pixels, to: Ptr::from_mut(to), streams });
 }
 
 struct Enter<'a> {
@@ -65,6 +71,8 @@ struct Enter<'a> {
     blocks: usize,
     pixels: &'a [f32],
     to: Ptr,
+    /// Whether the map is beyond what caches hold until it is read.
+    streams: bool,
 }
 
 impl Kernel for Enter<'_> {
@@ -100,13 +108,64 @@ impl Kernel for Enter<'_> {
                     }
                 }
                 let to = self.to.at(unit * map.width * map.position_len()).cast::<u32>();
-                self.turn::<S>(rows, part, to);
+                let next = self.row(block, h, part + 1);
+                self.turn::<S>(rows, part, to, next);
+            }
+        }
+        if self.streams {
+            // SAFETY: the processor has the instructions of S.
+            unsafe { S::release_lines() };
+        }
+    }
+}
+
+/// A row of the pixels of some pictures, which is asked for while another is turned.
+struct Row {
+    from: *const f32,
+    /// Elements of a row, and from a picture to the next.
+    len: usize,
+    picture_len: usize,
+    /// Pictures, and what has been asked for of the first.
+    pictures: usize,
+    asked: usize,
+}
+
+impl Row {
+    /// Lines of all pictures, or a few more.
+    fn lines(&self) -> usize {
+        self.pictures * self.len.div_ceil(EDGE)
+    }
+
+    /// Asks for some more lines.
+    #[inline(always)]
+    fn ask(&mut self, lines: usize) {
+        for _ in 0..lines {
+            prefetch_far(self.from.wrapping_add(self.asked));
+            self.asked += EDGE;
+            if self.asked >= self.len {
+                self.asked = 0;
+                self.from = self.from.wrapping_add(self.picture_len);
             }
         }
     }
 }
 
 impl Enter<'_> {
+    /// The row of pixels that is part `part` of row `h` of a block of the map, if there is one.
+    fn row(&self, block: usize, h: usize, part: usize) -> Row {
+        let Entry { channels, height, width, fold, pad, .. } = self.entry;
+        let y = (h * fold + part).checked_sub(pad).filter(|&y| y < height && part < fold);
+        let first = block * PICTURES;
+        let at = (first * height + y.unwrap_or(0)) * width * channels;
+        Row {
+            from: self.pixels.as_ptr().wrapping_add(at),
+            len: width * channels,
+            picture_len: height * width * channels,
+            pictures: if y.is_some() { PICTURES.min(self.count - first) } else { 0 },
+            asked: 0,
+        }
+    }
+
     /// Row `y` of a padded picture as pairs; zero beyond the picture.
     #[inline(always)]
     unsafe fn round_row<S: Simd>(&self, picture: usize, y: usize, to: &mut [u32]) {
@@ -167,20 +226,26 @@ impl Enter<'_> {
 
     /// 32 rows of pairs to positions of pairs of 32 pictures.
     #[inline(always)]
-    unsafe fn turn<S: Simd>(&self, rows: *const u32, part: usize, to: *mut u32) {
+    unsafe fn turn<S: Simd>(&self, rows: *const u32, part: usize, to: *mut u32, mut next: Row) {
         let map = self.entry.map;
         let part_pairs = self.entry.part_pairs();
         let row_len = self.entry.row_len();
         let mut tile = [0u32; TILE];
+        let each = next.lines().div_ceil(PICTURES / EDGE * (map.width * part_pairs).div_ceil(EDGE));
         for half in 0..PICTURES / EDGE {
             let (mut w, mut p) = (0, 0);
             for first in (0..map.width * part_pairs).step_by(EDGE) {
                 // SAFETY: the caller's promise: rows are whole tiles, and the map's row has all positions.
                 unsafe {
+                    next.ask(each);
                     S::transpose(rows.add(half * EDGE * row_len + first), row_len, tile.as_mut_ptr());
                     for lanes in tile.chunks_exact(EDGE).take(map.width * part_pairs - first) {
                         let at = (w * map.split_pairs() + part * part_pairs + p) * PICTURES + half * EDGE;
-                        to.add(at).cast::<[u32; EDGE]>().write(lanes.try_into().expect("16 pictures"));
+                        if self.streams {
+                            S::stream_line(lanes.as_ptr(), to.add(at));
+                        } else {
+                            to.add(at).cast::<[u32; EDGE]>().write(lanes.try_into().expect("16 pictures"));
+                        }
                         p += 1;
                         if p == part_pairs {
                             (w, p) = (w + 1, 0);

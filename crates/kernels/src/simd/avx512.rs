@@ -162,6 +162,20 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
+    unsafe fn stream_line(from: *const u32, to: *mut u32) {
+        use std::arch::x86_64::*;
+        let line = _mm512_loadu_si512(from.cast());
+        if to.addr().is_multiple_of(64) {
+            _mm512_stream_si512(to.cast(), line);
+        } else {
+            _mm512_storeu_si512(to.cast(), line);
+        }
+    }
+    #[inline(always)]
+    unsafe fn release_lines() {
+        std::arch::x86_64::_mm_sfence();
+    }
+    #[inline(always)]
     unsafe fn rsqrt(a: Self::V) -> Self::V {
         use std::arch::x86_64::*;
         // The estimate has 14 bits; one step of Newton's doubles them: r·(3 − a·r²)/2.

@@ -183,6 +183,17 @@ pub trait Simd: Copy {
         }
     }
 
+    /// Copies a line, 16 pairs; where the processor can, to memory without reading the line first or keeping it in a cache: for
+    /// what is not read soon. Another thread sees it only after [`Simd::release_lines`].
+    #[inline(always)]
+    unsafe fn stream_line(from: *const u32, to: *mut u32) {
+        std::ptr::copy_nonoverlapping(from, to, 16);
+    }
+
+    /// Makes what [`Simd::stream_line`] copied precede whatever this thread stores later.
+    #[inline(always)]
+    unsafe fn release_lines() {}
+
     /// The sum of all lanes, in order.
     #[inline(always)]
     unsafe fn sum(a: Self::V) -> f32 {
