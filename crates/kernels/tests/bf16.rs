@@ -311,7 +311,7 @@ fn folded_pixels_give_the_same_convolution() {
 /// A map that is too large for caches is stored past them, whether its lines are aligned or not.
 #[test]
 fn a_large_batch_enters_pixel_by_pixel() {
-    let (channels, side, fold, pad, count) = (3, 135, 4, 2, 150);
+    let (channels, side, fold, pad, count) = (3usize, 135usize, 4, 2, 150usize);
     let size = (side + 2 * pad).div_ceil(fold);
     let map = MapLayout { channels: channels * fold * fold, splits: 1, height: size, width: size };
     let entry = Entry { channels, height: side, width: side, fold, pad, map };
