@@ -1,7 +1,7 @@
 //! Changes of layout: into and out of bf16 maps, and the forms that the weight gradient's operands have.
 
 use super::engine::{Engine, Matrix, MatrixKernel, run};
-use super::{EDGE, MapLayout, PICTURES, TILE, pair, pairs, pairs_mut, widen};
+use super::{EDGE, MapLayout, PICTURES, STREAMED_LEN, TILE, pair, pairs, pairs_mut, widen};
 use crate::parallel::{ChunkWork, Context, Ptr};
 use crate::simd::{Simd, prefetch, prefetch_far};
 
@@ -20,7 +20,8 @@ pub fn pair_pictures(
     to: &mut [f32],
 ) {
     assert!(x.len() >= blocks * map.block_len() && to.len() >= paired_len(map, pad, blocks), "maps");
-    run(ctx, engine, &PairPictures { map: *map, pad, blocks, x: pairs(x), to: Ptr::from_mut(to) });
+    let streams = paired_len(map, pad, blocks) >= STREAMED_LEN;
+    run(ctx, engine, &PairPictures { map: *map, pad, blocks, x: pairs(x), to: Ptr::from_mut(to), streams });
 }
 
 /// Elements that [`pair_pictures`] fills.
@@ -44,6 +45,7 @@ struct PairPictures<'a> {
     blocks: usize,
     x: &'a [u32],
     to: Ptr,
+    streams: bool,
 }
 
 impl MatrixKernel for PairPictures<'_> {
@@ -66,7 +68,14 @@ impl MatrixKernel for PairPictures<'_> {
             for w in 0..map.width {
                 let from = self.x.as_ptr().add((unit * map.width + w) * map.position_len());
                 let to = self.to.at(row + (before + w) * TILE).cast::<u32>();
-                pair_position::<M::S>(from, map.split_pairs(), tile_row, to);
+                if self.streams {
+                    stream_position::<M::S>(from, map.split_pairs(), tile_row, to);
+                } else {
+                    pair_position::<M::S>(from, map.split_pairs(), tile_row, to);
+                }
+            }
+            if self.streams {
+                M::S::release_lines();
             }
         }
     }
@@ -80,6 +89,22 @@ pub(super) unsafe fn pair_position<S: Simd>(from: *const u32, pairs: usize, apar
         for tile in 0..pairs.div_ceil(EDGE / 2) {
             let first = tile * (EDGE / 2);
             S::pair_tile(from.add(first * PICTURES), (pairs - first).min(EDGE / 2), to.add(tile * apart));
+        }
+    }
+}
+
+/// As [`pair_position`], past the caches.
+#[inline(always)]
+unsafe fn stream_position<S: Simd>(from: *const u32, pairs: usize, apart: usize, to: *mut u32) {
+    let mut paired = [0; TILE];
+    for tile in 0..pairs.div_ceil(EDGE / 2) {
+        let first = tile * (EDGE / 2);
+        // SAFETY: the caller's promise.
+        unsafe {
+            S::pair_tile(from.add(first * PICTURES), (pairs - first).min(EDGE / 2), paired.as_mut_ptr());
+            for (line, paired) in paired.chunks_exact(EDGE).enumerate() {
+                S::stream_line(paired.as_ptr(), to.add(tile * apart + line * EDGE));
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 //! Where the channels of `fold` neighbouring pixels are even in number they are whole pairs as they lie.
 
 use super::engine::{Engine, run_vectors};
-use super::{EDGE, MapLayout, PICTURES, TILE, pair};
+use super::{EDGE, MapLayout, PICTURES, STREAMED_LEN, TILE, pair};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, prefetch, prefetch_far};
 
@@ -49,10 +49,6 @@ impl Entry {
         PICTURES * self.row_len()
     }
 }
-
-/// Pairs of a map that goes to memory past the caches: 16 MiB, more than the second ones hold. Storing would read every line
-/// first, which takes turns with reading pixels.
-const STREAMED_LEN: usize = 4 << 20;
 
 /// Fills the map of the blocks of `count` pictures from their pixels; the lanes of missing pictures are zero.
 pub fn enter(ctx: &mut Context, engine: Engine, entry: &Entry, count: usize, pixels: &[f32], to: &mut [f32]) {

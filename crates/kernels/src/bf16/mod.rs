@@ -94,6 +94,10 @@ impl MapLayout {
 /// map's room and stay zero.
 pub const TAIL: usize = EDGE * PICTURES;
 
+/// Pairs of a map in another layout that goes to memory past the caches: 8 MiB, more than the second ones hold. Storing would
+/// read every line first, which takes turns with reading what it comes from.
+pub(crate) const STREAMED_LEN: usize = 2 << 20;
+
 /// The memory of an arena as pairs.
 pub fn pairs(data: &[f32]) -> &[u32] {
     // SAFETY: u32 has the size and alignment of f32, and every bit pattern is one of both.
