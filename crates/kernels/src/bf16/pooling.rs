@@ -3,7 +3,7 @@
 
 use super::engine::{Engine, run_vectors};
 use super::lrn::{Two, Walk};
-use super::{MapLayout, PICTURES, pairs};
+use super::{EDGE, MapLayout, PICTURES, STREAMED_LEN, pairs};
 use crate::conv::Axis;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::pooling::windows_of;
@@ -253,7 +253,8 @@ pub fn max_backward(
 ) {
     g.check(blocks, dx.len(), dy.len(), places.len());
     let won = Won { dy: pairs(dy), places };
-    run_vectors(ctx, engine, &MaxBackward { g: *g, blocks, won, dx: Ptr::from_mut(dx) });
+    let streams = blocks * g.input.block_len() >= STREAMED_LEN;
+    run_vectors(ctx, engine, &MaxBackward { g: *g, blocks, won, dx: Ptr::from_mut(dx), streams });
 }
 
 /// The windows that hold one position.
@@ -325,6 +326,8 @@ struct MaxBackward<'a> {
     blocks: usize,
     won: Won<'a>,
     dx: Ptr,
+    /// Whether dx is beyond what caches hold until it is read.
+    streams: bool,
 }
 
 impl Kernel for MaxBackward<'_> {
@@ -348,10 +351,21 @@ impl Kernel for MaxBackward<'_> {
                     // SAFETY: this unit owns row h of the block in dx, whose length was checked as were the others'.
                     unsafe {
                         let [even, odd] = self.won.gather::<S>(&windows, to.step());
-                        S::store_pairs(self.dx.at(at).cast(), even, odd);
+                        let to = self.dx.at(at).cast();
+                        if self.streams && S::LANES == EDGE {
+                            let mut line = [0; EDGE];
+                            S::store_pairs(line.as_mut_ptr(), even, odd);
+                            S::stream_line(line.as_ptr(), to);
+                        } else {
+                            S::store_pairs(to, even, odd);
+                        }
                     }
                 }
             }
+        }
+        if self.streams {
+            // SAFETY: the processor has the instructions of S.
+            unsafe { S::release_lines() };
         }
     }
 }
