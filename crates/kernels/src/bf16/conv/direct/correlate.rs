@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! for chunk of panels            (weights of a chunk stay in L2)
-//!   for block, for rows          (a unit: source rows under the window stay in L2)
+//!   for block, for rows          (a unit: source rows under the window stay in L2; if they are too long, a strip of
+//!                                 columns at a time)
 //!     for panel, for columns     32 target channels at up to 14 positions
 //!       for part of the depth    (its weights stay in L1; the map passes by)
 //!         for column             one position: 32 × 32 sums over the part's runs, in registers
@@ -35,6 +36,8 @@ pub const MOST_RUNS: usize = 64;
 const PART_STEPS: usize = 18;
 /// Most columns that share a part of the weights: their sums are 56 KiB.
 const TOGETHER: usize = 14;
+/// Bytes of the map's rows under a window that are too many to stay in L2, of 2 MiB with tiles, beside a chunk's weights.
+const WINDOW_BYTES: usize = 1 << 20;
 /// Places for the sums of a position: of columns, and of the one before them that waits for its epilogue.
 const PLACES: usize = TOGETHER + 1;
 /// Elements of scratch: the sums of columns.
@@ -58,6 +61,11 @@ pub(in crate::bf16::conv) fn correlate(
     assert!(target.len() >= blocks * packed.target.block_len(), "the map that is written");
     assert!(packed.group_splits * rows.kernel <= MOST_RUNS, "a window of at most {MOST_RUNS} rows");
     let unit_rows = (blocks * packed.target.height).div_ceil(CHUNK_UNITS).min(packed.target.height);
+    let window_bytes = packed.group_splits
+        * rows.kernel
+        * packed.source.width
+        * packed.source.position_len()
+        * size_of::<u32>();
     run(
         ctx,
         engine,
@@ -74,6 +82,7 @@ pub(in crate::bf16::conv) fn correlate(
             finish,
             target: Ptr::from_mut(target),
             unit_rows,
+            strip_by_strip: window_bytes > WINDOW_BYTES,
         },
     );
 }
@@ -94,6 +103,8 @@ struct Correlate<'a> {
     in_parts: bool,
     /// Rows of a unit.
     unit_rows: usize,
+    /// Whether a unit takes all its rows at a strip of columns before the next strip.
+    strip_by_strip: bool,
 }
 
 impl Correlate<'_> {
@@ -120,40 +131,38 @@ impl MatrixKernel for Correlate<'_> {
         let (block, first_row) = (rest / self.block_units(), rest % self.block_units() * self.unit_rows);
         let source = block * p.source.block_len();
         let mut waiting = None;
-        let last_row = (first_row + self.unit_rows).min(target.height);
-        for row in first_row..last_row {
-            let mut next = Pieces::none(self.source.as_ptr());
-            if row + 1 < last_row {
-                next = self.rows_besides(chunk, block, row);
-            }
-            for index in p.chunks[chunk]..p.chunks[chunk + 1] {
-                let panel = p.panels[index];
-                let first_split = panel.split * self.groups / target.splits * p.group_splits;
-                // For each row of the window in each split: where its weights begin, and its map row.
-                let mut window = [(0, 0); MOST_RUNS];
-                let mut used = 0;
-                for split in 0..p.group_splits {
-                    for (r, h) in rows_of(&self.rows, row, self.forward) {
-                        let weights = p.row_start(index, split, self.rows.kernel, r);
-                        window[used] = (weights, source + p.source.at(first_split + split, h, 0));
-                        used += 1;
-                    }
+        let rows = first_row..(first_row + self.unit_rows).min(target.height);
+        let strips =
+            || p.segments.iter().flat_map(|s| s.columns.chunks(TOGETHER).map(move |columns| (s, columns)));
+        let together = if self.strip_by_strip { 1 } else { strips().count() };
+        for first_strip in (0..strips().count()).step_by(together) {
+            let strips = || strips().skip(first_strip).take(together);
+            for row in rows.clone() {
+                let mut next = Pieces::none(self.source.as_ptr());
+                if row + 1 < rows.end {
+                    let columns = strips().flat_map(|(_, columns)| columns.iter().copied());
+                    next = self.rows_besides(chunk, block, row, columns);
                 }
-                for segment in &p.segments {
-                    for columns in segment.columns.chunks(TOGETHER) {
+                for index in p.chunks[chunk]..p.chunks[chunk + 1] {
+                    let panel = p.panels[index];
+                    let first_split = panel.split * self.groups / target.splits * p.group_splits;
+                    // For each row of the window in each split: where its weights begin, and its map row.
+                    let mut window = [(0, 0); MOST_RUNS];
+                    let mut used = 0;
+                    for split in 0..p.group_splits {
+                        for (r, h) in rows_of(&self.rows, row, self.forward) {
+                            let weights = p.row_start(index, split, self.rows.kernel, r);
+                            window[used] = (weights, source + p.source.at(first_split + split, h, 0));
+                            used += 1;
+                        }
+                    }
+                    let (window, panel) = (&window[..used], &panel);
+                    for (segment, columns) in strips() {
+                        let (waiting, next) = (&mut waiting, &mut next);
                         // SAFETY: passed on from the caller; this unit owns the panel's pairs at these rows.
                         unsafe {
-                            let window = &window[..used];
                             self.columns::<M>(
-                                block,
-                                &panel,
-                                row,
-                                window,
-                                segment,
-                                columns,
-                                scratch,
-                                &mut waiting,
-                                &mut next,
+                                block, panel, row, window, segment, columns, scratch, waiting, next,
                             );
                         }
                     }
@@ -168,8 +177,15 @@ impl MatrixKernel for Correlate<'_> {
 }
 
 impl Correlate<'_> {
-    /// What the row after `row` of a block reads of the map besides, for the panels of a chunk: it comes from memory.
-    fn rows_besides(&self, chunk: usize, block: usize, row: usize) -> Pieces {
+    /// What the row after `row` of a block reads of the map besides, for the panels of a chunk at some columns: it comes from
+    /// memory.
+    fn rows_besides(
+        &self,
+        chunk: usize,
+        block: usize,
+        row: usize,
+        columns: impl Iterator<Item = usize>,
+    ) -> Pieces {
         let p = self.packed;
         let end = |row| rows_of(&self.rows, row, self.forward).map(|(_, h)| h + 1).max();
         let (Some(from), Some(to)) = (end(row), end(row + 1)) else {
@@ -177,8 +193,19 @@ impl Correlate<'_> {
         };
         let panel = &p.panels[p.chunks[chunk]];
         let split = panel.split * self.groups / p.target.splits * p.group_splits;
-        let at = block * p.source.block_len() + p.source.at(split, from, 0);
-        let len = to.saturating_sub(from) * p.source.width * p.source.position_len();
+        // Positions of these rows, from the first that is read on.
+        let reads = columns
+            .filter_map(|w| p.walk.columns[w])
+            .map(|c| (c.source, c.source + p.walk.taps[c.taps].count));
+        let Some((first, end)) = reads.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else {
+            return Pieces::none(self.source.as_ptr());
+        };
+        let rows = to.saturating_sub(from);
+        let positions = (rows * p.source.width)
+            .saturating_sub(first)
+            .min((rows.max(1) - 1) * p.source.width + end - first);
+        let at = block * p.source.block_len() + p.source.at(split, from, first);
+        let len = positions * p.source.position_len();
         Pieces::new(self.source.as_ptr().wrapping_add(at), len, p.source.split_len(), p.group_splits)
     }
 }
