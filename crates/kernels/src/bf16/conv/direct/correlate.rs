@@ -27,8 +27,9 @@ use crate::conv::Axis;
 use crate::parallel::{Context, Ptr};
 use crate::simd::Simd;
 
-/// Units of a chunk: enough that the last ones to finish do not leave the others waiting for long.
-const CHUNK_UNITS: usize = 16;
+/// Units of a chunk for each thread: enough that the last ones to finish do not leave the others waiting for long; but all rows
+/// under a unit's first window come from memory, and nothing asks for them ahead.
+const THREAD_UNITS: usize = 4;
 /// Most runs of a product: rows of the window times the splits of the map that a group reads. It bounds two arrays on the
 /// stack at every position, 2.5 KiB. Published networks have 11 at most: conv1, if it is not folded.
 pub const MOST_RUNS: usize = 64;
@@ -60,7 +61,8 @@ pub(in crate::bf16::conv) fn correlate(
     assert!(source.len() >= blocks * packed.source.block_len() + TAIL, "the map that is read");
     assert!(target.len() >= blocks * packed.target.block_len(), "the map that is written");
     assert!(packed.group_splits * rows.kernel <= MOST_RUNS, "a window of at most {MOST_RUNS} rows");
-    let unit_rows = (blocks * packed.target.height).div_ceil(CHUNK_UNITS).min(packed.target.height);
+    let unit_rows =
+        (blocks * packed.target.height).div_ceil(THREAD_UNITS * ctx.threads()).min(packed.target.height);
     let window_bytes = packed.group_splits
         * rows.kernel
         * packed.source.width
