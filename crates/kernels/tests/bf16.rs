@@ -12,6 +12,7 @@ use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Method, Packed
 use alexnet_kernels::bf16::convert::{self, flat, pair_pictures, paired_len};
 use alexnet_kernels::bf16::entry::{Entry, enter};
 use alexnet_kernels::bf16::linear::{self, Backward, Output, Rounded, Weights};
+use alexnet_kernels::bf16::pooling::{self, Record, Winners};
 use alexnet_kernels::bf16::{Engine, MapLayout, PICTURES, pairs, round};
 use alexnet_kernels::conv::Axis;
 use alexnet_kernels::sgd::Update;
@@ -235,6 +236,70 @@ fn random_convolutions() {
         let (c, k) = (groups * draw(1, 40), groups * draw(1, 40));
         let g = geometry([c, groups], [k, groups], groups, axes[0], axes[1]);
         check_conv(engines[i % engines.len()], 2, &g, draw(1, 40), i % 3 > 0, i as u64);
+    }
+}
+
+/// What is pooled as it is computed equals what is computed, stored and pooled, and so do the places that won.
+#[test]
+fn convolutions_that_are_pooled_as_they_are_computed() {
+    // Windows that overlap, meet, leave rows out and are clipped at the end; splits of the pooled map that are those of the
+    // groups, finer, or none; more columns than share a part of a deep window; chunks of several panels, and several chunks;
+    // an odd number of channels; batches up to 16 pictures; more units than a block has rows.
+    let cases = [
+        (geometry([48, 1], [64, 1], 1, axis(9, 3, 1, 0, 0), axis(10, 3, 1, 0, 0)), 1, (3, 2), 128),
+        (geometry([96, 2], [80, 2], 2, axis(13, 5, 1, 2, 2), axis(17, 5, 1, 2, 2)), 1, (3, 2), 33),
+        (geometry([64, 1], [160, 1], 1, axis(8, 5, 1, 2, 2), axis(5, 5, 1, 2, 2)), 2, (3, 3), 16),
+        (geometry([192, 1], [96, 2], 1, axis(7, 3, 1, 1, 1), axis(6, 3, 1, 1, 1)), 4, (2, 3), 40),
+        (geometry([5, 1], [7, 1], 1, axis(6, 3, 2, 1, 1), axis(9, 3, 1, 1, 1)), 1, (4, 1), 5),
+        (geometry([8, 2], [72, 2], 2, axis(1, 3, 1, 1, 1), axis(3, 3, 1, 1, 1)), 2, (1, 1), 70),
+    ];
+    for engine in engines() {
+        for (i, &(g, splits, (size, stride), count)) in cases.iter().enumerate() {
+            let pooled = |axis: Axis| {
+                let output =
+                    axis.output.saturating_sub(size).div_ceil(stride).min((axis.output - 1) / stride) + 1;
+                Axis { input: axis.output, output, kernel: size, stride, pad: 0 }
+            };
+            let [rows, columns] = [g.rows, g.columns].map(pooled);
+            let output =
+                MapLayout { channels: g.output.channels, splits, height: rows.output, width: columns.output };
+            let pool = pooling::Geometry { input: g.output, output, rows, columns };
+            let mut random = Random(i as u64);
+            let mut ctx = Context::new(engine.isa(), 1 + i % 3);
+            let x = Map::random(g.input, count, true, &mut random);
+            let w = random
+                .integers(g.output.channels * g.input.channels / g.groups * g.rows.kernel * g.columns.kernel);
+            let bias = random.integers(g.output.channels);
+            let mut packed = Packed::for_forward(&g, Method::Direct);
+            conv::pack_forward(&mut ctx, &g, Fold { kernel: g.rows.kernel, fold: 1 }, &w, &mut packed);
+            let blocks = count.div_ceil(PICTURES);
+            for (relu, winners) in [(true, Some(Winners::First)), (false, Some(Winners::All)), (true, None)] {
+                let epilogue = if relu { Epilogue::BiasRelu } else { Epilogue::Bias };
+                let mut all = vec![0.0; room(&g.output, count)];
+                conv::forward(&mut ctx, engine, &g, count, &x.data, &packed, &bias, epilogue, &mut all);
+                let [mut want, mut got] = [0; 2].map(|_| vec![0.0; room(&output, count)]);
+                let [mut won, mut won_at_once] = [0; 2].map(|_| vec![0u16; 2 * blocks * output.block_len()]);
+                let record = |places| winners.map(|winners| Record { places, winners });
+                pooling::max_forward(&mut ctx, &pool, blocks, &all, &mut want, relu, record(&mut won));
+                let record = record(&mut won_at_once);
+                conv::forward_pooled(
+                    &mut ctx, engine, &g, &pool, count, &x.data, &packed, &bias, epilogue, &mut got, record,
+                );
+                let what = format!("{} {pool:?} {count} {relu}", engine.name());
+                assert_eq!(load(&output, count, &got), load(&output, count, &want), "{what}");
+                for n in 0..count {
+                    for c in 0..output.channels {
+                        for (p, q) in (0..output.height).flat_map(|p| (0..output.width).map(move |q| (p, q)))
+                        {
+                            let (at, odd) = output.offset(n % PICTURES, c, p, q);
+                            let at = 2 * (n / PICTURES * output.block_len() + at) + usize::from(odd);
+                            assert_eq!(won_at_once[at], won[at], "{what}: {n} {c} {p} {q}");
+                        }
+                    }
+                }
+                assert!(winners.is_none() || won.iter().any(|places| *places != 0), "{what}");
+            }
+        }
     }
 }
 

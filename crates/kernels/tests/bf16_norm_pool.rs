@@ -181,11 +181,15 @@ fn max_pooling_between_splits() {
             ] {
                 let mut got = vec![0.0; room(&g.output, count)];
                 let mut places = vec![0; 4 * g.output.block_len()];
-                let record = Record { places: &mut places, winners, relu };
-                pooling::max_forward(&mut ctx, &g, 2, &x.data, &mut got, Some(record));
+                let record = Record { places: &mut places, winners };
+                // After a ReLU nothing is negative; what was is masked, so the gradient is the same.
+                let through = |v: &f64| if relu { v.max(0.0) } else { *v };
+                let x_data = store(&g.input, count, &x.values.iter().map(through).collect::<Vec<_>>(), 0.0);
+                let y: Vec<f64> = y.iter().map(through).collect();
+                pooling::max_forward(&mut ctx, &g, 2, &x_data, &mut got, relu, Some(record));
                 assert_rounded(&format!("y {engine:?} {g:?}"), &load(&g.output, count, &got), &y, 1, true);
                 let mut alone = vec![0.0; room(&g.output, count)];
-                pooling::max_forward(&mut ctx, &g, 2, &x.data, &mut alone, None);
+                pooling::max_forward(&mut ctx, &g, 2, &x_data, &mut alone, relu, None);
                 assert_eq!(alone, got, "without winners");
                 let mut got = vec![0.0; room(&g.input, count)];
                 pooling::max_backward(&mut ctx, engine, &g, 2, &dy.data, &places, &mut got);
@@ -212,15 +216,19 @@ fn max_pooling_of_special_values() {
         let number = (n * 2 + c) * windows + q;
         [0, 1, 2, 3].map(|place| VALUES[number / VALUES.len().pow(place) % VALUES.len()])
     };
-    let mut values = vec![];
-    for n in 0..PICTURES {
-        for c in 0..2 {
-            for h in 0..2 {
-                values.extend((0..2 * windows).map(|w| window(n, c, w / 2)[2 * h + w % 2]));
+    // What a ReLU lets through: no number below zero, but a zero or a NaN may have a sign.
+    let window = |relu: bool, n, c, q| window(n, c, q).map(|v| if relu && v < 0.0 { 0.0 } else { v });
+    let x = [false, true].map(|relu| {
+        let mut values = vec![];
+        for n in 0..PICTURES {
+            for c in 0..2 {
+                for h in 0..2 {
+                    values.extend((0..2 * windows).map(|w| window(relu, n, c, w / 2)[2 * h + w % 2]));
+                }
             }
         }
-    }
-    let x = store(&g.input, PICTURES, &values, 0.0);
+        store(&g.input, PICTURES, &values, 0.0)
+    });
     let larger = |a: f64, b: f64| a > b || (a.is_nan() && !b.is_nan());
     for engine in Engine::all() {
         for (winners, relu) in
@@ -229,13 +237,13 @@ fn max_pooling_of_special_values() {
             let mut ctx = Context::new(engine.isa(), 2);
             let mut y = vec![0.0; room(&g.output, PICTURES)];
             let mut places = vec![0; 2 * g.output.block_len()];
-            let record = Record { places: &mut places, winners, relu };
-            pooling::max_forward(&mut ctx, &g, 1, &x, &mut y, Some(record));
+            let record = Record { places: &mut places, winners };
+            pooling::max_forward(&mut ctx, &g, 1, &x[usize::from(relu)], &mut y, relu, Some(record));
             let got = load(&g.output, PICTURES, &y);
             for n in 0..PICTURES {
                 for c in 0..2 {
                     for q in 0..windows {
-                        let window = window(n, c, q);
+                        let window = window(relu, n, c, q);
                         let first = (0..4).find(|&i| window.iter().all(|&v| !larger(v, window[i]))).unwrap();
                         let as_large = |i: &usize| !larger(window[first], window[*i]);
                         let mut want = match winners {
@@ -309,17 +317,40 @@ fn normalization_and_pooling_in_one_pass() {
             let dy = Map::random(pool.output, count, false, &mut random);
             let new = |map: &MapLayout| vec![0.0; room(map, count)];
             let places = || vec![0; 2 * blocks * pool.output.block_len()];
-            let record = |places| Some(Record { places, winners, relu: false });
 
             let (mut middle, mut y, mut won) = (new(&pool.input), new(&pool.output), places());
             lrn::forward(&mut ctx, engine, &lrn, &pool.input, blocks, &x.data, &mut middle);
-            pooling::max_forward(&mut ctx, &pool, blocks, &middle, &mut y, record(&mut won));
+            pooling::max_forward(
+                &mut ctx,
+                &pool,
+                blocks,
+                &middle,
+                &mut y,
+                false,
+                Some(Record { places: &mut won, winners }),
+            );
             let (mut fused, mut fused_won) = (new(&pool.output), places());
-            lrn_pool::forward(&mut ctx, engine, &op, blocks, &x.data, &mut fused, record(&mut fused_won));
+            let fused_record = Some(Record { places: &mut fused_won, winners });
+            lrn_pool::forward(&mut ctx, engine, &op, blocks, &x.data, &mut fused, false, fused_record);
             assert_eq!(load(&pool.output, count, &fused), load(&pool.output, count, &y), "y {what}");
             assert!(fused_won == won, "winners {what}");
             fused.fill(0.0);
-            lrn_pool::forward(&mut ctx, engine, &op, blocks, &x.data, &mut fused, None);
+            lrn_pool::forward(&mut ctx, engine, &op, blocks, &x.data, &mut fused, false, None);
+            assert_eq!(load(&pool.output, count, &fused), load(&pool.output, count, &y), "alone {what}");
+
+            // After a ReLU: the same without those that are zero.
+            let positive: Vec<f64> = x.values.iter().map(|v| v.max(0.0)).collect();
+            let positive = store(&pool.input, count, &positive, 0.0);
+            lrn::forward(&mut ctx, engine, &lrn, &pool.input, blocks, &positive, &mut middle);
+            let mut y = new(&pool.output);
+            let (mut won_positive, mut fused_positive) = (places(), places());
+            let record_positive = Some(Record { places: &mut won_positive, winners });
+            pooling::max_forward(&mut ctx, &pool, blocks, &middle, &mut y, true, record_positive);
+            let record_positive = Some(Record { places: &mut fused_positive, winners });
+            lrn_pool::forward(&mut ctx, engine, &op, blocks, &positive, &mut fused, true, record_positive);
+            assert_eq!(load(&pool.output, count, &fused), load(&pool.output, count, &y), "positive {what}");
+            assert!(fused_positive == won_positive, "winners of what is positive {what}");
+            lrn_pool::forward(&mut ctx, engine, &op, blocks, &positive, &mut fused, true, None);
             assert_eq!(load(&pool.output, count, &fused), load(&pool.output, count, &y), "alone {what}");
 
             for relu in [false, true] {

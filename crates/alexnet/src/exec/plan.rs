@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::exec::contract::InputLayout;
 use crate::exec::splits;
-use crate::net::{Activation, Lrn, Network, Op, Pool, PoolKind, Shape, Traced};
+use crate::net::{Activation, Network, Op, Pool, PoolKind, Shape, Traced};
 use crate::ops::update::Rule;
 use std::ops::Range;
 
@@ -66,10 +66,12 @@ pub struct Stage {
 /// What a stage computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Convolution, bias and perhaps ReLU.
+    /// Convolution, bias and perhaps ReLU and max pooling.
     Conv {
         /// Whether a ReLU follows in the same pass.
         relu: bool,
+        /// Whether what is computed is pooled in the same pass, and not stored.
+        pool: bool,
     },
     /// Linear layer, bias and perhaps ReLU.
     Linear {
@@ -124,17 +126,23 @@ impl Plan {
     }
 
     /// Plans `net` for the executor in mixed precision: blocks are whole, and the pixels come as they are, to be folded
-    /// and rounded as they enter. A normalization across maps and the max pooling behind it are one stage.
+    /// and rounded as they enter. A max pooling and the convolution or the normalization across maps before it are one stage.
     ///
     /// # Errors
     /// As [`Plan::new`].
     pub fn mixed(net: &Network, batch: usize, mode: Mode) -> Result<Plan> {
         let block = alexnet_kernels::bf16::PICTURES;
-        // The kernel takes windows of five over whole pairs of channels, however the map is cut for groups around it.
+        // The kernels take whole pairs of channels, however the map is cut for groups around it; of normalizations windows of
+        // five.
         let cuts = splits::all(net);
-        let fuses = |channels: usize, lrn: &Lrn, pool: &Pool| {
+        let fuses = |before: &Op, channels: usize, pool: &Pool| {
             let whole = |parts: usize| channels.is_multiple_of(2 * parts);
-            lrn.size == 5 && whole(lrn.towers) && whole(cuts) && pool.kind == PoolKind::Max
+            let fits = match before {
+                Op::Conv(_) => true,
+                Op::Lrn(lrn) => lrn.size == 5 && whole(lrn.towers),
+                _ => false,
+            };
+            fits && whole(cuts) && pool.kind == PoolKind::Max
         };
         Plan::in_blocks(net, batch, block, mode, InputLayout::nhwc(batch, net.input), fuses)
     }
@@ -147,14 +155,14 @@ impl Plan {
         Plan::in_blocks(net, batch, 1, Mode::Infer { last }, InputLayout::nhwc(batch, net.input), never)
     }
 
-    /// `fuses` says whether a normalization of so many channels and the pooling behind it become one stage.
+    /// `fuses` says whether a layer that yields so many channels and the pooling behind it become one stage.
     fn in_blocks(
         net: &Network,
         batch: usize,
         block: usize,
         mode: Mode,
         input: InputLayout,
-        fuses: impl Fn(usize, &Lrn, &Pool) -> bool,
+        fuses: impl Fn(&Op, usize, &Pool) -> bool,
     ) -> Result<Plan> {
         let traced = net.trace()?;
         if batch == 0 {
@@ -181,26 +189,28 @@ impl Plan {
         while i < end {
             let t = &traced[i];
             let form = if i == 0 { Form::Blocked } else { maps[maps.len() - 1].form };
-            let next = traced[..end].get(i + 1).map(|t| &t.layer.op);
-            let relu_follows = next == Some(&Op::Activation(Activation::Relu));
+            let op_at = |layer: usize| traced[..end].get(layer).map(|t| &t.layer.op);
+            let relu_follows = op_at(i + 1) == Some(&Op::Activation(Activation::Relu));
+            // Whether this layer and a pooling at that place are one stage.
+            let pools_at = |layer: usize| matches!(op_at(layer), Some(Op::Pool(pool)) if fuses(&t.layer.op, t.output.c, pool));
             let mut covers = i..i + 1;
             let (kind, form) = match &t.layer.op {
                 Op::Conv(_) => {
                     covers.end += usize::from(relu_follows);
-                    (Kind::Conv { relu: relu_follows }, Form::Blocked)
+                    let pool = pools_at(covers.end);
+                    covers.end += usize::from(pool);
+                    (Kind::Conv { relu: relu_follows, pool }, Form::Blocked)
                 }
                 Op::Linear(_) => {
                     covers.end += usize::from(relu_follows);
                     (Kind::Linear { relu: relu_follows }, Form::Flat)
                 }
                 Op::Activation(_) => (Kind::Activation, form),
-                Op::Lrn(lrn) => match next {
-                    Some(Op::Pool(pool)) if fuses(t.input.c, lrn, pool) => {
-                        covers.end += 1;
-                        (Kind::LrnPool, form)
-                    }
-                    _ => (Kind::Lrn, form),
-                },
+                Op::Lrn(_) if pools_at(i + 1) => {
+                    covers.end += 1;
+                    (Kind::LrnPool, form)
+                }
+                Op::Lrn(_) => (Kind::Lrn, form),
                 Op::SpatialLrn(_) => (Kind::SpatialLrn, form),
                 Op::Pool(_) => (Kind::Pool, form),
                 Op::Dropout(_) => (Kind::Dropout, form),
@@ -252,7 +262,8 @@ impl Plan {
             let form = if flatten { Form::Flat } else { form };
             let moves = i >= frozen_below && t.params() > 0;
             let input_gradient = needs_gradient(i);
-            let fused_relu = matches!(kind, Kind::Conv { relu: true } | Kind::Linear { relu: true });
+            let ends_with_relu =
+                matches!(kind, Kind::Conv { relu: true, pool: false } | Kind::Linear { relu: true });
             stages.push(Stage {
                 kind,
                 layers: covers.clone(),
@@ -261,7 +272,7 @@ impl Plan {
                 masks_input: after_relu,
             });
             maps.push(Map { shape: traced[covers.end - 1].output, form });
-            after_relu = fused_relu;
+            after_relu = ends_with_relu;
             i = covers.end;
         }
         Ok(Plan { batch, block, mode, input, stages, maps, rule: Rule::default() })
@@ -323,8 +334,8 @@ impl Plan {
     }
 }
 
-/// No normalization is computed together with a pooling.
-fn never(_channels: usize, _lrn: &Lrn, _pool: &Pool) -> bool {
+/// No layer is computed together with a pooling.
+fn never(_before: &Op, _channels: usize, _pool: &Pool) -> bool {
     false
 }
 

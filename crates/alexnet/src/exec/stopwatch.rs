@@ -112,19 +112,24 @@ impl Stopwatch {
                 let weight_bytes = if plan.trains() { size_of::<f32>() } else { weight_bytes(i) };
                 let weights = if product { traced[first].params() * weight_bytes } else { 0 };
                 let (x, y) = (map_bytes(i), map_bytes(i + 1));
+                // What a convolution yields before it is pooled.
+                let pools = matches!(stage.kind, Kind::Conv { pool: true, .. });
+                let unpooled =
+                    if pools { plan.batch * traced[first].output.len() * element_bytes } else { y };
                 let dx = if stage.input_gradient { x } else { 0 };
                 let (flop, bytes) = match pass {
                     // The pixels in f32, and the map that they become.
                     Pass::Input => (0, x + x / size_of::<f32>() * element_bytes),
                     Pass::Forward => (flop, x + y + weights),
-                    Pass::InputGradient => (flop, y + dx + weights),
-                    Pass::WeightGradient => (flop, x + y + weights),
+                    Pass::InputGradient => (flop, unpooled + dx + weights),
+                    Pass::WeightGradient => (flop, x + unpooled + weights),
                     // Gradient, weight and momentum are read, the last two written.
                     Pass::Update => (0, 5 * weights),
                     // Both gradients and the update in one pass: weights and momentum are read and written.
                     Pass::Backward if is_linear => {
                         (flop * (1 + u64::from(stage.input_gradient)), x + y + dx + 4 * weights)
                     }
+                    Pass::Backward if pools => (0, y + unpooled),
                     Pass::Backward => (0, x + y + dx),
                 };
                 let (stage, bytes, winograd) = (name, bytes as u64, flop > 0 && by_winograd(i, pass));

@@ -58,8 +58,8 @@ impl LrnPool {
     }
 }
 
-/// y = the pooled normalization of x, and who won, if that is wanted. What is pooled did not come out of a ReLU: the record
-/// must not say so.
+/// y = the pooled normalization of x, and who won, if that is wanted. `relu`: whether x came out of a ReLU, so that nothing that
+/// is pooled is negative, and [`backward`] passes nothing to what is zero: that has no winner.
 pub fn forward(
     ctx: &mut Context,
     engine: Engine,
@@ -67,13 +67,13 @@ pub fn forward(
     blocks: usize,
     x: &[f32],
     y: &mut [f32],
+    relu: bool,
     record: Option<Record>,
 ) {
     op.check(blocks, x.len(), y.len(), record.as_ref().map_or(usize::MAX, |r| r.places.len()));
-    assert!(record.as_ref().is_none_or(|r| !r.relu), "no ReLU lies between the two");
     // The rows between two bands are normalized twice: no more bands than give every thread a few.
     let bands = (4 * ctx.threads()).div_ceil(blocks).clamp(1, op.pool.rows.output);
-    let finish = Finish::new(y, record);
+    let finish = Finish::new(y, relu, record);
     run_vectors(ctx, engine, &Forward { op: *op, blocks, bands, x: pairs(x), finish });
 }
 
@@ -109,6 +109,22 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            match (self.finish.relu, self.finish.records()) {
+                (false, false) => self.band::<S, false, false>(unit, scratch),
+                (false, true) => self.band::<S, false, true>(unit, scratch),
+                (true, false) => self.band::<S, true, false>(unit, scratch),
+                (true, true) => self.band::<S, true, true>(unit, scratch),
+            }
+        }
+    }
+}
+
+impl Forward<'_> {
+    /// A band of rows of y.
+    #[inline(always)]
+    unsafe fn band<S: Simd, const RELU: bool, const RECORD: bool>(&self, unit: usize, scratch: *mut f32) {
         let LrnPool { lrn, pool } = self.op;
         let Geometry { input, rows, columns, .. } = pool;
         let (block, band) = (unit / self.bands, unit % self.bands);
@@ -129,18 +145,16 @@ impl Kernel for Forward<'_> {
                 while q < columns.output && (q * columns.stride + columns.kernel).min(columns.input) == w + 1
                 {
                     // SAFETY: all columns of the window are in the ring.
-                    unsafe { self.pool_row::<S>(block, &outputs, h, q, w, scratch) };
+                    unsafe { self.pool_row::<S, RELU, RECORD>(block, &outputs, h, q, w, scratch) };
                     q += 1;
                 }
             }
         }
     }
-}
 
-impl Forward<'_> {
     /// Row `h` of the windows of output column `q`, whose last column is `w`.
     #[inline(always)]
-    unsafe fn pool_row<S: Simd>(
+    unsafe fn pool_row<S: Simd, const RELU: bool, const RECORD: bool>(
         &self,
         block: usize,
         outputs: &std::ops::Range<usize>,
@@ -181,20 +195,22 @@ impl Forward<'_> {
                 // SAFETY: the ring holds the window's columns, and scratch every unfinished output; this unit owns its
                 // rows of y and of the record.
                 unsafe {
-                    let mut row = Largest::<S>::first(ring.add(held[0]));
+                    let mut row = Largest::<S, RELU, RECORD>::first(ring.add(held[0]));
                     for (s, from) in held.iter().enumerate().skip(1) {
                         row.see(ring.add(*from), s, winners);
                     }
                     for part in &parts[..used] {
                         let keys = unfinished.add(part.unfinished + 2 * pair * PICTURES + lane).cast::<i16>();
                         let places = keys.add(2 * PICTURES);
-                        let mut all = Largest::<S> {
+                        let mut all = Largest::<S, RELU, RECORD> {
                             keys: row.keys,
                             places: S::shift_shorts(row.places, part.row * columns.kernel),
                         };
                         if part.row > 0 {
-                            let mut above =
-                                Largest::<S> { keys: S::load_shorts(keys), places: S::load_shorts(places) };
+                            let mut above = Largest::<S, RELU, RECORD> {
+                                keys: S::load_shorts(keys),
+                                places: S::load_shorts(places),
+                            };
                             above.join(&all, winners);
                             all = above;
                         }
@@ -202,7 +218,9 @@ impl Forward<'_> {
                             self.finish.store(at + part.y + lane, &all);
                         } else {
                             S::store_shorts(keys, all.keys);
-                            S::store_shorts(places, all.places);
+                            if RECORD {
+                                S::store_shorts(places, all.places);
+                            }
                         }
                     }
                 }

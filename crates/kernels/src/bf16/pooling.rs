@@ -8,6 +8,7 @@ use crate::conv::Axis;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::pooling::windows_of;
 use crate::simd::{Simd, prefetch};
+use std::ops::Range;
 
 /// The geometry of a pooling; `Axis::pad` is zero, and windows are clipped to the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +25,13 @@ pub struct Geometry {
 
 impl Geometry {
     pub(super) fn check(&self, blocks: usize, x: usize, y: usize, places: usize) {
-        assert!(x >= blocks * self.input.block_len() && y >= blocks * self.output.block_len(), "maps");
+        assert!(x >= blocks * self.input.block_len(), "the map that is pooled");
+        self.check_output(blocks, y, places);
+    }
+
+    /// As [`Geometry::check`], where nothing holds x.
+    pub(super) fn check_output(&self, blocks: usize, y: usize, places: usize) {
+        assert!(y >= blocks * self.output.block_len(), "the pooled map");
         assert!(places >= 2 * blocks * self.output.block_len(), "winners");
         assert!(self.rows.kernel * self.columns.kernel <= MOST_PLACES, "places of a window");
         assert_eq!(self.input.channels, self.output.channels, "channels");
@@ -70,31 +77,32 @@ pub struct Record<'a> {
     pub places: &'a mut [u16],
     /// Who wins.
     pub winners: Winners,
-    /// Whether x came out of a ReLU, which passes no gradient to what is not positive: such a maximum has no winner.
-    pub relu: bool,
 }
 
-/// y = max over each window of x, and who won, if that is wanted.
+/// y = max over each window of x, and who won, if that is wanted. `relu`: whether x came out of a ReLU, which passes no gradient
+/// to what is not positive: such a maximum has no winner.
 pub fn max_forward(
     ctx: &mut Context,
     g: &Geometry,
     blocks: usize,
     x: &[f32],
     y: &mut [f32],
+    relu: bool,
     record: Option<Record>,
 ) {
     g.check(blocks, x.len(), y.len(), record.as_ref().map_or(usize::MAX, |r| r.places.len()));
-    let finish = Finish::new(y, record);
+    let finish = Finish::new(y, relu, record);
     ctx.run(&MaxForward { g: *g, blocks, x: pairs(x), finish });
 }
 
-/// The largest values so far of as many pairs as a vector has lanes, as keys, and where they were: a bit for each place.
-pub(super) struct Largest<S: Simd> {
+/// The largest values so far of as many pairs as a vector has lanes, as keys, and, if `RECORD` says so, where they were: a bit
+/// for each place. `RELU`: whether the values came out of a ReLU, whose keys are less work.
+pub(super) struct Largest<S: Simd, const RELU: bool, const RECORD: bool> {
     pub keys: S::Shorts,
     pub places: S::Shorts,
 }
 
-impl<S: Simd> Largest<S> {
+impl<S: Simd, const RELU: bool, const RECORD: bool> Largest<S, RELU, RECORD> {
     /// The pairs of a window's first place.
     ///
     /// # Safety
@@ -102,7 +110,11 @@ impl<S: Simd> Largest<S> {
     #[inline(always)]
     pub unsafe fn first(pairs: *const u32) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { Largest { keys: S::keys(S::load_shorts(pairs.cast())), places: S::splat_short(1) } }
+        unsafe {
+            let bits = S::load_shorts(pairs.cast());
+            let keys = if RELU { S::magnitudes(bits) } else { S::keys(bits) };
+            Largest { keys, places: S::splat_short(1) }
+        }
     }
 
     /// Takes in the pairs of a later place.
@@ -113,8 +125,7 @@ impl<S: Simd> Largest<S> {
     pub unsafe fn see(&mut self, pairs: *const u32, place: usize, winners: Winners) {
         // SAFETY: the caller's promise.
         unsafe {
-            let seen =
-                Largest { places: S::splat_short((1u16 << place) as i16), ..Largest::<S>::first(pairs) };
+            let seen = Self { places: S::splat_short((1u16 << place) as i16), ..Self::first(pairs) };
             self.join(&seen, winners);
         }
     }
@@ -127,6 +138,10 @@ impl<S: Simd> Largest<S> {
     pub unsafe fn join(&mut self, later: &Self, winners: Winners) {
         // SAFETY: the caller's promise.
         unsafe {
+            if !RECORD {
+                self.keys = S::max_shorts(self.keys, later.keys);
+                return;
+            }
             let not_larger = match winners {
                 Winners::First => self.places,
                 Winners::All => {
@@ -140,6 +155,56 @@ impl<S: Simd> Largest<S> {
     }
 }
 
+/// The places of a window within a map: where they lie, and their numbers.
+pub(super) struct Places {
+    all: [(usize, usize); MOST_PLACES],
+    count: usize,
+}
+
+impl Places {
+    /// Those in `rows` and `columns`, which begin where the window does, of a window of `width` columns; `at` says where a
+    /// position lies.
+    #[inline(always)]
+    pub fn new(
+        rows: Range<usize>,
+        columns: Range<usize>,
+        width: usize,
+        at: impl Fn(usize, usize) -> usize,
+    ) -> Places {
+        let mut places = Places { all: [(0, 0); MOST_PLACES], count: 0 };
+        for (i, row) in rows.enumerate() {
+            for (j, column) in columns.clone().enumerate() {
+                places.all[places.count] = (at(row, column), i * width + j);
+                places.count += 1;
+            }
+        }
+        places
+    }
+
+    /// The largest of some pairs; `x` is where they lie at the map's origin. Asks for what is `ahead` of all places, the next
+    /// window, which the processor does not foresee.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`; the window is within x.
+    #[inline(always)]
+    pub unsafe fn largest<S: Simd, const RELU: bool, const RECORD: bool>(
+        &self,
+        x: *const u32,
+        ahead: usize,
+        winners: Winners,
+    ) -> Largest<S, RELU, RECORD> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut largest = Largest::<S, RELU, RECORD>::first(x.add(self.all[0].0));
+            for &(at, place) in &self.all[1..self.count] {
+                prefetch(x.wrapping_add(at + ahead).cast());
+                largest.see(x.add(at), place, winners);
+            }
+            largest
+        }
+    }
+}
+
 /// Where the largest values of windows go: to y, and their places to the record.
 #[derive(Clone, Copy)]
 pub(super) struct Finish {
@@ -147,18 +212,24 @@ pub(super) struct Finish {
     /// Address of the record's places; 0 if winners are not wanted.
     places: usize,
     pub winners: Winners,
-    relu: bool,
+    pub relu: bool,
 }
 
 impl Finish {
-    pub fn new(y: &mut [f32], record: Option<Record>) -> Finish {
+    /// `relu`: whether what is pooled came out of a ReLU.
+    pub fn new(y: &mut [f32], relu: bool, record: Option<Record>) -> Finish {
         let y = Ptr::from_mut(y);
         match record {
-            None => Finish { y, places: 0, winners: Winners::First, relu: false },
-            Some(Record { places, winners, relu }) => {
+            None => Finish { y, places: 0, winners: Winners::First, relu },
+            Some(Record { places, winners }) => {
                 Finish { y, places: places.as_mut_ptr() as usize, winners, relu }
             }
         }
+    }
+
+    /// Whether winners are wanted.
+    pub fn records(&self) -> bool {
+        self.places != 0
     }
 
     /// Stores the pairs that begin at `at`.
@@ -166,15 +237,20 @@ impl Finish {
     /// # Safety
     /// They are within y and the record, and nothing else touches them; the processor has the instructions of `S`.
     #[inline(always)]
-    pub unsafe fn store<S: Simd>(&self, at: usize, largest: &Largest<S>) {
+    pub unsafe fn store<S: Simd, const RELU: bool, const RECORD: bool>(
+        &self,
+        at: usize,
+        largest: &Largest<S, RELU, RECORD>,
+    ) {
         // SAFETY: the caller's promise.
         unsafe {
-            S::store_shorts(self.y.at(at).cast(), S::values_of(largest.keys));
-            if self.places == 0 {
+            let values = if RELU { largest.keys } else { S::values_of(largest.keys) };
+            S::store_shorts(self.y.at(at).cast(), values);
+            if !RECORD {
                 return;
             }
             let mut places = largest.places;
-            if self.relu {
+            if RELU {
                 let none = S::splat_short(0);
                 places = S::where_greater(largest.keys, none, places, none);
             }
@@ -198,6 +274,22 @@ impl Kernel for MaxForward<'_> {
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            match (self.finish.relu, self.finish.records()) {
+                (false, false) => self.row::<S, false, false>(unit),
+                (false, true) => self.row::<S, false, true>(unit),
+                (true, false) => self.row::<S, true, false>(unit),
+                (true, true) => self.row::<S, true, true>(unit),
+            }
+        }
+    }
+}
+
+impl MaxForward<'_> {
+    /// A row of y.
+    #[inline(always)]
+    unsafe fn row<S: Simd, const RELU: bool, const RECORD: bool>(&self, unit: usize) {
         let Geometry { input, output, rows, columns } = self.g;
         let (block, p) = (unit / rows.output, unit % rows.output);
         let h0 = p * rows.stride;
@@ -205,16 +297,7 @@ impl Kernel for MaxForward<'_> {
         for q in 0..columns.output {
             let w0 = q * columns.stride;
             let w1 = (w0 + columns.kernel).min(columns.input);
-            // Where the window's places lie, and their numbers.
-            let mut places = [(0, 0); MOST_PLACES];
-            let mut used = 0;
-            for h in h0..h1 {
-                for w in w0..w1 {
-                    places[used] = (input.at(0, h, w), (h - h0) * columns.kernel + (w - w0));
-                    used += 1;
-                }
-            }
-            // The next window, which the processor does not foresee.
+            let window = Places::new(h0..h1, w0..w1, columns.kernel, |h, w| input.at(0, h, w));
             let ahead = columns.stride * input.position_len();
             let mut from = Walk::new(&input, block * input.block_len(), 0);
             let mut to = Walk::new(&output, block * output.block_len() + output.at(0, p, q), 0);
@@ -225,11 +308,7 @@ impl Kernel for MaxForward<'_> {
                     // lengths were checked.
                     unsafe {
                         let x = self.x.as_ptr().add(from + lane);
-                        let mut largest = Largest::<S>::first(x.add(places[0].0));
-                        for &(at, place) in &places[1..used] {
-                            prefetch(x.wrapping_add(at + ahead).cast());
-                            largest.see(x.add(at), place, self.finish.winners);
-                        }
+                        let largest = window.largest::<S, RELU, RECORD>(x, ahead, self.finish.winners);
                         self.finish.store(to + lane, &largest);
                     }
                 }

@@ -114,6 +114,11 @@ impl Simd for Avx2 {
         _mm256_sign_epi16(magnitude, sign)
     }
     #[inline(always)]
+    unsafe fn magnitudes(bits: Self::Shorts) -> Self::Shorts {
+        use std::arch::x86_64::{_mm256_and_si256, _mm256_set1_epi16};
+        _mm256_and_si256(bits, _mm256_set1_epi16(0x7fff))
+    }
+    #[inline(always)]
     unsafe fn values_of(keys: Self::Shorts) -> Self::Shorts {
         use std::arch::x86_64::*;
         let sign = _mm256_and_si256(keys, _mm256_set1_epi16(i16::MIN));

@@ -239,6 +239,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm512_mask_sub_epi16(magnitude, negative, _mm512_setzero_si512(), magnitude)
     }
     #[inline(always)]
+    unsafe fn magnitudes(bits: Self::Shorts) -> Self::Shorts {
+        use std::arch::x86_64::{_mm512_and_si512, _mm512_set1_epi16};
+        _mm512_and_si512(bits, _mm512_set1_epi16(0x7fff))
+    }
+    #[inline(always)]
     unsafe fn values_of(keys: Self::Shorts) -> Self::Shorts {
         use std::arch::x86_64::*;
         let sign = _mm512_and_si512(keys, _mm512_set1_epi16(i16::MIN));

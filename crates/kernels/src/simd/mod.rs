@@ -67,6 +67,8 @@ pub trait Simd: Copy {
     ) -> Self::Shorts;
     /// For each bf16 an integer that orders as it does (`bf16::key`).
     unsafe fn keys(bits: Self::Shorts) -> Self::Shorts;
+    /// The bits of each bf16 without its sign: the key of one that came out of a ReLU.
+    unsafe fn magnitudes(bits: Self::Shorts) -> Self::Shorts;
     /// The bf16 of each key.
     unsafe fn values_of(keys: Self::Shorts) -> Self::Shorts;
 

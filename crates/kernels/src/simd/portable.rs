@@ -109,6 +109,10 @@ impl Simd for Portable {
         bits.map(crate::bf16::key)
     }
     #[inline(always)]
+    unsafe fn magnitudes(bits: Self::Shorts) -> Self::Shorts {
+        bits.map(|x| x & 0x7fff)
+    }
+    #[inline(always)]
     unsafe fn values_of(keys: Self::Shorts) -> Self::Shorts {
         keys.map(crate::bf16::value_of)
     }

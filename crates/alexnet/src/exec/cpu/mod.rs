@@ -52,7 +52,7 @@ impl Cpu {
             let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);
             let (input, output) = (plan.maps[i].shape, plan.maps[i + 1].shape);
             stages.push(match (&stage.kind, op) {
-                (Kind::Conv { relu }, Some(Op::Conv(op))) => {
+                (Kind::Conv { relu, .. }, Some(Op::Conv(op))) => {
                     let state = conv::State::new(isa, &plan, i, op, *relu);
                     draft.scratch(state.scratch_len());
                     StageState::Conv(Box::new(state))

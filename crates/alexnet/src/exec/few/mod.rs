@@ -86,7 +86,7 @@ impl StageState {
         let stage = &plan.stages[i];
         let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);
         match (stage.kind, op) {
-            (Kind::Conv { relu }, Some(Op::Conv(op))) => {
+            (Kind::Conv { relu, .. }, Some(Op::Conv(op))) => {
                 let fold = Fold { kernel: op.kernel, fold: if i == 0 { entry.fold } else { 1 } };
                 let geometry = geometry(op, fold, layouts[i].map(), layouts[i + 1].map());
                 StageState::Conv { packed: conv::Packed::new(&geometry), fold, relu }

@@ -46,7 +46,7 @@ pub(super) fn of(net: &Network, plan: &Plan) -> Result<(Entry, Vec<MapLayout>), 
     if let Some(Op::Conv(conv)) = net.layers.first().map(|l| &l.op) {
         let folded = net.input.c * conv.stride * conv.stride;
         if conv.stride > 1 && conv.groups == 1 && folded <= MOST_FOLDED {
-            let output = plan.maps[1].shape;
+            let output = net.trace().map_err(|error| error.to_string())?[0].output;
             let read = |output: usize| output - 1 + conv.kernel.div_ceil(conv.stride);
             layouts[0] =
                 MapLayout { channels: folded, splits: 1, height: read(output.h), width: read(output.w) };

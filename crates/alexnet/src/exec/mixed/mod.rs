@@ -15,10 +15,10 @@ mod norm_pool;
 use crate::error::Result;
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::frame::{Draft, Frame, Stages};
-use crate::exec::plan::{Kind, Plan};
+use crate::exec::plan::{Kind, Plan, Stage};
 use crate::exec::stopwatch::Pass;
 use crate::exec::{constants, only_f32};
-use crate::net::{Activation, Network, Op, PoolKind};
+use crate::net::{self, Activation, Network, Op, PoolKind};
 use alexnet_kernels::arena::Region;
 use alexnet_kernels::bf16::convert::{self, paired_len};
 use alexnet_kernels::bf16::entry::{Entry, enter};
@@ -36,6 +36,8 @@ pub struct Mixed {
     layouts: Vec<MapLayout>,
     /// A stage's input with pictures paired, for its weight gradient; shared by all.
     paired: Region,
+    /// What a stage computes before it pools that, or its gradient; shared by all.
+    unpooled: Region,
     /// dy of a linear layer in rows of picture pairs; shared by all.
     dy_rows: Region,
     /// Maps as f32, for stages without a kernel for pairs: x, y, dy, dx.
@@ -83,6 +85,13 @@ fn planned(net: &Network, plan: &Plan) -> std::result::Result<(Entry, Vec<MapLay
     layouts::of(net, plan)
 }
 
+/// The pooling that a stage ends with.
+fn pool_at_end<'a>(net: &'a Network, stage: &Stage) -> &'a net::Pool {
+    let last = &net.layers[stage.layers.end - 1];
+    let Op::Pool(pool) = &last.op else { unreachable!("layer {} is a pooling", last.name) };
+    pool
+}
+
 impl Mixed {
     /// Plans `net` on `threads` threads with `engine`. `plan` is one of [`Plan::mixed`]. Parameters are zero.
     ///
@@ -102,16 +111,20 @@ impl Mixed {
             |i| !(i == last && rows_at_end),
         )?;
         draft.scratch(entry.scratch_len());
+        let traced = net.trace()?;
         let mut stages = vec![];
-        let (mut paired, mut dy_rows, mut wide) = (0, 0, [0; 4]);
+        let (mut paired, mut unpooled, mut dy_rows, mut wide) = (0, 0, 0, [0; 4]);
         for (i, stage) in plan.stages.iter().enumerate() {
             let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);
             let mut widens = false;
             stages.push(match (&stage.kind, op) {
-                (Kind::Conv { relu }, Some(Op::Conv(op))) => {
+                (Kind::Conv { relu, pool }, Some(Op::Conv(op))) => {
                     let fold = if i == 0 { entry.fold } else { 1 };
-                    let state = conv::State::new(&plan, engine, i, op, fold, &layouts, *relu);
+                    let output = traced[stage.layers.start].output;
+                    let pool = pool.then(|| pool_at_end(net, stage));
+                    let state = conv::State::new(&plan, engine, i, op, fold, &layouts, output, *relu, pool);
                     paired = paired.max(state.paired_len(blocks));
+                    unpooled = unpooled.max(state.unpooled_len(blocks));
                     draft.scratch(state.scratch_len());
                     StageState::Conv(Box::new(state))
                 }
@@ -130,13 +143,10 @@ impl Mixed {
                     StageState::Lrn(lrn)
                 }
                 (Kind::LrnPool, Some(Op::Lrn(op))) => {
-                    let Op::Pool(pool) = &net.layers[stage.layers.end - 1].op else {
-                        unreachable!("stage {i} pools what it normalizes")
-                    };
                     let state = norm_pool::LrnPoolState {
                         lrn: constants::lrn(op, layouts[i].channels),
                         pool: norm_pool::PoolState::new(
-                            pool,
+                            pool_at_end(net, stage),
                             &layouts[i],
                             &layouts[i + 1],
                             blocks,
@@ -179,10 +189,23 @@ impl Mixed {
         }
         let rows = if plan.ends_with_loss() { plan.batch * net.classes() } else { 0 };
         let mut reserve = |len| draft.layouter.reserve(len);
-        let (paired, dy_rows, wide) = (reserve(paired), reserve(dy_rows), wide.map(&mut reserve));
+        let [paired, unpooled, dy_rows] = [paired, unpooled, dy_rows].map(&mut reserve);
+        let wide = wide.map(&mut reserve);
         let (logits, logits_gradient) = (reserve(rows), reserve(if trains { rows } else { 0 }));
         let frame = draft.build(net, plan, engine.isa(), threads)?;
-        Ok(Mixed { frame, engine, stages, entry, layouts, paired, dy_rows, wide, logits, logits_gradient })
+        Ok(Mixed {
+            frame,
+            engine,
+            stages,
+            entry,
+            layouts,
+            paired,
+            unpooled,
+            dy_rows,
+            wide,
+            logits,
+            logits_gradient,
+        })
     }
 
     /// Pictures that kernels compute: in training whole blocks, so that every lane of a gradient is defined.

@@ -18,10 +18,10 @@ pub(super) fn depth(map: &MapLayout) -> usize {
 
 /// The geometry of a pooling and what it does.
 pub(super) struct PoolState {
-    geometry: pairs_pooling::Geometry,
+    pub geometry: pairs_pooling::Geometry,
     kind: PoolKind,
     /// Which places of each window won; nothing for averages, and where no gradient is wanted.
-    places: Vec<u16>,
+    pub places: Vec<u16>,
     winners: Winners,
 }
 
@@ -50,10 +50,10 @@ impl PoolState {
         self.places.len() * size_of::<u16>()
     }
 
-    /// Where the winners go, if a gradient is wanted. `relu`: whether what is pooled came out of a ReLU.
-    fn record(&mut self, relu: bool) -> Option<Record<'_>> {
+    /// Where the winners go, if a gradient is wanted.
+    pub(super) fn record(&mut self) -> Option<Record<'_>> {
         let PoolState { places, winners, .. } = self;
-        (!places.is_empty()).then_some(Record { places, winners: *winners, relu })
+        (!places.is_empty()).then_some(Record { places, winners: *winners })
     }
 
     /// Whether it is computed on widened maps.
@@ -105,11 +105,11 @@ impl Mixed {
             }
             StageState::Pool(state) => {
                 let geometry = state.geometry;
-                pairs_pooling::max_forward(ctx, &geometry, blocks, x, y, state.record(after_relu));
+                pairs_pooling::max_forward(ctx, &geometry, blocks, x, y, after_relu, state.record());
             }
             StageState::LrnPool(state) => {
                 let op = state.op();
-                lrn_pool::forward(ctx, engine, &op, blocks, x, y, state.pool.record(false));
+                lrn_pool::forward(ctx, engine, &op, blocks, x, y, after_relu, state.pool.record());
             }
             _ => unreachable!("stage {i} normalizes or pools"),
         }

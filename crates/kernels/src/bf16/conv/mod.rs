@@ -12,9 +12,11 @@ pub use direct::MOST_RUNS;
 
 use super::convert::paired_len;
 use super::engine::Engine;
+use super::pooling::{self, Record};
 use super::{EDGE, MapLayout, PICTURES, pairs};
 use crate::conv::Axis;
 use crate::parallel::Context;
+use direct::{Pooled, Target};
 use finish::Finish;
 
 /// The geometry of a convolution.
@@ -123,14 +125,23 @@ impl Packed {
         }
     }
 
-    /// Elements of scratch that each thread needs to compute with them.
-    pub fn scratch_len(&self) -> usize {
+    /// Elements of scratch that each thread needs to compute with them; with `pool`, also to pool what they yield.
+    ///
+    /// # Panics
+    /// As [`forward_pooled`].
+    pub fn scratch_len(&self, pool: Option<&pooling::Geometry>) -> usize {
         match &self.0 {
-            Weights::Direct(_) => direct::SCRATCH_LEN,
-            Weights::Winograd(packed) => packed.scratch_len(),
+            Weights::Direct(packed) => packed.scratch_len(pool),
+            Weights::Winograd(packed) => {
+                assert!(pool.is_none(), "{POOLED_DIRECTLY}");
+                packed.scratch_len()
+            }
         }
     }
 }
+
+/// Winograd's method yields rows of several positions, which go where they are stored.
+const POOLED_DIRECTLY: &str = "a convolution that is pooled as it is computed is computed directly";
 
 /// Packs w (K, C/G, R, S) for [`forward`].
 pub fn pack_forward(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed) {
@@ -167,9 +178,37 @@ pub fn forward(
     assert_eq!(bias.len(), g.output.channels, "bias");
     let finish = Finish::Bias { bias, relu: epilogue == Epilogue::BiasRelu };
     match &packed.0 {
-        Weights::Direct(p) => direct::correlate(ctx, engine, g.groups, &g.rows, true, count, x, p, finish, y),
+        Weights::Direct(p) => {
+            let y = Target::Map(y);
+            direct::correlate(ctx, engine, g.groups, &g.rows, true, count, x, p, finish, y);
+        }
         Weights::Winograd(p) => winograd::correlate(ctx, engine, count, x, p, finish, y),
     }
+}
+
+/// [`forward`] and the max pooling of what it yields, which is not stored: y, and who won in its windows, if that is wanted.
+///
+/// # Panics
+/// If the weights are packed for Winograd's method.
+pub fn forward_pooled(
+    ctx: &mut Context,
+    engine: Engine,
+    g: &Geometry,
+    pool: &pooling::Geometry,
+    count: usize,
+    x: &[f32],
+    packed: &Packed,
+    bias: &[f32],
+    epilogue: Epilogue,
+    y: &mut [f32],
+    record: Option<Record>,
+) {
+    assert_eq!(bias.len(), g.output.channels, "bias");
+    let relu = epilogue == Epilogue::BiasRelu;
+    let finish = Finish::Bias { bias, relu };
+    let Weights::Direct(packed) = &packed.0 else { panic!("{POOLED_DIRECTLY}") };
+    let y = Target::Pooled(Pooled::new(pool, count.div_ceil(PICTURES), y, relu, record));
+    direct::correlate(ctx, engine, g.groups, &g.rows, true, count, x, packed, finish, y);
 }
 
 /// dx from dy. With `relu`, dx is zero where that (x, as it came out of a ReLU) is not positive.
@@ -192,6 +231,7 @@ pub fn backward_input(
     };
     match &packed.0 {
         Weights::Direct(p) => {
+            let dx = Target::Map(dx);
             direct::correlate(ctx, engine, g.groups, &g.rows, false, count, dy, p, finish, dx);
         }
         Weights::Winograd(p) => winograd::correlate(ctx, engine, count, dy, p, finish, dx),

@@ -3,7 +3,7 @@
 //! ```text
 //! for chunk of panels            (weights of a chunk stay in L2)
 //!   for block, for rows          (a unit: source rows under the window stay in L2; if they are too long, a strip of
-//!                                 columns at a time)
+//!                                 columns at a time; where maps are pooled, windows whose last row is there)
 //!     for panel, for columns     32 target channels at up to 14 positions
 //!       for part of the depth    (its weights stay in L1; the map passes by)
 //!         for column             one position: 32 × 32 sums over the part's runs, in registers
@@ -15,8 +15,8 @@
 //! once. The epilogue of a position stands beside the next one's product: vectors and stores take their turns while tiles
 //! multiply.
 
-use super::Packed;
 use super::pack::{Segment, rows_of};
+use super::{Packed, Pooled};
 use crate::bf16::conv::Panel;
 use crate::bf16::conv::finish::Finish;
 use crate::bf16::engine::{
@@ -44,6 +44,14 @@ const PLACES: usize = TOGETHER + 1;
 /// Elements of scratch: the sums of columns.
 pub(in crate::bf16::conv) const SCRATCH_LEN: usize = PLACES * C_LEN;
 
+/// What becomes of the map that is computed.
+pub(in crate::bf16::conv) enum Target<'a> {
+    /// It is stored.
+    Map(&'a mut [f32]),
+    /// It is pooled as its rows are there, and not stored.
+    Pooled(Pooled),
+}
+
 /// The sums of every position of the target and what follows them, for the first `count` pictures.
 pub(in crate::bf16::conv) fn correlate(
     ctx: &mut Context,
@@ -55,14 +63,26 @@ pub(in crate::bf16::conv) fn correlate(
     source: &[f32],
     packed: &Packed,
     finish: Finish,
-    target: &mut [f32],
+    target: Target,
 ) {
     let blocks = count.div_ceil(PICTURES);
     assert!(source.len() >= blocks * packed.source.block_len() + TAIL, "the map that is read");
-    assert!(target.len() >= blocks * packed.target.block_len(), "the map that is written");
     assert!(packed.group_splits * rows.kernel <= MOST_RUNS, "a window of at most {MOST_RUNS} rows");
-    let unit_rows =
-        (blocks * packed.target.height).div_ceil(THREAD_UNITS * ctx.threads()).min(packed.target.height);
+    let (target, pooled, unit_rows) = match target {
+        Target::Map(map) => {
+            assert!(map.len() >= blocks * packed.target.block_len(), "the map that is written");
+            let height = packed.target.height;
+            let unit_rows = (blocks * height).div_ceil(THREAD_UNITS * ctx.threads()).min(height);
+            (Ptr::from_mut(map), None, unit_rows)
+        }
+        Target::Pooled(pooled) => {
+            assert_eq!(pooled.geometry().input, packed.target, "the map that is pooled");
+            // The last rows of a unit may be the first of the next: as few units of a block as do.
+            let units = (THREAD_UNITS * ctx.threads()).div_ceil((packed.chunks.len() - 1) * blocks.max(1));
+            let unit_rows = pooled.geometry().output.height.div_ceil(units);
+            (Ptr::from_mut(&mut []), Some(pooled), unit_rows)
+        }
+    };
     let window_bytes = packed.group_splits
         * rows.kernel
         * packed.source.width
@@ -82,9 +102,11 @@ pub(in crate::bf16::conv) fn correlate(
             weights: pairs(&packed.data),
             in_parts: engine.has_tiles(),
             finish,
-            target: Ptr::from_mut(target),
+            target,
             unit_rows,
-            strip_by_strip: window_bytes > WINDOW_BYTES,
+            // A pooling takes whole rows.
+            strip_by_strip: window_bytes > WINDOW_BYTES && pooled.is_none(),
+            pooled,
         },
     );
 }
@@ -100,19 +122,35 @@ struct Correlate<'a> {
     packed: &'a Packed,
     weights: &'a [u32],
     finish: Finish<'a>,
+    /// The map that is written; nothing, if it is pooled.
     target: Ptr,
+    pooled: Option<Pooled>,
     /// Whether the depth goes in parts.
     in_parts: bool,
-    /// Rows of a unit.
+    /// Rows of a unit, of the pooled map if there is one.
     unit_rows: usize,
     /// Whether a unit takes all its rows at a strip of columns before the next strip.
     strip_by_strip: bool,
 }
 
 impl Correlate<'_> {
+    /// Rows of the map that is written.
+    fn height(&self) -> usize {
+        self.pooled.as_ref().map_or(self.packed.target.height, |pooled| pooled.geometry().output.height)
+    }
+
     /// Units of one block.
     fn block_units(&self) -> usize {
-        self.packed.target.height.div_ceil(self.unit_rows)
+        self.height().div_ceil(self.unit_rows)
+    }
+
+    /// Where positions go: the map, or the ring behind a unit's sums.
+    #[inline(always)]
+    fn base(&self, scratch: *mut f32) -> *mut u32 {
+        match self.pooled {
+            None => self.target.at(0).cast(),
+            Some(_) => scratch.wrapping_add(SCRATCH_LEN).cast(),
+        }
     }
 }
 
@@ -122,18 +160,19 @@ impl MatrixKernel for Correlate<'_> {
     }
 
     fn scratch_len(&self) -> usize {
-        SCRATCH_LEN
+        self.packed.scratch_len(self.pooled.as_ref().map(Pooled::geometry))
     }
 
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
-        let (p, target) = (self.packed, self.packed.target);
+        let p = self.packed;
         let (chunk, rest) =
             (unit / (self.blocks * self.block_units()), unit % (self.blocks * self.block_units()));
         let (block, first_row) = (rest / self.block_units(), rest % self.block_units() * self.unit_rows);
         let source = block * p.source.block_len();
         let mut waiting = None;
-        let rows = first_row..(first_row + self.unit_rows).min(target.height);
+        let written = first_row..(first_row + self.unit_rows).min(self.height());
+        let rows = self.pooled.as_ref().map_or(written.clone(), |pooled| pooled.rows_under(&written));
         let strips =
             || p.segments.iter().flat_map(|s| s.columns.chunks(TOGETHER).map(move |columns| (s, columns)));
         let together = if self.strip_by_strip { 1 } else { strips().count() };
@@ -147,7 +186,7 @@ impl MatrixKernel for Correlate<'_> {
                 }
                 for index in p.chunks[chunk]..p.chunks[chunk + 1] {
                     let panel = p.panels[index];
-                    let first_split = panel.split * self.groups / target.splits * p.group_splits;
+                    let first_split = panel.split * self.groups / p.target.splits * p.group_splits;
                     // For each row of the window in each split: where its weights begin, and its map row.
                     let mut window = [(0, 0); MOST_RUNS];
                     let mut used = 0;
@@ -158,15 +197,26 @@ impl MatrixKernel for Correlate<'_> {
                             used += 1;
                         }
                     }
-                    let (window, panel) = (&window[..used], &panel);
+                    let window = &window[..used];
                     for (segment, columns) in strips() {
                         let (waiting, next) = (&mut waiting, &mut next);
                         // SAFETY: passed on from the caller; this unit owns the panel's pairs at these rows.
                         unsafe {
                             self.columns::<M>(
-                                block, panel, row, window, segment, columns, scratch, waiting, next,
+                                chunk, index, block, row, window, segment, columns, scratch, waiting, next,
                             );
                         }
+                    }
+                }
+                if let Some(pooled) = &self.pooled {
+                    let panels = &p.panels[p.chunks[chunk]..p.chunks[chunk + 1]];
+                    let lanes = if self.narrow { EDGE } else { PICTURES };
+                    // SAFETY: the unit's panels have this row in the ring, and it owns them in the rows that it writes.
+                    unsafe {
+                        if let Some(waiting) = waiting.take() {
+                            self.complete::<M::S>(&waiting, 0, scratch);
+                        }
+                        pooled.complete::<M::S>(self.base(scratch), panels, block, &written, row, lanes);
                     }
                 }
             }
@@ -216,20 +266,21 @@ impl Correlate<'_> {
 #[derive(Clone, Copy)]
 struct Waiting {
     panel: Panel,
-    /// Its first pair in the target.
+    /// Where its first pair goes.
     at: usize,
     /// Where its sums lie in scratch.
     place: usize,
 }
 
 impl Correlate<'_> {
-    /// Some positions of a row, whose window has these rows: where their weights begin, and where their map rows. Finishes the
-    /// position that waited, and leaves the last one.
+    /// Some positions of a row for panel `index`, which is one of the chunk. The window has these rows: where their weights
+    /// begin, and where their map rows. Finishes the position that waited, and leaves the last one.
     #[inline(always)]
     unsafe fn columns<M: Matrix>(
         &self,
+        chunk: usize,
+        index: usize,
         block: usize,
-        panel: &Panel,
         row: usize,
         window: &[(usize, usize)],
         segment: &Segment,
@@ -239,6 +290,7 @@ impl Correlate<'_> {
         next: &mut Pieces,
     ) {
         let p = self.packed;
+        let panel = &p.panels[index];
         let depth = segment.steps * window.len();
         let parts = if self.in_parts { depth.div_ceil(PART_STEPS).max(1) } else { 1 };
         let mut shape = Product {
@@ -313,10 +365,15 @@ impl Correlate<'_> {
                 }
                 *waiting = None;
                 if is_last {
-                    let map = p.target;
-                    let position = block * map.block_len() + map.at(panel.split, row, columns[i]);
-                    *waiting =
-                        Some(Waiting { panel: *panel, at: position + panel.first / 2 * PICTURES, place });
+                    let at = match &self.pooled {
+                        None => {
+                            let map = p.target;
+                            let position = block * map.block_len() + map.at(panel.split, row, columns[i]);
+                            position + panel.first / 2 * PICTURES
+                        }
+                        Some(pooled) => pooled.at(index - p.chunks[chunk], row, columns[i]),
+                    };
+                    *waiting = Some(Waiting { panel: *panel, at, place });
                 }
             }
         }
@@ -324,20 +381,20 @@ impl Correlate<'_> {
 
     /// All that is to be done with the sums that wait.
     #[inline(always)]
-    fn rest(&self, waiting: &Waiting, scratch: *const f32) -> Rest {
+    fn rest(&self, waiting: &Waiting, scratch: *mut f32) -> Rest {
         let Waiting { panel, at, place } = waiting;
         let channel = panel.split * self.packed.target.split_channels() + panel.first;
-        let (sums, target) = (scratch.wrapping_add(place * C_LEN), self.target.at(0).cast());
-        self.finish.rest(sums, channel, panel.valid, *at, target)
+        let sums = scratch.wrapping_add(place * C_LEN);
+        self.finish.rest(sums, channel, panel.valid, *at, self.base(scratch))
     }
 
     /// Finishes the sums that wait, except those of the first pairs of channels, which are.
     #[inline(always)]
-    unsafe fn complete<S: Simd>(&self, waiting: &Waiting, done: usize, scratch: *const f32) {
+    unsafe fn complete<S: Simd>(&self, waiting: &Waiting, done: usize, scratch: *mut f32) {
         let Waiting { panel, at, place } = waiting;
         let channel = panel.split * self.packed.target.split_channels() + panel.first;
         let lanes = if self.narrow { EDGE } else { PICTURES };
-        let (sums, target) = (scratch.wrapping_add(place * C_LEN), self.target.at(0).cast());
+        let sums = scratch.wrapping_add(place * C_LEN);
         // SAFETY: the caller's promise; C has a row for every channel of a tile, also where none exists.
         unsafe {
             self.finish.store_panel::<S>(
@@ -346,7 +403,7 @@ impl Correlate<'_> {
                 panel.valid - 2 * done,
                 at + done * PICTURES,
                 lanes,
-                target,
+                self.base(scratch),
             );
         }
     }

@@ -7,12 +7,14 @@
 
 mod correlate;
 mod pack;
+mod pooled;
 mod walk;
 mod weight;
 
 pub use correlate::MOST_RUNS;
-pub(super) use correlate::{SCRATCH_LEN, correlate};
+pub(super) use correlate::{SCRATCH_LEN, Target, correlate};
 pub(super) use pack::{Packed, pack};
+pub(super) use pooled::Pooled;
 pub(super) use weight::{WeightPlan, backward_weight};
 
 use walk::Walk;

@@ -1,10 +1,10 @@
 //! Weights as left operands: for every panel of target channels, source split, row of the window and run of taps, the
 //! steps' tiles one after the other.
 
-use super::Walk;
+use super::{Pooled, SCRATCH_LEN, Walk};
 use crate::arena::Buffer;
 use crate::bf16::conv::{Fold, Geometry, Panel, panels};
-use crate::bf16::{EDGE, MapLayout, TILE, pair, pairs_mut, round_values};
+use crate::bf16::{EDGE, MapLayout, TILE, pair, pairs_mut, pooling, round_values};
 use crate::conv::Axis;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
@@ -99,16 +99,12 @@ impl Packed {
             starts.push(starts[starts.len() - 1] + len);
         }
         let data = Buffer::zeros(starts[starts.len() - 1]);
-        // At least one panel a chunk, and no chunk across groups, which read different splits.
-        let group = |panel: &Panel| panel.split * g.groups / target.splits;
-        let mut chunks = vec![0];
-        for (i, panel) in panels.iter().enumerate() {
-            let first = chunks[chunks.len() - 1];
-            let bytes = (starts[i + 1] - starts[first]) * size_of::<u32>();
-            if group(panel) != group(&panels[first]) || (bytes > CHUNK_BYTES && i > first) {
-                chunks.push(i);
-            }
-        }
+        // No chunk across groups, which read different splits; those of a group are as equal as can be.
+        let group_panels = panels.len() / g.groups;
+        let group_bytes = data.len() / g.groups * size_of::<u32>();
+        let chunk_panels = group_panels.div_ceil(group_bytes.div_ceil(CHUNK_BYTES).max(1)).max(1);
+        let mut chunks: Vec<usize> =
+            (0..panels.len()).filter(|i| (i % group_panels).is_multiple_of(chunk_panels)).collect();
         chunks.push(panels.len());
         Packed { walk, panels, starts, chunks, runs, segments, row_steps, source, target, group_splits, data }
     }
@@ -116,6 +112,12 @@ impl Packed {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.data.len() * size_of::<u32>()
+    }
+
+    /// Elements of scratch that each thread needs to compute with them: sums, and rows that wait to be pooled.
+    pub fn scratch_len(&self, pool: Option<&pooling::Geometry>) -> usize {
+        let panels = self.chunks.windows(2).map(|chunk| chunk[1] - chunk[0]).max().unwrap_or(0);
+        SCRATCH_LEN + pool.map_or(0, |pool| Pooled::ring_len(pool, panels))
     }
 
     /// Where the weights of (panel, split of the group, row of the window) begin, in pairs.
