@@ -9,6 +9,9 @@ use super::{EDGE, MapLayout, PICTURES, STREAMED_LEN, TILE, pair};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, prefetch, prefetch_far};
 
+/// Rows of the map that a unit fills: the first rows of pixels of a unit are those that nothing asked for.
+const BAND_ROWS: usize = 4;
+
 /// Pictures as the loader writes them, (N, H, W, C) in f32, to a map whose positions hold `fold` × `fold` pixels in the
 /// order (row, column, channel); `pad` zero pixels precede the first row and column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +75,9 @@ struct Enter<'a> {
 }
 
 impl Kernel for Enter<'_> {
-    /// Rows of a split of the map.
+    /// Bands of rows of a split of the map.
     fn units(&self) -> usize {
-        self.blocks * self.entry.map.splits * self.entry.map.height
+        self.blocks * self.entry.map.splits * self.entry.map.height.div_ceil(BAND_ROWS)
     }
 
     fn scratch_len(&self) -> usize {
@@ -85,11 +88,13 @@ impl Kernel for Enter<'_> {
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
         let entry = self.entry;
         let map = entry.map;
-        let (h, split, block) =
-            (unit % map.height, unit / map.height % map.splits, unit / map.height / map.splits);
+        let bands = map.height.div_ceil(BAND_ROWS);
+        let (band, split, block) = (unit % bands, unit / bands % map.splits, unit / bands / map.splits);
         let row_len = entry.row_len();
         let rows = scratch.cast::<u32>();
-        for part in 0..if entry.in_rows() { entry.fold } else { 1 } {
+        let end = ((band + 1) * BAND_ROWS).min(map.height);
+        let parts = if entry.in_rows() { entry.fold } else { 1 };
+        for (h, part) in (band * BAND_ROWS..end).flat_map(|h| (0..parts).map(move |part| (h, part))) {
             // SAFETY: scratch has 32 rows; this unit owns its row of the map, whose length was checked.
             unsafe {
                 for n in 0..PICTURES {
@@ -103,8 +108,9 @@ impl Kernel for Enter<'_> {
                         self.gather_row(picture, split, h, row);
                     }
                 }
-                let to = self.to.at(unit * map.width * map.position_len()).cast::<u32>();
-                let next = self.row(block, h, part + 1);
+                let to = self.to.at(block * map.block_len() + map.at(split, h, 0)).cast::<u32>();
+                let next = if part + 1 < parts { (h, part + 1) } else { (h + 1, 0) };
+                let next = self.row(block, next, end);
                 self.turn::<S>(rows, part, to, next);
             }
         }
@@ -147,10 +153,10 @@ impl Row {
 }
 
 impl Enter<'_> {
-    /// The row of pixels that is part `part` of row `h` of a block of the map, if there is one.
-    fn row(&self, block: usize, h: usize, part: usize) -> Row {
+    /// The row of pixels that is part `part` of row `h` of a block of the map, if there is one and `h` is before `end`.
+    fn row(&self, block: usize, (h, part): (usize, usize), end: usize) -> Row {
         let Entry { channels, height, width, fold, pad, .. } = self.entry;
-        let y = (h * fold + part).checked_sub(pad).filter(|&y| y < height && part < fold);
+        let y = (h * fold + part).checked_sub(pad).filter(|&y| y < height && h < end);
         let first = block * PICTURES;
         let at = (first * height + y.unwrap_or(0)) * width * channels;
         Row {
