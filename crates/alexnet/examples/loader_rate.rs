@@ -22,15 +22,9 @@ fn main() -> alexnet::Result<()> {
     let out = std::env::temp_dir().join(format!("loader-rate-{}", std::process::id()));
     let crops = Augment::default();
     let areas = Augment { area: Some([0.08, 1.0]), ..Augment::default() };
-    // Columns folded by four, as the first convolution of AlexNet reads them, in blocks of 32.
-    let layout = InputLayout {
-        batch: 128,
-        shape: Shape { c: 3, h: 224, w: 224 },
-        block: 32,
-        fold: 4,
-        pad: 2,
-        columns: 58,
-    };
+    // Columns folded by four, as the first convolution of AlexNet reads them in f32, in blocks of 32.
+    let shape = Shape { c: 3, h: 224, w: 224 };
+    let layout = InputLayout { block: 32, fold: 4, pad: 2, columns: 58, ..InputLayout::nhwc(128, shape) };
     for (keep, form, augment, what) in [
         (Keep::Square, Form::Raw, &crops, "raw squares, random crops"),
         (Keep::Square, Form::Raw, &areas, "raw squares, random areas"),

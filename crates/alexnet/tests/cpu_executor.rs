@@ -4,7 +4,7 @@
 mod executors;
 
 use alexnet::Network;
-use alexnet::exec::contract::{Batch, Executor, Rate, Role};
+use alexnet::exec::contract::{Batch, Executor, Pixels, Rate, Role};
 use alexnet::exec::cpu::Cpu;
 use alexnet::exec::plan::{Mode, Plan};
 use alexnet::exec::reference::Reference;
@@ -47,7 +47,8 @@ fn compare_frozen(
     let want = reference.params();
     let probe = input(&reference, net, batch, 99);
     let mut want_p = vec![0.0; batch * net.classes()];
-    reference.infer(Batch { input: &probe, count: batch, labels: &[], weights: &[] }, &mut want_p);
+    reference
+        .infer(Batch { input: Pixels::F32(&probe), count: batch, labels: &[], weights: &[] }, &mut want_p);
     for &isa in isas {
         let plan = Plan::new(net, batch, Mode::Train { frozen_below: 0 }).unwrap().with_rule(rule);
         let mut cpu = Cpu::new(net, plan, isa, 2).unwrap();
@@ -81,7 +82,7 @@ fn compare_frozen(
         cpu.set_params(&want);
         let probe = input(&cpu, net, batch, 99);
         let mut p = vec![0.0; want_p.len()];
-        cpu.infer(Batch { input: &probe, count: batch, labels: &[], weights: &[] }, &mut p);
+        cpu.infer(Batch { input: Pixels::F32(&probe), count: batch, labels: &[], weights: &[] }, &mut p);
         for (got, want) in p.iter().zip(&want_p) {
             assert!((got - want).abs() < 1e-4, "{} {isa:?}: probability {got} {want}", net.name);
         }
@@ -212,7 +213,10 @@ fn activations_of_any_layer() {
                 executor.set_params(&start);
                 let input = input(executor, &net, 2, 5);
                 let mut out = vec![0.0; 2 * executor.output_len()];
-                executor.infer(Batch { input: &input, count: 2, labels: &[], weights: &[] }, &mut out);
+                executor.infer(
+                    Batch { input: Pixels::F32(&input), count: 2, labels: &[], weights: &[] },
+                    &mut out,
+                );
                 out
             };
             let (got, want) = (run(&mut cpu), run(&mut reference));

@@ -162,7 +162,7 @@ fn load(pack: &Arc<Pack>, keep: Keep, augment: &Augment, views: &[View], threads
     let preprocess = Preprocess { side: SIDE, crop: 12, keep, ..Preprocess::torchvision() };
     let mut loader = Loader::new(LoaderConfig {
         pack: pack.clone(),
-        layout: InputLayout { batch: 8, shape, block: 4, fold: 1, pad: 0, columns: 12 },
+        layout: InputLayout { block: 4, ..InputLayout::nhwc(8, shape) },
         preprocess: Arc::new(preprocess),
         augment: augment.clone(),
         seed: 3,
@@ -172,7 +172,7 @@ fn load(pack: &Arc<Pack>, keep: Keep, augment: &Augment, views: &[View], threads
     let mut all = Vec::new();
     while let Some(batch) = loader.next() {
         assert!(batch.damaged.is_empty());
-        all.push(batch.input.iter().map(|v| v.to_bits()).collect());
+        all.push(batch.input.pixels().as_f32().iter().map(|v| v.to_bits()).collect());
     }
     all
 }
@@ -320,7 +320,7 @@ fn a_pack_that_is_damaged_in_use_loses_the_picture_and_says_so() {
     let shape = Shape { c: 3, h: 12, w: 12 };
     let mut loader = Loader::new(LoaderConfig {
         pack: pack.clone(),
-        layout: InputLayout { batch: 4, shape, block: 2, fold: 1, pad: 0, columns: 12 },
+        layout: InputLayout { block: 2, ..InputLayout::nhwc(4, shape) },
         preprocess: Arc::new(Preprocess { side: SIDE, crop: 12, ..Preprocess::torchvision() }),
         augment: Augment::none(),
         seed: 3,

@@ -47,7 +47,7 @@ fn caltech_is_read_split_and_loaded() {
     loader.begin(Sample::of(&sides.train, &[View::Centre]), 0, 0);
     let (mut sum, mut n) = (0.0f64, 0usize);
     while let Some(batch) = loader.next() {
-        sum += batch.input.iter().map(|&v| f64::from(v)).sum::<f64>();
+        sum += batch.input.pixels().as_f32().iter().map(|&v| f64::from(v)).sum::<f64>();
         n += batch.samples.len() * crop * crop * 3;
     }
     // The mean of the training pictures, less the mean picture.

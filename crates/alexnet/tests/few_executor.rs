@@ -3,7 +3,7 @@
 
 mod executors;
 
-use alexnet::exec::contract::{Batch, Executor};
+use alexnet::exec::contract::{Batch, Executor, Pixels};
 use alexnet::exec::few::{self, Few, LinearWeights};
 use alexnet::exec::plan::Plan;
 use alexnet::exec::reference::Reference;
@@ -31,7 +31,10 @@ fn every_layer_yields_what_the_reference_does() {
                 executor.set_params(&start);
                 let pixels = input(executor, &net, 3, 7);
                 let mut output = vec![0.0; 3 * executor.output_len()];
-                executor.infer(Batch { input: &pixels, count: 3, labels: &[], weights: &[] }, &mut output);
+                executor.infer(
+                    Batch { input: Pixels::F32(&pixels), count: 3, labels: &[], weights: &[] },
+                    &mut output,
+                );
                 output
             });
             let [want, got] = outputs;
@@ -51,7 +54,10 @@ fn a_picture_does_not_depend_on_its_neighbours_or_the_threads() {
         few.set_params(&start);
         let pixels = input(&few, &net, batch, 7);
         let mut output = vec![0.0; batch * net.classes()];
-        few.infer(Batch { input: &pixels, count: batch, labels: &[], weights: &[] }, &mut output);
+        few.infer(
+            Batch { input: Pixels::F32(&pixels), count: batch, labels: &[], weights: &[] },
+            &mut output,
+        );
         output.truncate(net.classes());
         output
     };

@@ -183,7 +183,7 @@ fn views_noise_and_mean_are_the_scripts() {
             for (i, sample) in batch.samples.iter().enumerate() {
                 let want = views.next().unwrap();
                 assert_eq!((want.epoch, want.picture), (epoch, sample.picture));
-                let input = &batch.as_batch().input[i * net.input.len()..][..net.input.len()];
+                let input = &batch.as_batch().input.as_f32()[i * net.input.len()..][..net.input.len()];
                 let what = format!("epoch {epoch}, picture {}, drawn {:?}", want.picture, want.draw);
                 for (j, want) in want.probes.iter().enumerate() {
                     let (y, x, c) = probe(j);

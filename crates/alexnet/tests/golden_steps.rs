@@ -3,7 +3,7 @@
 //! its norm. `golden/train_steps.py` made the numbers and says how they are stored.
 
 use alexnet::exec;
-use alexnet::exec::contract::{Batch, Executor, Params, Rate, StepSettings};
+use alexnet::exec::contract::{Batch, Executor, Params, Pixels, Rate, StepSettings};
 use alexnet::exec::reference::Reference;
 use alexnet::net::{Network, Op, Shape};
 use alexnet::rng::{Purpose, Stream};
@@ -170,7 +170,8 @@ fn check_against_golden(
     for step in 0..golden.steps {
         golden.pictures(step, &*executor, &mut input);
         let labels = golden.labels(step);
-        let batch = Batch { input: &input, count: golden.batch, labels: &labels, weights: &weights };
+        let batch =
+            Batch { input: Pixels::F32(&input), count: golden.batch, labels: &labels, weights: &weights };
         let settings = StepSettings { step, seed: 0, momentum: golden.momentum, rates: &rates };
         let report = executor.train_step(batch, &settings);
         let expected = golden.losses[step as usize];

@@ -14,7 +14,7 @@ mod amx_emulator;
 mod executors;
 
 use alexnet::Network;
-use alexnet::exec::contract::{Batch, Executor, Params, Rate};
+use alexnet::exec::contract::{Batch, Executor, Params, Pixels, Rate};
 use alexnet::exec::few::{self, Few, LinearWeights};
 use alexnet::exec::mixed::Mixed;
 use alexnet::exec::plan::{Mode, Plan};
@@ -55,7 +55,8 @@ fn compare(net: &Network, batch: usize, engines: &[Engine]) {
     let want = reference.params();
     let probe = input(&reference, net, batch, 99);
     let mut want_p = vec![0.0; batch * net.classes()];
-    reference.infer(Batch { input: &probe, count: batch, labels: &[], weights: &[] }, &mut want_p);
+    reference
+        .infer(Batch { input: Pixels::F32(&probe), count: batch, labels: &[], weights: &[] }, &mut want_p);
     let mut first: Option<Params> = None;
     for &engine in engines {
         let what = format!("{} {}", net.name, engine.name());
@@ -96,7 +97,7 @@ fn infer(
     executor.set_params(params);
     let probe = input(executor, net, batch, 99);
     let mut p = vec![0.0; want.len()];
-    executor.infer(Batch { input: &probe, count: batch, labels: &[], weights: &[] }, &mut p);
+    executor.infer(Batch { input: Pixels::F32(&probe), count: batch, labels: &[], weights: &[] }, &mut p);
     for (got, want) in p.iter().zip(want) {
         assert!((got - want).abs() < 0.03, "{what}: probability {got} {want}");
     }

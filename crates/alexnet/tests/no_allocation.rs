@@ -1,6 +1,6 @@
 //! A step allocates nothing: everything is planned beforehand.
 
-use alexnet::exec::contract::{Batch, Params, Rate, StepSettings};
+use alexnet::exec::contract::{Batch, Params, Pixels, Rate, StepSettings};
 use alexnet::exec::{self, Mode, Options, Precision};
 use alexnet::ops::update::{Lars, Policy, Rule};
 use alexnet::train::init;
@@ -62,7 +62,7 @@ fn a_step_and_a_forward_pass_allocate_nothing() {
             let mut output = vec![0.0; count * 10];
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             for step in 0..2 {
-                let batch = Batch { input: &input, count, labels: &labels, weights: &weights };
+                let batch = Batch { input: Pixels::F32(&input), count, labels: &labels, weights: &weights };
                 if matches!(mode, Mode::Train { .. }) {
                     let settings = StepSettings { step, seed: 0, momentum: 0.9, rates: &rates };
                     executor.train_step(batch, &settings);

@@ -2,7 +2,7 @@
 //! numbers), and what is exported comes back as it was.
 
 use alexnet::Network;
-use alexnet::exec::contract::{Batch, Executor, InputLayout, Params};
+use alexnet::exec::contract::{Batch, Executor, InputLayout, Params, Pixels};
 use alexnet::exec::reference::Reference;
 use alexnet::interchange::export::{self, onnx::Output};
 use alexnet::interchange::import::{Imported, Settings, import, usual_preprocessing};
@@ -35,7 +35,7 @@ fn probabilities(net: &Network, params: &Params) -> Vec<f32> {
         input[layout.offset(0, c, y, x)] = (i * 7919 % 512) as f32 / 256.0 - 1.0;
     }
     let mut output = vec![0.0; executor.output_len()];
-    executor.infer(Batch { input: &input, count: 1, labels: &[], weights: &[] }, &mut output);
+    executor.infer(Batch { input: Pixels::F32(&input), count: 1, labels: &[], weights: &[] }, &mut output);
     output
 }
 

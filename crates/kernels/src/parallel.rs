@@ -242,6 +242,11 @@ impl Ptr {
         Ptr(slice.as_mut_ptr())
     }
 
+    /// To halves of pairs, to be cast.
+    pub(crate) fn from_bits(slice: &mut [u16]) -> Self {
+        Ptr(slice.as_mut_ptr().cast())
+    }
+
     /// The pointer `offset` elements on. Sound as long as the result stays within the slice.
     #[inline(always)]
     pub(crate) fn at(&self, offset: usize) -> *mut f32 {

@@ -10,7 +10,7 @@ mod common;
 
 use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Method, Packed, WeightPlan};
 use alexnet_kernels::bf16::convert::{self, flat, pair_pictures, paired_len};
-use alexnet_kernels::bf16::entry::{Entry, enter};
+use alexnet_kernels::bf16::entry::{Entry, Pixels, enter};
 use alexnet_kernels::bf16::linear::{self, Backward, Output, Rounded, Weights};
 use alexnet_kernels::bf16::pooling::{self, Record, Winners};
 use alexnet_kernels::bf16::{Engine, MapLayout, PICTURES, pairs, round};
@@ -367,7 +367,7 @@ fn folded_pixels_give_the_same_convolution() {
             let want = run(&mut ctx, &g, Fold { kernel, fold: 1 }, &x.data);
             let mut map = vec![0.0; room(&f.input, count)];
             let entry = Entry { channels, height: side, width: side, fold: stride, pad, map: f.input };
-            enter(&mut ctx, engine, &entry, count, &pixels, &mut map);
+            enter(&mut ctx, engine, &entry, count, Pixels::F32(&pixels), &mut map);
             assert!(run(&mut ctx, &f, fold, &map) == want, "{} {kernel} {stride} {pad}", engine.name());
         }
     }
@@ -385,7 +385,7 @@ fn a_large_batch_enters_pixel_by_pixel() {
         let mut ctx = Context::new(engine.isa(), 2);
         for offset in [0, 1] {
             let mut to = vec![f32::NAN; room(&map, count) + offset];
-            enter(&mut ctx, engine, &entry, count, &pixels, &mut to[offset..]);
+            enter(&mut ctx, engine, &entry, count, Pixels::F32(&pixels), &mut to[offset..]);
             let got = pairs(&to[offset..]);
             let inside = |v: usize| v.checked_sub(pad).filter(|&v| v < side);
             for n in 0..count.next_multiple_of(PICTURES) {
@@ -410,6 +410,36 @@ fn a_large_batch_enters_pixel_by_pixel() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Pixels that were rounded before enter as those that are rounded on the way: rows of an odd number of values, columns that no
+/// window reads, channels that fill no pairs, splits.
+#[test]
+fn rounded_pixels_enter_as_pixels() {
+    for (channels, side, fold, pad, splits, size) in [
+        (3usize, 21usize, 4usize, 2usize, 1, 7usize),
+        (3, 9, 2, 0, 1, 4),
+        (3, 7, 1, 0, 1, 7),
+        (4, 6, 1, 1, 2, 8),
+    ] {
+        let map = MapLayout { channels: channels * fold * fold, splits, height: size, width: size };
+        let entry = Entry { channels, height: side, width: side, fold, pad, map };
+        let count = 34;
+        let pixels = Random(3).reals(count * side * side * channels);
+        for engine in engines() {
+            let mut ctx = Context::new(engine.isa(), 2);
+            let mut bits = vec![0; pixels.len()];
+            convert::round_values(&mut ctx, &pixels, &mut bits);
+            assert!(bits.iter().zip(&pixels).all(|(bits, pixel)| *bits == round(*pixel)));
+            let mut enter = |pixels| {
+                let mut to = vec![f32::NAN; room(&map, count)];
+                enter(&mut ctx, engine, &entry, count, pixels, &mut to);
+                pairs(&to)[..2 * map.block_len()].to_vec()
+            };
+            let (want, got) = (enter(Pixels::F32(&pixels)), enter(Pixels::Bf16(&bits)));
+            assert!(got == want, "{} {entry:?}", engine.name());
         }
     }
 }

@@ -3,11 +3,11 @@
 
 use super::augment::{Augment, Key, View};
 use super::pack::{Keep, Pack, PackOptions, Unreadable};
-use super::paint::{Painter, Prepared, Scratch};
+use super::paint::{Painter, Prepared, Scratch, Value};
 use super::preprocess::Preprocess;
 use super::resize::{Frame, Squarer};
 use crate::error::{Error, Result};
-use crate::exec::contract::{Batch, InputLayout};
+use crate::exec::contract::{Batch, InputLayout, PixelBuffer, PixelType};
 use crate::rng::{Purpose, Stream};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -81,7 +81,7 @@ impl LoaderConfig {
 #[derive(Debug)]
 pub struct LoadedBatch {
     /// In the loader's [`InputLayout`]; zero in padding, unused places and unreadable pictures.
-    pub input: Vec<f32>,
+    pub input: PixelBuffer,
     /// One class a sample.
     pub labels: Vec<u32>,
     /// 1, or 0 for a picture that could not be decoded.
@@ -91,20 +91,22 @@ pub struct LoadedBatch {
     pub damaged: Vec<Unreadable>,
     /// What is in it; may be fewer than the layout's batch.
     pub samples: Vec<Sample>,
-    home: Sender<Vec<f32>>,
+    home: Sender<PixelBuffer>,
 }
 
 impl LoadedBatch {
     /// As an executor takes it.
     pub fn as_batch(&self) -> Batch<'_> {
-        Batch { input: &self.input, count: self.samples.len(), labels: &self.labels, weights: &self.weights }
+        let LoadedBatch { input, samples, labels, weights, .. } = self;
+        Batch { input: input.pixels(), count: samples.len(), labels, weights }
     }
 }
 
 impl Drop for LoadedBatch {
     fn drop(&mut self) {
         // The loader may be gone already.
-        let _ = self.home.send(std::mem::take(&mut self.input));
+        let empty = PixelBuffer::zeros(PixelType::F32, 0);
+        let _ = self.home.send(std::mem::replace(&mut self.input, empty));
     }
 }
 
@@ -196,14 +198,18 @@ impl Drop for Loader {
 
 fn work(config: &LoaderConfig, todo: &Receiver<Job>) {
     let painter = Painter::new(&config.preprocess, &config.augment);
-    let (home, returned) = channel::<Vec<f32>>();
+    let (home, returned) = channel();
     for job in todo {
         let batch = config.layout.batch;
         for (i, samples) in job.samples.chunks(batch).enumerate().skip(job.first_batch) {
             // Three are in flight at most, unless the user holds on to them.
-            let mut input = returned.try_recv().unwrap_or_default();
-            input.resize(config.layout.len(), 0.0);
-            let mut lost = fill(config, &painter, samples, job.epoch, (i * batch) as u64, &mut input);
+            let (values, len) = (config.layout.values, config.layout.len());
+            let mut input = returned.try_recv().unwrap_or_else(|_| PixelBuffer::zeros(values, len));
+            let first = (i * batch) as u64;
+            let mut lost = match &mut input {
+                PixelBuffer::F32(values) => fill(config, &painter, samples, job.epoch, first, values),
+                PixelBuffer::Bf16(bits) => fill(config, &painter, samples, job.epoch, first, bits),
+            };
             // Threads come to blocks in any order.
             lost.sort();
             let shown = |(n, s): (usize, &Sample)| {
@@ -233,17 +239,17 @@ fn unreadable(config: &LoaderConfig, sample: Sample, reason: String) -> Unreadab
 type Lost = (usize, String);
 
 /// Fills a batch; the unit of work is a block, which is one piece of the buffer and hangs on nothing but its samples.
-fn fill(
+fn fill<T: Value>(
     config: &LoaderConfig,
     painter: &Painter,
     samples: &[Sample],
     epoch: u64,
     first: u64,
-    input: &mut [f32],
+    input: &mut [T],
 ) -> Vec<Lost> {
     let layout = &config.layout;
     let blocks = input.chunks_exact_mut(layout.block_len()).enumerate();
-    let work = |b: usize, block: &mut [f32], tools: &mut Tools| {
+    let work = |b: usize, block: &mut [T], tools: &mut Tools| {
         let start = (b * layout.block).min(samples.len());
         let end = ((b + 1) * layout.block).min(samples.len());
         fill_block(config, painter, &samples[start..end], epoch, (first, start), block, tools)
@@ -298,13 +304,13 @@ enum Shown<'a> {
 }
 
 /// Fills a block with the samples that begin at place `start` of the batch and `first + start` of the epoch.
-fn fill_block(
+fn fill_block<T: Value>(
     config: &LoaderConfig,
     painter: &Painter,
     samples: &[Sample],
     epoch: u64,
     (first, start): (u64, usize),
-    block: &mut [f32],
+    block: &mut [T],
     tools: &mut Tools,
 ) -> Vec<Lost> {
     let layout = &config.layout;
@@ -352,7 +358,7 @@ fn fill_block(
         .collect();
     // The buffer may hold an earlier batch where this one has no picture.
     if samples.len() < layout.block || views.iter().any(Option::is_none) {
-        block.fill(0.0);
+        block.fill(T::default());
     }
     painter.write_block(&views, layout, block, &mut tools.scratch);
     views.into_iter().flatten().for_each(|view| tools.reuse(view.into_frame()));
@@ -385,7 +391,7 @@ mod tests {
         let options = PackOptions { side, ..Default::default() };
         let pack = Arc::new(Pack::from_pictures(classes, &options, pictures).unwrap());
         let shape = Shape { c: 3, h: crop, w: crop };
-        let layout = InputLayout { batch: 8, shape, block, fold: 4, pad: 2, columns: 4 };
+        let layout = InputLayout { block, fold: 4, pad: 2, columns: 4, ..InputLayout::nhwc(8, shape) };
         let preprocess = Arc::new(Preprocess { side, crop, ..Preprocess::torchvision() });
         LoaderConfig { pack, layout, preprocess, augment: Augment::default(), seed: 9, threads }
     }
@@ -396,7 +402,11 @@ mod tests {
         let mut all = Vec::new();
         while let Some(b) = loader.next() {
             let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            all.push((bits(&b.input), b.labels.clone(), bits(&b.weights), b.samples.clone()));
+            let input = match &b.input {
+                PixelBuffer::F32(values) => bits(values),
+                PixelBuffer::Bf16(halves) => halves.iter().map(|&half| u32::from(half)).collect(),
+            };
+            all.push((input, b.labels.clone(), bits(&b.weights), b.samples.clone()));
         }
         all
     }
@@ -419,6 +429,32 @@ mod tests {
             assert_ne!(one[0], one[1]);
             for threads in [0, 2, 3, 7] {
                 assert_eq!(run(threads), one, "{threads} threads, blocks of {block}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounded_pixels_are_the_rounding_of_pixels() {
+        // An odd number of values in a row, and pictures that are not there.
+        for (block, fold) in [(1, 1usize), (3, 4), (8, 1)] {
+            let run = |values| {
+                let mut config = config(2, block);
+                let pad = fold / 2;
+                let columns = (9 + pad).div_ceil(fold);
+                let shape = Shape { c: 3, h: 9, w: 9 };
+                config.layout =
+                    InputLayout { block, fold, pad, columns, values, ..InputLayout::nhwc(8, shape) };
+                config.preprocess = Arc::new(Preprocess { crop: 9, ..(*config.preprocess).clone() });
+                let mut loader = Loader::new(config);
+                loader.begin(Sample::shuffled(&(0..23).collect::<Vec<_>>(), 9, 0), 0, 0);
+                drain(&mut loader)
+            };
+            let (whole, rounded) = (run(PixelType::F32), run(PixelType::Bf16));
+            assert_eq!(rounded.len(), 3);
+            for (whole, rounded) in whole.iter().zip(&rounded) {
+                let of_whole = |bits: &u32| u32::from(alexnet_kernels::bf16::round(f32::from_bits(*bits)));
+                assert_eq!(whole.0.iter().map(of_whole).collect::<Vec<_>>(), rounded.0, "blocks of {block}");
+                assert_eq!(whole.1, rounded.1);
             }
         }
     }
@@ -456,7 +492,8 @@ mod tests {
         for i in 0..8 * 8 * 3 {
             pixel[layout.offset(0, i % 3, i / 24, i / 3 % 8)] = true;
         }
-        assert!(batch.input.iter().zip(&pixel).all(|(&v, &p)| (v != 0.0) == p));
+        let input = batch.input.pixels().as_f32();
+        assert!(input.iter().zip(&pixel).all(|(&v, &p)| (v != 0.0) == p));
         assert_eq!(batch.as_batch().count, 2);
     }
 

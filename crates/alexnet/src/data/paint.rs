@@ -6,6 +6,8 @@ use super::pack::Keep;
 use super::preprocess::{MeanAt, Preprocess};
 use super::resize::{Filter, Fit, Frame, Squarer};
 use crate::exec::contract::InputLayout;
+use alexnet_kernels::bf16::convert::round_values;
+use alexnet_kernels::{Context, Isa};
 
 /// Writes views of stored pictures as numbers for a network.
 #[derive(Clone, Debug)]
@@ -68,6 +70,56 @@ pub struct Scratch {
     bytes: Vec<u8>,
     /// Where in the painter's mean what is subtracted from each begins.
     means: Vec<usize>,
+    /// A row in f32, before it is rounded.
+    row: Vec<f32>,
+}
+
+/// What pixels become.
+pub trait Value: Copy + Default + Send {
+    /// As [`Painter::write_block`].
+    fn write_block(
+        painter: &Painter,
+        views: &[Option<Prepared>],
+        layout: &InputLayout,
+        block: &mut [Self],
+        scratch: &mut Scratch,
+    );
+}
+
+impl Value for f32 {
+    fn write_block(
+        painter: &Painter,
+        views: &[Option<Prepared>],
+        layout: &InputLayout,
+        block: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        for (y, row) in block.chunks_exact_mut(layout.row_len()).enumerate().take(painter.crop) {
+            painter.write_row(views, y, layout, row, scratch);
+        }
+    }
+}
+
+/// The bits of a bf16. Padding and the places of pictures that are not there become zero.
+impl Value for u16 {
+    fn write_block(
+        painter: &Painter,
+        views: &[Option<Prepared>],
+        layout: &InputLayout,
+        block: &mut [u16],
+        scratch: &mut Scratch,
+    ) {
+        let mut row = std::mem::take(&mut scratch.row);
+        row.clear();
+        row.resize(layout.row_len(), 0.0);
+        // Any tier rounds to the same bits.
+        let mut ctx = Context::new(Isa::all()[0], 1);
+        for (y, rounded) in block.chunks_exact_mut(layout.row_len()).enumerate().take(painter.crop) {
+            painter.write_row(views, y, layout, &mut row, scratch);
+            round_values(&mut ctx, &row, rounded);
+        }
+        scratch.row = row;
+    }
 }
 
 impl Painter {
@@ -149,16 +201,14 @@ impl Painter {
 
     /// Writes views as the pictures of a block, (H, columns, block, fold·C). Padding is left as it is, and so are the
     /// places of pictures that are not there.
-    pub fn write_block(
+    pub fn write_block<T: Value>(
         &self,
         views: &[Option<Prepared>],
         layout: &InputLayout,
-        block: &mut [f32],
+        block: &mut [T],
         scratch: &mut Scratch,
     ) {
-        for (y, row) in block.chunks_exact_mut(layout.row_len()).enumerate().take(self.crop) {
-            self.write_row(views, y, layout, row, scratch);
-        }
+        T::write_block(self, views, layout, block, scratch);
     }
 
     /// Writes row `y` of all pictures, which interleave, column by column: the memory is written from one end to the other.
@@ -323,7 +373,7 @@ mod tests {
         for block in [1, 3] {
             for (fold, pad) in [(1, 0), (1, 2), (2, 1), (4, 0), (4, 2), (4, 5), (5, 3), (8, 1)] {
                 let columns = (CROP + pad).div_ceil(fold) + 1;
-                let layout = InputLayout { batch: block, shape, block, fold, pad, columns };
+                let layout = InputLayout { block, fold, pad, columns, ..InputLayout::nhwc(block, shape) };
                 let mut buffer = vec![f32::NAN; layout.len()];
                 let mut touched = vec![false; layout.len()];
                 let pictures: Vec<Vec<u8>> = (0..block).map(|n| stored(n as u64)).collect();

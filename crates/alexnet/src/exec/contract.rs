@@ -4,6 +4,8 @@
 
 use crate::error::Result;
 use crate::net::{Network, Op, Shape};
+pub use alexnet_kernels::bf16::entry::Pixels;
+use alexnet_kernels::bf16::round;
 
 /// Where the loader writes pixel values for the first layer.
 ///
@@ -24,12 +26,74 @@ pub struct InputLayout {
     pub pad: usize,
     /// Folded columns in a row, padding included.
     pub columns: usize,
+    /// How a value is best stored.
+    pub values: PixelType,
+}
+
+/// How values of pixels are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PixelType {
+    /// f32; every executor takes them.
+    #[default]
+    F32,
+    /// Rounded to bf16; taken by an executor that asks for them, which would round them itself.
+    Bf16,
+}
+
+impl PixelType {
+    /// Bytes of a value.
+    pub fn bytes(self) -> usize {
+        match self {
+            PixelType::F32 => size_of::<f32>(),
+            PixelType::Bf16 => size_of::<u16>(),
+        }
+    }
+}
+
+/// Pixels of a batch and their memory.
+#[derive(Debug)]
+pub enum PixelBuffer {
+    /// f32
+    F32(Vec<f32>),
+    /// Rounded to bf16, its bits.
+    Bf16(Vec<u16>),
+}
+
+impl PixelBuffer {
+    /// So many zeros.
+    pub fn zeros(values: PixelType, len: usize) -> Self {
+        match values {
+            PixelType::F32 => PixelBuffer::F32(vec![0.0; len]),
+            PixelType::Bf16 => PixelBuffer::Bf16(vec![0; len]),
+        }
+    }
+
+    /// These, rounded if need be.
+    pub fn of(values: PixelType, pixels: Vec<f32>) -> Self {
+        match values {
+            PixelType::F32 => PixelBuffer::F32(pixels),
+            PixelType::Bf16 => PixelBuffer::Bf16(pixels.into_iter().map(round).collect()),
+        }
+    }
+
+    /// As an executor takes them.
+    pub fn pixels(&self) -> Pixels<'_> {
+        match self {
+            PixelBuffer::F32(values) => Pixels::F32(values),
+            PixelBuffer::Bf16(bits) => Pixels::Bf16(bits),
+        }
+    }
 }
 
 impl InputLayout {
+    /// Bytes of the whole buffer.
+    pub fn bytes(&self) -> usize {
+        self.len() * self.values.bytes()
+    }
+
     /// Plain (N, H, W, C).
     pub fn nhwc(batch: usize, shape: Shape) -> Self {
-        InputLayout { batch, shape, block: 1, fold: 1, pad: 0, columns: shape.w }
+        InputLayout { batch, shape, block: 1, fold: 1, pad: 0, columns: shape.w, values: PixelType::F32 }
     }
 
     /// Number of blocks.
@@ -148,7 +212,7 @@ impl Params {
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
     /// Pixel values, in the executor's [`InputLayout`].
-    pub input: &'a [f32],
+    pub input: Pixels<'a>,
     /// The number of pictures, at most the layout's `batch`.
     pub count: usize,
     /// One class a picture; empty when there is nothing to learn from.

@@ -2,7 +2,7 @@
 //! is decided here and nowhere else; an executor only follows the plan, which can be printed.
 
 use crate::error::{Error, Result};
-use crate::exec::contract::InputLayout;
+use crate::exec::contract::{InputLayout, PixelType};
 use crate::exec::splits;
 use crate::net::{Activation, Network, Op, Pool, PoolKind, Shape, Traced};
 use crate::ops::update::Rule;
@@ -144,7 +144,8 @@ impl Plan {
             };
             fits && whole(cuts) && pool.kind == PoolKind::Max
         };
-        Plan::in_blocks(net, batch, block, mode, InputLayout::nhwc(batch, net.input), fuses)
+        let input = InputLayout { values: PixelType::Bf16, ..InputLayout::nhwc(batch, net.input) };
+        Plan::in_blocks(net, batch, block, mode, input, fuses)
     }
 
     /// Plans `net` for the executor of a few pictures at test time; `last` as in [`Mode::Infer`]. Pixels come as they are.
@@ -354,7 +355,7 @@ fn has_params_below(traced: &[Traced], frozen_below: usize, layer: usize) -> boo
 /// ⌈S/stride⌉ folded columns of stride 1.
 fn input_layout(net: &Network, batch: usize, block: usize) -> InputLayout {
     let shape = net.input;
-    let mut layout = InputLayout { batch, shape, block, fold: 1, pad: 0, columns: shape.w };
+    let mut layout = InputLayout { block, ..InputLayout::nhwc(batch, shape) };
     if let Some(Op::Conv(conv)) = net.layers.first().map(|l| &l.op) {
         // Folding pays where channels are few; groups would be torn apart by it.
         if conv.stride > 1 && conv.groups == 1 && shape.c * conv.stride <= 32 {

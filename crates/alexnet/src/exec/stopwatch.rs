@@ -80,7 +80,8 @@ impl Stopwatch {
         // A plan was made from the same trace.
         let Ok(traced) = net.trace() else { return Vec::new() };
         let map_bytes = |i: usize| {
-            let element = if plan.maps[i].form == Form::Input { size_of::<f32>() } else { element_bytes };
+            let element =
+                if plan.maps[i].form == Form::Input { plan.input.values.bytes() } else { element_bytes };
             plan.map_len(i) * element
         };
         let mut times = Vec::new();
@@ -118,8 +119,8 @@ impl Stopwatch {
                     if pools { plan.batch * traced[first].output.len() * element_bytes } else { y };
                 let dx = if stage.input_gradient { x } else { 0 };
                 let (flop, bytes) = match pass {
-                    // The pixels in f32, and the map that they become.
-                    Pass::Input => (0, x + x / size_of::<f32>() * element_bytes),
+                    // The pixels, and the map that they become.
+                    Pass::Input => (0, x + x / plan.input.values.bytes() * element_bytes),
                     Pass::Forward => (flop, x + y + weights),
                     Pass::InputGradient => (flop, unpooled + dx + weights),
                     Pass::WeightGradient => (flop, x + unpooled + weights),

@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each test file uses a part
 
 use alexnet::Network;
-use alexnet::exec::contract::{Batch, Executor, Params, Rate, Role, StepSettings};
+use alexnet::exec::contract::{Batch, Executor, Params, Pixels, Rate, Role, StepSettings};
 use alexnet::rng::{Purpose, Stream};
 use alexnet::zoo;
 
@@ -58,7 +58,8 @@ pub fn train(
             let input = input(executor, net, count, step);
             let mut weights = vec![1.0; count];
             weights[0] = if step == 1 { 0.0 } else { 1.0 };
-            let batch = Batch { input: &input, count, labels: &labels(net, count), weights: &weights };
+            let batch =
+                Batch { input: Pixels::F32(&input), count, labels: &labels(net, count), weights: &weights };
             let report = executor.train_step(batch, &StepSettings { step, seed: 11, momentum: 0.9, rates });
             assert_eq!(report.nonfinite, None);
             report.loss

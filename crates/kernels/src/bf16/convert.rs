@@ -2,7 +2,7 @@
 
 use super::engine::{Engine, Matrix, MatrixKernel, run};
 use super::{EDGE, MapLayout, PICTURES, STREAMED_LEN, TILE, pair, pairs, pairs_mut, widen};
-use crate::parallel::{ChunkWork, Context, Ptr};
+use crate::parallel::{ChunkWork, Context, Kernel, Ptr};
 use crate::simd::{Simd, prefetch, prefetch_far};
 
 /// x with pictures paired, as the right operand of sums over pictures: (blocks, splits, H, tiles of 16 channels, W with positions
@@ -286,6 +286,31 @@ pub fn widen_map(ctx: &mut Context, x: &[f32], to: &mut [f32]) {
             *odd = widen((pair >> 16) as u16);
         }
     });
+}
+
+/// The bits of each value, rounded.
+pub fn round_values(ctx: &mut Context, from: &[f32], to: &mut [u16]) {
+    struct Round<'a>(&'a [f32], Ptr);
+    impl Kernel for Round<'_> {
+        fn units(&self) -> usize {
+            1
+        }
+
+        #[inline(always)]
+        unsafe fn unit<S: Simd>(&self, _unit: usize, _scratch: *mut f32) {
+            let Round(from, to) = *self;
+            let even = from.len() / 2 * 2;
+            // SAFETY: there are as many halves as values.
+            unsafe {
+                super::round_values::<S>(from.as_ptr(), even, to.at(0).cast());
+                if even < from.len() {
+                    to.at(0).cast::<u16>().add(even).write(super::round(from[even]));
+                }
+            }
+        }
+    }
+    assert_eq!(from.len(), to.len(), "one for each");
+    ctx.run(&Round(from, Ptr::from_bits(to)));
 }
 
 /// [`widen_map`] backwards.

@@ -5,14 +5,73 @@
 //! Where the channels of `fold` neighbouring pixels are even in number they are whole pairs as they lie.
 
 use super::engine::{Engine, run_vectors};
-use super::{EDGE, MapLayout, PICTURES, STREAMED_LEN, TILE, pair};
+use super::{EDGE, MapLayout, PICTURES, STREAMED_LEN, TILE, pair, round};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, prefetch, prefetch_far};
+
+/// Values of pixels, (N, H, W, C).
+#[derive(Clone, Copy, Debug)]
+pub enum Pixels<'a> {
+    /// As they are.
+    F32(&'a [f32]),
+    /// Rounded to bf16, its bits.
+    Bf16(&'a [u16]),
+}
+
+impl<'a> Pixels<'a> {
+    /// Their number.
+    pub fn len(&self) -> usize {
+        match self {
+            Pixels::F32(values) => values.len(),
+            Pixels::Bf16(bits) => bits.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Those that were not rounded.
+    ///
+    /// # Panics
+    /// If they were.
+    pub fn as_f32(&self) -> &'a [f32] {
+        match self {
+            Pixels::F32(values) => values,
+            Pixels::Bf16(_) => panic!("pixels in bf16, for what asked for f32"),
+        }
+    }
+
+    fn value_bytes(&self) -> usize {
+        match self {
+            Pixels::F32(_) => size_of::<f32>(),
+            Pixels::Bf16(_) => size_of::<u16>(),
+        }
+    }
+
+    /// Where value `i` lies.
+    fn address(&self, i: usize) -> *const u8 {
+        match self {
+            Pixels::F32(values) => values.as_ptr().wrapping_add(i).cast(),
+            Pixels::Bf16(bits) => bits.as_ptr().wrapping_add(i).cast(),
+        }
+    }
+
+    /// Value `i`, rounded.
+    #[inline(always)]
+    fn rounded(&self, i: usize) -> u16 {
+        match self {
+            Pixels::F32(values) => round(values[i]),
+            Pixels::Bf16(bits) => bits[i],
+        }
+    }
+}
 
 /// Rows of the map that a unit fills: the first rows of pixels of a unit are those that nothing asked for.
 const BAND_ROWS: usize = 4;
 
-/// Pictures as the loader writes them, (N, H, W, C) in f32, to a map whose positions hold `fold` × `fold` pixels in the
+/// Pictures as the loader writes them, (N, H, W, C), to a map whose positions hold `fold` × `fold` pixels in the
 /// order (row, column, channel); `pad` zero pixels precede the first row and column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -54,7 +113,7 @@ impl Entry {
 }
 
 /// Fills the map of the blocks of `count` pictures from their pixels; the lanes of missing pictures are zero.
-pub fn enter(ctx: &mut Context, engine: Engine, entry: &Entry, count: usize, pixels: &[f32], to: &mut [f32]) {
+pub fn enter(ctx: &mut Context, engine: Engine, entry: &Entry, count: usize, pixels: Pixels, to: &mut [f32]) {
     let Entry { channels, height, width, fold, map, .. } = *entry;
     assert_eq!(map.channels, fold * fold * channels, "the map holds folded pixels");
     assert!(pixels.len() >= count * height * width * channels, "pixels");
@@ -68,7 +127,7 @@ struct Enter<'a> {
     entry: Entry,
     count: usize,
     blocks: usize,
-    pixels: &'a [f32],
+    pixels: Pixels<'a>,
     to: Ptr,
     /// Whether the map is beyond what caches hold until it is read.
     streams: bool,
@@ -103,7 +162,12 @@ impl Kernel for Enter<'_> {
                     if picture >= self.count {
                         row.fill(0);
                     } else if entry.in_rows() {
-                        self.round_row::<S>(picture, h * entry.fold + part, row);
+                        match self.pixels {
+                            Pixels::F32(values) => {
+                                self.round_row::<S>(values, picture, h * entry.fold + part, row);
+                            }
+                            Pixels::Bf16(bits) => self.copy_row(bits, picture, h * entry.fold + part, row),
+                        }
                     } else {
                         self.gather_row(picture, split, h, row);
                     }
@@ -121,10 +185,13 @@ impl Kernel for Enter<'_> {
     }
 }
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// A row of the pixels of some pictures, which is asked for while another is turned.
 struct Row {
-    from: *const f32,
-    /// Elements of a row, and from a picture to the next.
+    from: *const u8,
+    /// Bytes of a row, and from a picture to the next.
     len: usize,
     picture_len: usize,
     /// Pictures, and what has been asked for of the first.
@@ -135,15 +202,15 @@ struct Row {
 impl Row {
     /// Lines of all pictures, or a few more.
     fn lines(&self) -> usize {
-        self.pictures * self.len.div_ceil(EDGE)
+        self.pictures * self.len.div_ceil(LINE)
     }
 
     /// Asks for some more lines.
     #[inline(always)]
     fn ask(&mut self, lines: usize) {
         for _ in 0..lines {
-            prefetch_far(self.from.wrapping_add(self.asked));
-            self.asked += EDGE;
+            prefetch_far(self.from.wrapping_add(self.asked).cast());
+            self.asked += LINE;
             if self.asked >= self.len {
                 self.asked = 0;
                 self.from = self.from.wrapping_add(self.picture_len);
@@ -159,10 +226,11 @@ impl Enter<'_> {
         let y = (h * fold + part).checked_sub(pad).filter(|&y| y < height && h < end);
         let first = block * PICTURES;
         let at = (first * height + y.unwrap_or(0)) * width * channels;
+        let bytes = self.pixels.value_bytes();
         Row {
-            from: self.pixels.as_ptr().wrapping_add(at),
-            len: width * channels,
-            picture_len: height * width * channels,
+            from: self.pixels.address(at),
+            len: width * channels * bytes,
+            picture_len: height * width * channels * bytes,
             pictures: if y.is_some() { PICTURES.min(self.count - first) } else { 0 },
             asked: 0,
         }
@@ -170,13 +238,13 @@ impl Enter<'_> {
 
     /// Row `y` of a padded picture as pairs; zero beyond the picture.
     #[inline(always)]
-    unsafe fn round_row<S: Simd>(&self, picture: usize, y: usize, to: &mut [u32]) {
+    unsafe fn round_row<S: Simd>(&self, pixels: &[f32], picture: usize, y: usize, to: &mut [u32]) {
         let Entry { channels, height, width, fold, pad, map } = self.entry;
         let Some(y) = y.checked_sub(pad).filter(|&y| y < height) else {
             to.fill(0);
             return;
         };
-        let from = &self.pixels[(picture * height + y) * width * channels..][..width * channels];
+        let from = &pixels[(picture * height + y) * width * channels..][..width * channels];
         let before = pad * channels;
         let len = map.width * fold * channels / 2;
         for (i, to) in to.chunks_exact_mut(EDGE).enumerate() {
@@ -201,27 +269,49 @@ impl Enter<'_> {
         }
     }
 
+    /// [`Enter::round_row`] of values that are rounded.
+    #[inline(always)]
+    fn copy_row(&self, pixels: &[u16], picture: usize, y: usize, to: &mut [u32]) {
+        let Entry { channels, height, width, fold, pad, map } = self.entry;
+        let Some(y) = y.checked_sub(pad).filter(|&y| y < height) else {
+            to.fill(0);
+            return;
+        };
+        let from = &pixels[(picture * height + y) * width * channels..][..width * channels];
+        // SAFETY: a pair is two halves, the low one first: every processor with these kernels is little-endian.
+        let (before, to, after) = unsafe { to.align_to_mut::<u16>() };
+        debug_assert!(before.is_empty() && after.is_empty() && cfg!(target_endian = "little"));
+        let (padding, to) = to.split_at_mut(pad * channels);
+        // The map may leave out columns that no window reads.
+        let read = from.len().min(map.width * fold * channels - padding.len());
+        padding.fill(0);
+        to[..read].copy_from_slice(&from[..read]);
+        to[read..].fill(0);
+    }
+
     /// The pairs of each position of a row of one split, one by one.
     #[inline(always)]
     fn gather_row(&self, picture: usize, split: usize, h: usize, to: &mut [u32]) {
         let Entry { channels, height, width, fold, pad, map } = self.entry;
-        let pixels = &self.pixels[picture * height * width * channels..][..height * width * channels];
+        let first = picture * height * width * channels;
         to.fill(0);
         for (w, to) in to.chunks_exact_mut(map.split_pairs()).take(map.width).enumerate() {
             let value = |c: usize| {
                 if c >= map.split_channels() {
-                    return 0.0;
+                    return 0;
                 }
                 let c = split * map.split_channels() + c;
                 let (y, x) = (h * fold + c / channels / fold, w * fold + c / channels % fold);
                 let inside = |v: usize, size: usize| v.checked_sub(pad).filter(|&v| v < size);
                 match (inside(y, height), inside(x, width)) {
-                    (Some(y), Some(x)) => pixels[(y * width + x) * channels + c % channels],
-                    _ => 0.0,
+                    (Some(y), Some(x)) => {
+                        self.pixels.rounded(first + (y * width + x) * channels + c % channels)
+                    }
+                    _ => 0,
                 }
             };
             for (p, to) in to.iter_mut().enumerate() {
-                *to = pair(value(2 * p), value(2 * p + 1));
+                *to = u32::from(value(2 * p)) | u32::from(value(2 * p + 1)) << 16;
             }
         }
     }

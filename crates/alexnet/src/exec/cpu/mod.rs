@@ -104,7 +104,7 @@ impl Cpu {
 
     /// The map that stage `i` reads: the caller's input for the first.
     fn input_of<'a>(arena_map: &'a [f32], batch: &Batch<'a>, i: usize) -> &'a [f32] {
-        if i == 0 { batch.input } else { arena_map }
+        if i == 0 { batch.input.as_f32() } else { arena_map }
     }
 }
 

@@ -279,7 +279,7 @@ impl Stages for Few {
 
     fn enter(&mut self, batch: &Batch) {
         let Frame { maps, arena, ctx, watch, .. } = &mut self.frame;
-        convert::enter(ctx, &self.entry, batch.count, batch.input, arena.get_mut(maps[0]));
+        convert::enter(ctx, &self.entry, batch.count, batch.input.as_f32(), arena.get_mut(maps[0]));
         watch.lap(0, Pass::Input);
     }
 

@@ -12,10 +12,11 @@ impl<T: Real> Reference<T> {
             batch.count <= self.batch && batch.input.len() == layout.len(),
             "the batch does not fit the plan"
         );
+        let input = batch.input.as_f32();
         for n in 0..batch.count {
             for (i, x) in self.activations[0][n * shape.len()..][..shape.len()].iter_mut().enumerate() {
                 let (c, row, column) = (i / (shape.h * shape.w), i / shape.w % shape.h, i % shape.w);
-                *x = T::of(f64::from(batch.input[layout.offset(n, c, row, column)]));
+                *x = T::of(f64::from(input[layout.offset(n, c, row, column)]));
             }
         }
         self.picture_weights.clear();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::exec::contract::{Batch, Executor, Rate, Role, StepReport};
+use crate::exec::contract::{Batch, Executor, Pixels, Rate, Role, StepReport};
 use crate::net::{
     Activation, BatchNorm, Conv, Dropout, Init, Layer, Linear, Loss, Lrn, Pad, Pool, PoolKind, Rounding,
     SpatialLrn, Ties,
@@ -64,7 +64,7 @@ const WEIGHTS: [f32; 3] = [1.0, 0.0, 1.0];
 
 fn step<T: Real>(reference: &mut Reference<T>, input: &[f32], step: u64, rate: Rate) -> StepReport {
     let rates = vec![rate; reference.params.len()];
-    let batch = Batch { input, count: 3, labels: &LABELS, weights: &WEIGHTS };
+    let batch = Batch { input: Pixels::F32(input), count: 3, labels: &LABELS, weights: &WEIGHTS };
     reference.train_step(batch, &StepSettings { step, seed: 5, momentum: 0.9, rates: &rates })
 }
 
@@ -111,7 +111,7 @@ fn a_frozen_normalization_is_used_as_at_test_time() {
     for (rate, param) in rates.iter_mut().zip(&before.0) {
         rate.lr = if param.name.starts_with("bnorm1") { 0.0 } else { rate.lr };
     }
-    let batch = Batch { input: &input, count: 3, labels: &LABELS, weights: &WEIGHTS };
+    let batch = Batch { input: Pixels::F32(&input), count: 3, labels: &LABELS, weights: &WEIGHTS };
     let mut p = vec![0.0; 3 * net.classes()];
     reference.infer(batch, &mut p);
     let expected: f64 =
@@ -209,7 +209,7 @@ fn a_picture_of_weight_zero_and_the_rest_of_the_buffer_change_nothing() {
 fn inference_and_truncation() {
     let net = tiny(Loss::Softmax);
     let input = pictures(&net, 3);
-    let batch = Batch { input: &input, count: 2, labels: &[], weights: &[] };
+    let batch = Batch { input: Pixels::F32(&input), count: 2, labels: &[], weights: &[] };
     let mut whole = with_weights::<f32>(&net, 3, None);
     let mut probabilities = vec![0.0; 2 * whole.output_len()];
     whole.infer(batch, &mut probabilities);

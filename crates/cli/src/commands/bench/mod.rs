@@ -66,7 +66,7 @@ fn measure(args: &BenchRun, train: bool) -> Outcome {
 
 /// What the executor holds, and the made-up pictures.
 fn planned_bytes(executor: &dyn Executor) -> usize {
-    executor.planned_bytes() + executor.input_layout().len() * size_of::<f32>()
+    executor.planned_bytes() + executor.input_layout().bytes()
 }
 
 /// Milliseconds of each step after those that warm up, in rising order.

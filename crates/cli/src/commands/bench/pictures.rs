@@ -3,7 +3,7 @@
 
 use crate::failure::Failure;
 use alexnet::data::{Augment, Loader, LoaderConfig, Pack, Preprocess, Sample, View};
-use alexnet::exec::contract::{Batch, InputLayout};
+use alexnet::exec::contract::{Batch, InputLayout, PixelBuffer};
 use alexnet::net::Network;
 use alexnet::rng::{Purpose, Stream};
 use std::path::Path;
@@ -14,7 +14,7 @@ pub enum Pictures {
     /// The same batch again and again.
     MadeUp {
         /// In the executor's layout.
-        input: Vec<f32>,
+        input: PixelBuffer,
         /// One class a picture.
         labels: Vec<u32>,
         /// All 1.
@@ -37,6 +37,7 @@ impl Pictures {
     /// Pixels after the subtraction of a mean, uniform in ±128, and labels.
     pub fn made_up(layout: &InputLayout, classes: usize) -> Pictures {
         let (input, labels) = made_up(layout, classes);
+        let input = PixelBuffer::of(layout.values, input);
         Pictures::MadeUp { input, labels, weights: vec![1.0; layout.batch] }
     }
 
@@ -84,7 +85,7 @@ impl Pictures {
     pub fn next(&mut self, work: impl FnOnce(Batch)) -> Result<(), Failure> {
         match self {
             Pictures::MadeUp { input, labels, weights } => {
-                work(Batch { input, count: labels.len(), labels, weights });
+                work(Batch { input: input.pixels(), count: labels.len(), labels, weights });
             }
             Pictures::Packed(packed) => {
                 let loaded = loop {
@@ -143,8 +144,13 @@ mod tests {
 
     #[test]
     fn made_up_pictures_leave_padding_alone() {
-        let layout =
-            InputLayout { batch: 2, shape: Shape::new(3, 2, 3), block: 2, fold: 2, pad: 1, columns: 3 };
+        let layout = InputLayout {
+            block: 2,
+            fold: 2,
+            pad: 1,
+            columns: 3,
+            ..InputLayout::nhwc(2, Shape::new(3, 2, 3))
+        };
         let (input, labels) = made_up(&layout, 5);
         let pixels = input.iter().filter(|&&v| v != 0.0).count();
         assert_eq!((pixels, input.len()), (2 * 3 * 2 * 3, layout.len()));
