@@ -37,8 +37,9 @@ pub const MOST_RUNS: usize = 64;
 const PART_STEPS: usize = 18;
 /// Most columns that share a part of the weights: their sums are 56 KiB.
 const TOGETHER: usize = 14;
-/// Bytes of the map's rows under a window that are too many to stay in L2, of 2 MiB with tiles, beside a chunk's weights.
-const WINDOW_BYTES: usize = 1 << 20;
+/// Bytes of the map's rows under a window that are too many to stay in L2, of 2 MiB with tiles, beside a chunk's weights, sums and
+/// the row to come: then a strip of half as many columns goes through all rows before the next one does.
+const WINDOW_BYTES: usize = 640 << 10;
 /// Places for the sums of a position: of columns, and of the one before them that waits for its epilogue.
 const PLACES: usize = TOGETHER + 1;
 /// Elements of scratch: the sums of columns.
@@ -88,6 +89,8 @@ pub(in crate::bf16::conv) fn correlate(
         * packed.source.width
         * packed.source.position_len()
         * size_of::<u32>();
+    // A pooling takes whole rows.
+    let strip_by_strip = window_bytes > WINDOW_BYTES && pooled.is_none();
     run(
         ctx,
         engine,
@@ -104,8 +107,8 @@ pub(in crate::bf16::conv) fn correlate(
             finish,
             target,
             unit_rows,
-            // A pooling takes whole rows.
-            strip_by_strip: window_bytes > WINDOW_BYTES && pooled.is_none(),
+            strip_by_strip,
+            strip: if strip_by_strip { TOGETHER / 2 } else { TOGETHER },
             pooled,
         },
     );
@@ -131,6 +134,8 @@ struct Correlate<'a> {
     unit_rows: usize,
     /// Whether a unit takes all its rows at a strip of columns before the next strip.
     strip_by_strip: bool,
+    /// Most columns of a strip.
+    strip: usize,
 }
 
 impl Correlate<'_> {
@@ -174,7 +179,7 @@ impl MatrixKernel for Correlate<'_> {
         let written = first_row..(first_row + self.unit_rows).min(self.height());
         let rows = self.pooled.as_ref().map_or(written.clone(), |pooled| pooled.rows_under(&written));
         let strips =
-            || p.segments.iter().flat_map(|s| s.columns.chunks(TOGETHER).map(move |columns| (s, columns)));
+            || p.segments.iter().flat_map(|s| s.columns.chunks(self.strip).map(move |columns| (s, columns)));
         let together = if self.strip_by_strip { 1 } else { strips().count() };
         for first_strip in (0..strips().count()).step_by(together) {
             let strips = || strips().skip(first_strip).take(together);
