@@ -217,6 +217,27 @@ fn falls_back(net: &Network) {
     assert!(exec::compile(net, &options(Precision::Bf16)).is_err());
 }
 
+/// A convolution and the max pooling behind it are one stage in bf16, unless the plan ends between them.
+#[test]
+fn a_convolution_and_its_pooling_are_one_stage() {
+    let net = zoo::by_name("torchvision", 1000).unwrap();
+    let fused = |plan: &Plan| plan.describe(&net).contains("conv1+relu1+pool1");
+    let train = Mode::Train { frozen_below: 0 };
+    assert!(fused(&Plan::mixed(&net, 128, train).unwrap()));
+    assert!(fused(&Plan::mixed(&net, 128, Mode::Infer { last: None }).unwrap()));
+    assert!(!fused(&Plan::new(&net, 128, train).unwrap()), "f32 has no such kernel");
+    let relu1 = net.layers.iter().position(|l| l.name == "relu1").unwrap();
+    let cut = Plan::mixed(&net, 128, Mode::Infer { last: Some(relu1) }).unwrap();
+    assert!(!fused(&cut) && cut.describe(&net).contains("conv1+relu1 "), "{}", cut.describe(&net));
+    let mut average = net.clone();
+    average.layers.iter_mut().for_each(|layer| {
+        if let Op::Pool(pool) = &mut layer.op {
+            pool.kind = PoolKind::Average;
+        }
+    });
+    assert!(!fused(&Plan::mixed(&average, 128, train).unwrap()));
+}
+
 /// A normalization and the max pooling behind it are one stage in bf16, wherever the kernel takes them and the plan does not
 /// end between them.
 #[test]

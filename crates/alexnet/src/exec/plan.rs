@@ -189,6 +189,12 @@ impl Plan {
         let mut i = 0;
         while i < end {
             let t = &traced[i];
+            let is_inverted_dropout = matches!(&t.layer.op, Op::Dropout(dropout) if dropout.inverted);
+            if is_inverted_dropout && matches!(mode, Mode::Infer { .. }) && !stages.is_empty() {
+                // At test time it does nothing.
+                i += 1;
+                continue;
+            }
             let form = if i == 0 { Form::Blocked } else { maps[maps.len() - 1].form };
             let op_at = |layer: usize| traced[..end].get(layer).map(|t| &t.layer.op);
             let relu_follows = op_at(i + 1) == Some(&Op::Activation(Activation::Relu));
