@@ -1,9 +1,11 @@
 //! A fixed set of threads that share out numbered units of work.
 //!
-//! Which thread takes a unit is left to chance; units write disjoint results and no sum crosses units, so the results
-//! do not depend on it, nor on the number of threads.
+//! Every thread begins with an equal share of consecutive units, whose data mostly lie side by side, and takes them in order; one
+//! that is done takes the last ones of others. So which thread takes a unit is left to chance; units write disjoint results
+//! and no sum crosses units, so the results do not depend on it, nor on the number of threads.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -16,9 +18,8 @@ type Job = *const (dyn Fn(usize, usize) + Sync);
 struct Shared {
     /// Odd while a job runs, even between jobs; rises by one at each start and each end.
     round: AtomicUsize,
-    /// The next unit to take.
-    next: AtomicUsize,
-    units: AtomicUsize,
+    /// What is left of each thread's share.
+    shares: Vec<Share>,
     /// Threads that have not yet finished the running job.
     busy: AtomicUsize,
     panicked: AtomicBool,
@@ -33,6 +34,29 @@ struct JobPointer(Job);
 // SAFETY: the pointee is `Sync`, and `Threads::run` keeps it alive until every thread has finished with it.
 unsafe impl Send for JobPointer {}
 
+/// Units that are still to be taken: the first in the low half, the end in the high one. Threads that look at different shares
+/// do not meet in a cache line, nor in the one that is fetched along with it.
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn of(units: Range<usize>) -> u64 {
+        units.start as u64 | (units.end as u64) << 32
+    }
+
+    /// The first unit, or the last.
+    fn take(&self, first: bool) -> Option<usize> {
+        let left = |share: u64| (share & u64::from(u32::MAX)) as usize..(share >> 32) as usize;
+        let less = |share: u64| {
+            let Range { start, end } = left(share);
+            (start < end).then(|| Share::of(if first { start + 1..end } else { start..end - 1 }))
+        };
+        // What else a unit needs was made known before the job began.
+        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok().map(left)?;
+        Some(if first { taken.start } else { taken.end - 1 })
+    }
+}
+
 /// The threads. Dropping it ends them.
 pub struct Threads {
     shared: Arc<Shared>,
@@ -44,8 +68,7 @@ impl Threads {
     pub fn new(count: usize) -> Self {
         let shared = Arc::new(Shared {
             round: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
-            units: AtomicUsize::new(0),
+            shares: (0..count.max(1)).map(|_| Share(AtomicU64::new(0))).collect(),
             busy: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             quit: AtomicBool::new(false),
@@ -81,8 +104,11 @@ impl Threads {
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes; this function does not return, nor unwind, before `busy` is zero.
         let erased: Job = unsafe { std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync), Job>(job) };
-        shared.next.store(0, Ordering::Relaxed);
-        shared.units.store(units, Ordering::Relaxed);
+        assert!(u32::try_from(units).is_ok(), "more units than a share can count");
+        for (thread, share) in shared.shares.iter().enumerate() {
+            let count = shared.shares.len();
+            share.0.store(Share::of(thread * units / count..(thread + 1) * units / count), Ordering::Relaxed);
+        }
         shared.busy.store(self.workers.len(), Ordering::Relaxed);
         {
             let mut slot = shared.job.lock().unwrap_or_else(|e| e.into_inner());
@@ -122,13 +148,11 @@ impl Drop for Threads {
 }
 
 fn take_units(shared: &Shared, job: &(dyn Fn(usize, usize) + Sync), thread: usize) {
-    let units = shared.units.load(Ordering::Relaxed);
-    loop {
-        let unit = shared.next.fetch_add(1, Ordering::Relaxed);
-        if unit >= units {
-            return;
+    let count = shared.shares.len();
+    for other in 0..count {
+        while let Some(unit) = shared.shares[(thread + other) % count].take(other == 0) {
+            job(unit, thread);
         }
-        job(unit, thread);
     }
 }
 
@@ -189,6 +213,22 @@ mod tests {
                 }
                 assert!(sums.iter().all(|s| s.load(Ordering::Relaxed) == 20));
             }
+        }
+    }
+
+    #[test]
+    fn a_thread_that_is_done_takes_the_units_of_others() {
+        let mut threads = Threads::new(2);
+        for _ in 0..20 {
+            let done = AtomicUsize::new(0);
+            // Unit 0 waits for all others, the one beside it in its thread's share among them.
+            threads.run(4, &|unit, _| {
+                while unit == 0 && done.load(Ordering::Acquire) < 3 {
+                    std::hint::spin_loop();
+                }
+                done.fetch_add(1, Ordering::Release);
+            });
+            assert_eq!(done.load(Ordering::Relaxed), 4);
         }
     }
 

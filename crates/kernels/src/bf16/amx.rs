@@ -208,7 +208,8 @@ const NO_REST: Rest = Rest {
 macro_rules! product_beside {
     (
         $frame:ident, $ahead:ident, $rest:ident, $stored:ident, $c:ident, $add:ident,
-        load [$($load:expr),*], zero [$($zero:expr),*], step [$($step:expr),*], store [$($store:expr),*]
+        load [$($load:expr),*], zero [$($zero:expr),*], step [$($step:expr),*], store [$($store:expr),*],
+        interleave [$($interleave:expr),*]
     ) => {
         asm!(
             "mov {mask}, [{frame} + {mask_offset}]",
@@ -259,15 +260,7 @@ macro_rules! product_beside {
             "vmaxps zmm19, zmm28, zmm19",
             "vcvtne2ps2bf16 zmm16, zmm17, zmm16",
             "vcvtne2ps2bf16 zmm18, zmm19, zmm18",
-            // Positive bf16 are positive integers, and less than NaNs.
-            "vmovdqu64 zmm20, [{mask} + {at}]",
-            "vmovdqu64 zmm21, [{mask} + {at} + 64]",
-            "vpcmpgtw k1, zmm20, zmm30",
-            "vpcmpgtw k2, zmm21, zmm30",
-            "vpcmpgtw k1 {{k1}}, zmm29, zmm20",
-            "vpcmpgtw k2 {{k2}}, zmm29, zmm21",
-            "vpermw zmm16 {{k1}}{{z}}, zmm31, zmm16",
-            "vpermw zmm18 {{k2}}{{z}}, zmm31, zmm18",
+            $($interleave,)*
             "vmovdqu64 [{to} + {at}], zmm16",
             "vmovdqu64 [{to} + {at} + 64], zmm18",
             "add {at}, 128",
@@ -566,9 +559,9 @@ impl Matrix for Amx {
             least: rest.least,
         };
         let stored: usize;
-        // SAFETY: the caller's promise: operands and the rest are in their memory, and `run` has configured the tiles.
-        unsafe {
-            if shape.rows == 2 {
+        /// One or two tiles of rows; how rounded sums become pairs.
+        macro_rules! beside {
+            (two, [$($interleave:expr),*]) => {
                 product_beside!(
                     frame, ahead, rest, stored, c, add,
                     load ["tileloadd tmm0, [{c} + {row}*1]", "tileloadd tmm1, [{c} + {row}*1 + 64]",
@@ -579,9 +572,11 @@ impl Matrix for Amx {
                         "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm5, [{ap} + {a_row}*1 + 1024]",
                         "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
                     store ["tilestored [{c} + {row}*1], tmm0", "tilestored [{c} + {row}*1 + 64], tmm1",
-                        "tilestored [{c} + {row}*1 + 2048], tmm2", "tilestored [{c} + {row}*1 + 2112], tmm3"]
+                        "tilestored [{c} + {row}*1 + 2048], tmm2", "tilestored [{c} + {row}*1 + 2112], tmm3"],
+                    interleave [$($interleave),*]
                 )
-            } else {
+            };
+            (one, [$($interleave:expr),*]) => {
                 product_beside!(
                     frame, ahead, rest, stored, c, add,
                     load ["tileloadd tmm0, [{c} + {row}*1]", "tileloadd tmm1, [{c} + {row}*1 + 64]"],
@@ -589,8 +584,44 @@ impl Matrix for Amx {
                     step ["tileloadd tmm4, [{ap} + {a_row}*1]", "tileloaddt1 tmm6, [{bp} + {row}*1]",
                         "tdpbf16ps tmm0, tmm4, tmm6", "tileloaddt1 tmm7, [{bp} + {row}*1 + 64]",
                         "tdpbf16ps tmm1, tmm4, tmm7"],
-                    store ["tilestored [{c} + {row}*1], tmm0", "tilestored [{c} + {row}*1 + 64], tmm1"]
+                    store ["tilestored [{c} + {row}*1], tmm0", "tilestored [{c} + {row}*1 + 64], tmm1"],
+                    interleave [$($interleave),*]
                 )
+            };
+        }
+        // SAFETY: the caller's promise: operands and the rest are in their memory, and `run` has configured the tiles.
+        unsafe {
+            // A mask takes a tenth of a step: its comparisons and the tiles share a port. Positive bf16 are positive integers,
+            // and less than NaNs.
+            match (shape.rows, rest.mask.is_null()) {
+                (2, true) => beside!(two, ["vpermw zmm16, zmm31, zmm16", "vpermw zmm18, zmm31, zmm18"]),
+                (2, false) => beside!(
+                    two,
+                    [
+                        "vmovdqu64 zmm20, [{mask} + {at}]",
+                        "vmovdqu64 zmm21, [{mask} + {at} + 64]",
+                        "vpcmpgtw k1, zmm20, zmm30",
+                        "vpcmpgtw k2, zmm21, zmm30",
+                        "vpcmpgtw k1 {{k1}}, zmm29, zmm20",
+                        "vpcmpgtw k2 {{k2}}, zmm29, zmm21",
+                        "vpermw zmm16 {{k1}}{{z}}, zmm31, zmm16",
+                        "vpermw zmm18 {{k2}}{{z}}, zmm31, zmm18"
+                    ]
+                ),
+                (_, true) => beside!(one, ["vpermw zmm16, zmm31, zmm16", "vpermw zmm18, zmm31, zmm18"]),
+                (_, false) => beside!(
+                    one,
+                    [
+                        "vmovdqu64 zmm20, [{mask} + {at}]",
+                        "vmovdqu64 zmm21, [{mask} + {at} + 64]",
+                        "vpcmpgtw k1, zmm20, zmm30",
+                        "vpcmpgtw k2, zmm21, zmm30",
+                        "vpcmpgtw k1 {{k1}}, zmm29, zmm20",
+                        "vpcmpgtw k2 {{k2}}, zmm29, zmm21",
+                        "vpermw zmm16 {{k1}}{{z}}, zmm31, zmm16",
+                        "vpermw zmm18 {{k2}}{{z}}, zmm31, zmm18"
+                    ]
+                ),
             }
         }
         stored / (PICTURES * size_of::<u32>())

@@ -277,7 +277,7 @@ impl Pieces {
 
 /// Sums of an earlier product, of up to 32 channels (rows of C) at one position, that are still to be finished: a channel's
 /// bias is added, and what is less than `least` becomes that; they are rounded, stored as pairs of channels, and zero where
-/// a mask is not positive. Bias and mask are always there: without one, −0 and ones change nothing.
+/// a mask is not positive. The bias is always there: without one, −0 changes nothing.
 #[repr(C)]
 pub(crate) struct Rest {
     /// Rows of C.
@@ -286,7 +286,7 @@ pub(crate) struct Rest {
     pub to: *mut u32,
     /// One a channel.
     pub bias: *const f32,
-    /// Pairs, as far apart as those of `to`.
+    /// Pairs, as far apart as those of `to`; null without a mask.
     pub mask: *const u32,
     /// 0 for a ReLU, −∞ without one.
     pub least: f32,

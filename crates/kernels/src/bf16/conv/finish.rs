@@ -17,8 +17,6 @@ pub(super) enum Finish<'a> {
 
 /// The bias of channels that have none: what it is added to keeps even its zeros' signs.
 static NO_BIAS: [f32; 2 * EDGE] = [-0.0; 2 * EDGE];
-/// The mask of a panel's pairs that have none: 1 as an integer, which is positive.
-static NO_MASK: [u32; EDGE * PICTURES] = [0x0001_0001; EDGE * PICTURES];
 
 impl Finish<'_> {
     /// What is to be done with the sums of `valid` channels from `channel` on, all pictures of a position, whose pairs go to
@@ -32,7 +30,7 @@ impl Finish<'_> {
         at: usize,
         target: *mut u32,
     ) -> Rest {
-        let (mut bias, mut mask, mut least) = (NO_BIAS.as_ptr(), NO_MASK.as_ptr(), f32::NEG_INFINITY);
+        let (mut bias, mut mask, mut least) = (NO_BIAS.as_ptr(), std::ptr::null(), f32::NEG_INFINITY);
         match self {
             Finish::Bias { bias: all, relu } => {
                 bias = all[channel..][..valid].as_ptr();

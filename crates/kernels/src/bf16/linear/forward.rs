@@ -46,10 +46,10 @@ impl Rounded {
         self.data.len() * size_of::<u32>()
     }
 
-    /// Where the tiles of 32 outputs from `first` on begin in the chunk whose first step is `step`.
+    /// Where the tiles of 32 outputs from `first` on begin in the chunk whose first step is `step`; the end behind the last.
     #[inline(always)]
     fn at(&self, first: usize, step: usize) -> usize {
-        let count = CHUNK_STEPS.min(self.inputs.div_ceil(2 * EDGE) - step);
+        let count = CHUNK_STEPS.min(self.inputs.div_ceil(2 * EDGE).saturating_sub(step));
         (step * self.outputs.div_ceil(2 * EDGE) + first / (2 * EDGE) * count) * 2 * TILE
     }
 
@@ -131,9 +131,6 @@ unsafe fn round_rows<S: Simd>(
 /// Rows of the next chunk that a product asks for on its way, a strip a step. Rounding waits for memory, and products leave
 /// it idle; but with more requests a step they only wait for each other, and the product with them.
 const AHEAD_ROWS: usize = 4;
-/// From the tiles of weights rounded beforehand that a product multiplies to those that it asks for a quarter of, in pairs.
-const AHEAD_TILES: usize = 8 * 2 * TILE;
-
 /// Where the weights of a forward pass come from.
 #[derive(Clone, Copy, Debug)]
 pub enum Weights<'a> {
@@ -263,7 +260,8 @@ impl MatrixKernel for Forward<'_> {
                             let b = (first_block + block) * self.map.block_len() + step * shape.b_step;
                             let sums = scratch.add((part * blocks + block) * C_LEN);
                             let run = [Run { a: 0, b, steps: count }];
-                            // Eight lines a step: four rows of a strip, or a quarter of a step's tiles.
+                            // Eight lines a step: four rows of a strip, or as much of the tiles of this unit's next chunk, in as many
+                            // streams as a product has steps. Several that lie apart come faster than one.
                             let ahead = match self.weights {
                                 Weights::Master(w) => {
                                     let place = strips(outputs, inputs);
@@ -272,9 +270,12 @@ impl MatrixKernel for Forward<'_> {
                                     let from = w.as_ptr().wrapping_add(from).cast();
                                     Ahead { from, step: place.rows * STRIP }
                                 }
-                                Weights::Rounded(_) => {
-                                    let part = AHEAD_TILES + block % 4 * (TILE / 2);
-                                    Ahead { from: a.wrapping_add(part), step: 2 * TILE }
+                                Weights::Rounded(r) => {
+                                    let panels = self.unit_rows.min(outputs - first_row).div_ceil(2 * EDGE);
+                                    let asked = (part * blocks + block) * (TILE / 2);
+                                    let from = pairs(&r.data).as_ptr();
+                                    let from = from.wrapping_add(r.at(first_row, step + count) + asked);
+                                    Ahead { from, step: panels * 2 * TILE }
                                 }
                             };
                             M::product_ahead(&shape, &run, a, self.x.as_ptr(), sums, step > 0, ahead);

@@ -26,6 +26,7 @@ use crate::bf16::{EDGE, PICTURES, TAIL, pairs};
 use crate::conv::Axis;
 use crate::parallel::{Context, Ptr};
 use crate::simd::Simd;
+use std::ops::Range;
 
 /// Units of a chunk for each thread: enough that the last ones to finish do not leave the others waiting for long; but all rows
 /// under a unit's first window come from memory, and nothing asks for them ahead.
@@ -171,24 +172,32 @@ impl MatrixKernel for Correlate<'_> {
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
         let p = self.packed;
-        let (chunk, rest) =
-            (unit / (self.blocks * self.block_units()), unit % (self.blocks * self.block_units()));
-        let (block, first_row) = (rest / self.block_units(), rest % self.block_units() * self.unit_rows);
+        let Unit { chunk, block, written, rows } = self.unit_at(unit);
         let source = block * p.source.block_len();
         let mut waiting = None;
-        let written = first_row..(first_row + self.unit_rows).min(self.height());
-        let rows = self.pooled.as_ref().map_or(written.clone(), |pooled| pooled.rows_under(&written));
         let strips =
             || p.segments.iter().flat_map(|s| s.columns.chunks(self.strip).map(move |columns| (s, columns)));
-        let together = if self.strip_by_strip { 1 } else { strips().count() };
-        for first_strip in (0..strips().count()).step_by(together) {
-            let strips = || strips().skip(first_strip).take(together);
+        let all = strips().count();
+        let together = if self.strip_by_strip { 1 } else { all };
+        for first_strip in (0..all).step_by(together) {
+            let strips_from = |first: usize| strips().skip(first).take(together);
+            let strips = || strips_from(first_strip);
             for row in rows.clone() {
-                let mut next = Pieces::none(self.source.as_ptr());
-                if row + 1 < rows.end {
-                    let columns = strips().flat_map(|(_, columns)| columns.iter().copied());
-                    next = self.rows_besides(chunk, block, row, columns);
-                }
+                let columns = |first| strips_from(first).flat_map(|(_, columns)| columns.iter().copied());
+                let seen = self.source_rows(row);
+                let mut next = if row + 1 < rows.end {
+                    self.besides(chunk, block, row + 1, seen, columns(first_strip))
+                } else if first_strip + together < all {
+                    self.besides(chunk, block, rows.start, 0..0, columns(first_strip + together))
+                } else if unit + 1 < self.units() {
+                    // Most likely this thread's next.
+                    let next = self.unit_at(unit + 1);
+                    let goes_on = next.block == block && next.rows.start > rows.start && together == all;
+                    let seen = if goes_on { seen } else { 0..0 };
+                    self.besides(next.chunk, next.block, next.rows.start, seen, columns(0))
+                } else {
+                    Pieces::none(self.source.as_ptr())
+                };
                 for index in p.chunks[chunk]..p.chunks[chunk + 1] {
                     let panel = p.panels[index];
                     let first_split = panel.split * self.groups / p.target.splits * p.group_splits;
@@ -234,37 +243,69 @@ impl MatrixKernel for Correlate<'_> {
 }
 
 impl Correlate<'_> {
-    /// What the row after `row` of a block reads of the map besides, for the panels of a chunk at some columns: it comes from
-    /// memory.
-    fn rows_besides(
+    /// What unit number `unit` is.
+    #[inline(always)]
+    fn unit_at(&self, unit: usize) -> Unit {
+        let (chunk, rest) =
+            (unit / (self.blocks * self.block_units()), unit % (self.blocks * self.block_units()));
+        let (block, first_row) = (rest / self.block_units(), rest % self.block_units() * self.unit_rows);
+        let written = first_row..(first_row + self.unit_rows).min(self.height());
+        let rows = self.pooled.as_ref().map_or(written.clone(), |pooled| pooled.rows_under(&written));
+        Unit { chunk, block, written, rows }
+    }
+
+    /// The rows of the map that is read under the window of a row.
+    #[inline(always)]
+    fn source_rows(&self, row: usize) -> Range<usize> {
+        let rows = || rows_of(&self.rows, row, self.forward).map(|(_, h)| h);
+        rows().min().unwrap_or(0)..rows().max().map_or(0, |h| h + 1)
+    }
+
+    /// What a row of a block reads of the map besides the rows that were seen, for the panels of a chunk at some columns: it
+    /// comes from memory.
+    fn besides(
         &self,
         chunk: usize,
         block: usize,
         row: usize,
+        seen: Range<usize>,
         columns: impl Iterator<Item = usize>,
     ) -> Pieces {
         let p = self.packed;
-        let end = |row| rows_of(&self.rows, row, self.forward).map(|(_, h)| h + 1).max();
-        let (Some(from), Some(to)) = (end(row), end(row + 1)) else {
-            return Pieces::none(self.source.as_ptr());
-        };
-        let panel = &p.panels[p.chunks[chunk]];
-        let split = panel.split * self.groups / p.target.splits * p.group_splits;
+        let Range { start, end } = self.source_rows(row);
+        let start = start.max(seen.end);
         // Positions of these rows, from the first that is read on.
         let reads = columns
             .filter_map(|w| p.walk.columns[w])
             .map(|c| (c.source, c.source + p.walk.taps[c.taps].count));
-        let Some((first, end)) = reads.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else {
+        let Some((first, last)) = reads.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).filter(|_| start < end)
+        else {
             return Pieces::none(self.source.as_ptr());
         };
-        let rows = to.saturating_sub(from);
-        let positions = (rows * p.source.width)
-            .saturating_sub(first)
-            .min((rows.max(1) - 1) * p.source.width + end - first);
-        let at = block * p.source.block_len() + p.source.at(split, from, first);
-        let len = positions * p.source.position_len();
-        Pieces::new(self.source.as_ptr().wrapping_add(at), len, p.source.split_len(), p.group_splits)
+        let panel = &p.panels[p.chunks[chunk]];
+        let split = panel.split * self.groups / p.target.splits * p.group_splits;
+        let from = self
+            .source
+            .as_ptr()
+            .wrapping_add(block * p.source.block_len() + p.source.at(split, start, first));
+        let position_len = p.source.position_len();
+        if p.group_splits == 1 {
+            let row_len = p.source.width * position_len;
+            return Pieces::new(from, (last - first) * position_len, row_len, end - start);
+        }
+        let positions = (end - start - 1) * p.source.width + last - first;
+        Pieces::new(from, positions * position_len, p.source.split_len(), p.group_splits)
     }
+}
+
+/// What a unit computes.
+struct Unit {
+    chunk: usize,
+    block: usize,
+    /// Rows of the map that is stored.
+    written: Range<usize>,
+    /// Rows of the map that is computed.
+    rows: Range<usize>,
 }
 
 /// A position of a panel whose sums are complete.
