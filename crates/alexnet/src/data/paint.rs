@@ -7,6 +7,7 @@ use super::preprocess::{MeanAt, Preprocess};
 use super::resize::{Filter, Fit, Frame, Squarer};
 use crate::exec::contract::InputLayout;
 use alexnet_kernels::bf16::convert::round_values;
+use alexnet_kernels::parallel::ChunkWork;
 use alexnet_kernels::{Context, Isa};
 
 /// Writes views of stored pictures as numbers for a network.
@@ -60,8 +61,8 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// Most numbers of a picture that lie side by side in a layout and are written at once: eight columns.
-const LONGEST_RUN: usize = 24;
+/// Most numbers of a picture that lie side by side in a layout and are written at once: 16 columns, three vectors of 16.
+const LONGEST_RUN: usize = 48;
 
 /// Rows under construction; one a thread.
 #[derive(Clone, Debug, Default)]
@@ -94,10 +95,16 @@ impl Value for f32 {
         block: &mut [f32],
         scratch: &mut Scratch,
     ) {
+        let mut ctx = any_tier();
         for (y, row) in block.chunks_exact_mut(layout.row_len()).enumerate().take(painter.crop) {
-            painter.write_row(views, y, layout, row, scratch);
+            painter.write_row(&mut ctx, views, y, layout, row, scratch);
         }
     }
+}
+
+/// The best instructions, for one thread: all yield the same bits.
+fn any_tier() -> Context {
+    Context::new(Isa::all()[0], 1)
 }
 
 /// The bits of a bf16. Padding and the places of pictures that are not there become zero.
@@ -112,10 +119,9 @@ impl Value for u16 {
         let mut row = std::mem::take(&mut scratch.row);
         row.clear();
         row.resize(layout.row_len(), 0.0);
-        // Any tier rounds to the same bits.
-        let mut ctx = Context::new(Isa::all()[0], 1);
+        let mut ctx = any_tier();
         for (y, rounded) in block.chunks_exact_mut(layout.row_len()).enumerate().take(painter.crop) {
-            painter.write_row(views, y, layout, &mut row, scratch);
+            painter.write_row(&mut ctx, views, y, layout, &mut row, scratch);
             round_values(&mut ctx, &row, rounded);
         }
         scratch.row = row;
@@ -211,9 +217,10 @@ impl Painter {
         T::write_block(self, views, layout, block, scratch);
     }
 
-    /// Writes row `y` of all pictures, which interleave, column by column: the memory is written from one end to the other.
+    /// Writes row `y` of all pictures.
     fn write_row(
         &self,
+        ctx: &mut Context,
         views: &[Option<Prepared>],
         y: usize,
         layout: &InputLayout,
@@ -221,33 +228,8 @@ impl Painter {
         scratch: &mut Scratch,
     ) {
         self.gather(views, y, scratch);
-        // A picture alone in its block has all its columns side by side.
-        let (fold, pad) = if layout.block == 1 { (LONGEST_RUN / 3, 0) } else { (layout.fold, layout.pad) };
-        let (run, width) = (fold * 3, self.crop);
-        // Columns up to the first whole fold, then whole folds, then the rest.
-        let first = ((fold - pad % fold) % fold).min(width);
-        let whole = if matches!(run, 3 | 6 | 12 | 24) { (width - first) / fold } else { 0 };
-        let at = layout.offset_in_row(0, first);
-        for (n, view) in views.iter().enumerate() {
-            let Some(view) = view else { continue };
-            for x in (0..first).chain(first + whole * fold..width) {
-                let to = layout.offset_in_row(n, x);
-                self.write_run::<3>(view, n, x * 3, &mut row[to..], scratch);
-            }
-        }
-        for fold_x in 0..whole {
-            let (x, at) = ((first + fold_x * fold) * 3, at + fold_x * layout.block * run);
-            for (n, view) in views.iter().enumerate() {
-                let Some(view) = view else { continue };
-                let to = &mut row[at + n * run..];
-                match run {
-                    3 => self.write_run::<3>(view, n, x, to, scratch),
-                    6 => self.write_run::<6>(view, n, x, to, scratch),
-                    12 => self.write_run::<12>(view, n, x, to, scratch),
-                    _ => self.write_run::<24>(view, n, x, to, scratch),
-                }
-            }
-        }
+        let len = row.len();
+        ctx.for_each_chunk_in_vectors(row, len, &Row { painter: self, views, layout, scratch });
     }
 
     /// Row `y` of all pictures as bytes, and where what is subtracted from each begins.
@@ -298,6 +280,49 @@ impl Painter {
         let to: &mut [f32; RUN] = to.first_chunk_mut().expect("a run within the block's row");
         for i in 0..RUN {
             to[i] = f32::from(bytes[i]) * factor[i] + offset[i] - view.mean_factor * mean[i];
+        }
+    }
+}
+
+/// A row of all pictures, gathered as bytes.
+struct Row<'a> {
+    painter: &'a Painter,
+    views: &'a [Option<Prepared<'a>>],
+    layout: &'a InputLayout,
+    scratch: &'a Scratch,
+}
+
+impl ChunkWork<f32> for Row<'_> {
+    /// The pictures interleave, column by column: the memory is written from one end to the other.
+    #[inline(always)]
+    fn chunk(&self, _: usize, row: &mut [f32]) {
+        let Row { painter, views, layout, scratch } = *self;
+        // A picture alone in its block has all its columns side by side.
+        let (fold, pad) = if layout.block == 1 { (LONGEST_RUN / 3, 0) } else { (layout.fold, layout.pad) };
+        let (run, width) = (fold * 3, painter.crop);
+        // Columns up to the first whole fold, then whole folds, then the rest.
+        let first = ((fold - pad % fold) % fold).min(width);
+        let whole = if matches!(run, 3 | 6 | 12 | LONGEST_RUN) { (width - first) / fold } else { 0 };
+        let at = layout.offset_in_row(0, first);
+        for (n, view) in views.iter().enumerate() {
+            let Some(view) = view else { continue };
+            for x in (0..first).chain(first + whole * fold..width) {
+                let to = layout.offset_in_row(n, x);
+                painter.write_run::<3>(view, n, x * 3, &mut row[to..], scratch);
+            }
+        }
+        for fold_x in 0..whole {
+            let (x, at) = ((first + fold_x * fold) * 3, at + fold_x * layout.block * run);
+            for (n, view) in views.iter().enumerate() {
+                let Some(view) = view else { continue };
+                let to = &mut row[at + n * run..];
+                match run {
+                    3 => painter.write_run::<3>(view, n, x, to, scratch),
+                    6 => painter.write_run::<6>(view, n, x, to, scratch),
+                    12 => painter.write_run::<12>(view, n, x, to, scratch),
+                    _ => painter.write_run::<LONGEST_RUN>(view, n, x, to, scratch),
+                }
+            }
         }
     }
 }
