@@ -28,8 +28,8 @@ use crate::parallel::{Context, Ptr};
 use crate::simd::Simd;
 use std::ops::Range;
 
-/// Units of a chunk for each thread: enough that the last ones to finish do not leave the others waiting for long; but all rows
-/// under a unit's first window come from memory, and nothing asks for them ahead.
+/// Units of a chunk for each thread: enough that the last ones to finish do not leave the others waiting for long; but a thread
+/// that takes another's last unit finds all rows under its first window in memory.
 const THREAD_UNITS: usize = 4;
 /// Most runs of a product: rows of the window times the splits of the map that a group reads. It bounds two arrays on the
 /// stack at every position, 2.5 KiB. Published networks have 11 at most: conv1, if it is not folded.
