@@ -23,6 +23,7 @@ pub mod simd;
 pub mod spatial_lrn;
 pub mod strips;
 pub mod threads;
+pub mod threefold;
 mod tile;
 
 pub use isa::Isa;

@@ -5,7 +5,7 @@
 //! (`Left`). The right operand is 16 rows (one a pair of the depth) of 32 columns (`Right`). That is the shape of an AMX
 //! tile; the other engines follow it.
 
-use super::EDGE;
+use super::{EDGE, widen};
 use super::dot::Widen;
 use crate::isa::{Isa, Tier};
 use crate::parallel::{Context, Kernel};
@@ -219,6 +219,29 @@ impl Slide {
     }
 }
 
+/// A product in f32's grade: every operand is the sum of a high and a low part in bf16, and C is the sum of the products of the
+/// parts but for that of the low ones (see [`crate::threefold`]).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Threefold {
+    /// Tiles of rows, 1 or 2.
+    pub rows: usize,
+    /// Tiles of columns, 1 or 2. A step's right operand is so many tiles of high parts, then as many of low ones.
+    pub columns: usize,
+    /// From a row of the left operand to the next, in values.
+    pub a_row: usize,
+    /// From its high parts to its low ones, in values.
+    pub a_low: usize,
+    /// From a step's left operand to the next, in values.
+    pub a_step: usize,
+    /// From a step's right operand to the next, in pairs.
+    pub b_step: usize,
+}
+
+impl Threefold {
+    /// Values of a step's depth.
+    pub(crate) const STEP: usize = 2 * EDGE;
+}
+
 /// Memory that is needed soon, which a product asks for as it goes. It has the time that tiles multiply; asked for at once, as
 /// much would only keep waiting what is needed now.
 #[derive(Clone, Copy, Debug)]
@@ -377,6 +400,45 @@ pub(crate) trait Matrix: Copy {
         // SAFETY: the caller's promise.
         unsafe { Self::product(shape, runs, a, b, c, add) };
         0
+    }
+
+    /// C = Σ (H + L)·(H' + L') − L·L' over the runs, or C += with `add`. The left operand of a run begins `a` values on, the
+    /// right one `b` pairs. A step asks for four lines.
+    ///
+    /// # Safety
+    /// As [`product`](Matrix::product).
+    #[inline(always)]
+    unsafe fn threefold(
+        shape: &Threefold,
+        runs: &[Run],
+        a: *const u16,
+        b: *const u32,
+        c: *mut f32,
+        add: bool,
+        _ahead: Ahead,
+    ) {
+        let tile = EDGE * EDGE;
+        for (row, column) in (0..shape.rows * EDGE).flat_map(|m| (0..shape.columns * EDGE).map(move |n| (m, n))) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let to = c.add(row * C_STRIDE + column);
+                let mut sum = if add { *to } else { 0.0 };
+                for (run, step) in runs.iter().flat_map(|run| (0..run.steps).map(move |step| (run, step))) {
+                    let a = a.add(run.a + row * shape.a_row + step * shape.a_step);
+                    let b = b.add(run.b + step * shape.b_step + column / EDGE * tile + column % EDGE);
+                    for p in 0..EDGE {
+                        let high = *b.add(p * EDGE);
+                        let low = *b.add(shape.columns * tile + p * EDGE);
+                        for half in 0..2 {
+                            let of = |pair: u32| widen((pair >> (16 * half)) as u16);
+                            let (ah, al) = (widen(*a.add(2 * p + half)), widen(*a.add(shape.a_low + 2 * p + half)));
+                            sum += ah * of(high) + ah * of(low) + al * of(high);
+                        }
+                    }
+                }
+                *to = sum;
+            }
+        }
     }
 }
 

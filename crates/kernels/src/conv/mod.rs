@@ -145,7 +145,7 @@ impl Fold {
 
     /// Canonical (channel, column) of folded (channel, column), if the canonical kernel has it.
     #[inline(always)]
-    fn canonical(&self, channels: usize, c: usize, s: usize) -> Option<(usize, usize)> {
+    pub(crate) fn canonical(&self, channels: usize, c: usize, s: usize) -> Option<(usize, usize)> {
         let column = s * self.fold + c / channels;
         (column < self.kernel).then_some((c % channels, column))
     }
