@@ -36,6 +36,8 @@ pub enum Precision {
     F32,
     /// bf16 storage and operands, f32 sums.
     Bf16,
+    /// f32, with the products of convolutions on tiles of bf16, three for each: of f32's grade, and faster where there are tiles.
+    F32x3,
     /// As bf16, but linear layers multiply weights in eight bits, with a scale for each output. For inference.
     Int8,
 }
@@ -65,6 +67,7 @@ impl FromStr for Precision {
         let values = [
             ("auto", Precision::Auto),
             ("f32", Precision::F32),
+            ("f32x3", Precision::F32x3),
             ("bf16", Precision::Bf16),
             ("int8", Precision::Int8),
         ];
@@ -129,6 +132,14 @@ pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
             return Ok(Box::new(few::Few::new(net, plan, engine, LinearWeights::Int8, threads)?));
         }
         Precision::F32 => {}
+        Precision::F32x3 => {
+            if !engine.has_tiles() {
+                let why = "precision f32x3 needs a processor with AMX tiles; --precision f32 computes the same in vectors";
+                return Err(Error::Config(why.into()));
+            }
+            let plan = Plan::new(net, batch, mode)?.with_rule(rule);
+            return Ok(Box::new(cpu::Cpu::on_tiles(net, plan, engine, threads)?));
+        }
         Precision::Auto if !engine.is_native() => {}
         Precision::Auto | Precision::Bf16 => {
             if let Mode::Infer { last } = mode

@@ -4,7 +4,9 @@
 
 #![cfg(target_arch = "x86_64")]
 
-use super::engine::{Ahead, C_STRIDE, Left, Matrix, MatrixKernel, Product, Rest, Right, Run, Slide, Threefold};
+use super::engine::{
+    Ahead, C_STRIDE, Left, Matrix, MatrixKernel, Product, Rest, Right, Run, Slide, Threefold,
+};
 use super::{EDGE, PICTURES};
 use crate::simd::{Avx512, INTERLEAVED};
 use std::arch::asm;

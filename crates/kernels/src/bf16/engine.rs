@@ -5,8 +5,8 @@
 //! (`Left`). The right operand is 16 rows (one a pair of the depth) of 32 columns (`Right`). That is the shape of an AMX
 //! tile; the other engines follow it.
 
-use super::{EDGE, widen};
 use super::dot::Widen;
+use super::{EDGE, widen};
 use crate::isa::{Isa, Tier};
 use crate::parallel::{Context, Kernel};
 use crate::simd::{Portable, Simd};
@@ -418,7 +418,9 @@ pub(crate) trait Matrix: Copy {
         _ahead: Ahead,
     ) {
         let tile = EDGE * EDGE;
-        for (row, column) in (0..shape.rows * EDGE).flat_map(|m| (0..shape.columns * EDGE).map(move |n| (m, n))) {
+        for (row, column) in
+            (0..shape.rows * EDGE).flat_map(|m| (0..shape.columns * EDGE).map(move |n| (m, n)))
+        {
             // SAFETY: the caller's promise.
             unsafe {
                 let to = c.add(row * C_STRIDE + column);
@@ -431,7 +433,8 @@ pub(crate) trait Matrix: Copy {
                         let low = *b.add(shape.columns * tile + p * EDGE);
                         for half in 0..2 {
                             let of = |pair: u32| widen((pair >> (16 * half)) as u16);
-                            let (ah, al) = (widen(*a.add(2 * p + half)), widen(*a.add(shape.a_low + 2 * p + half)));
+                            let (ah, al) =
+                                (widen(*a.add(2 * p + half)), widen(*a.add(shape.a_low + 2 * p + half)));
                             sum += ah * of(high) + ah * of(low) + al * of(high);
                         }
                     }

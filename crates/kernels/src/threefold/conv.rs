@@ -8,9 +8,7 @@
 
 use super::rows::{Rows, parts};
 use crate::arena::Buffer;
-use crate::bf16::engine::{
-    C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Pieces, Run, Threefold, run,
-};
+use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Pieces, Run, Threefold, run};
 use crate::bf16::{EDGE, PICTURES, TILE, pairs, pairs_mut};
 use crate::conv::{Epilogue, Fold, Geometry};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -105,8 +103,10 @@ impl Packed {
         let steps = (g.columns.kernel * source.channels).div_ceil(Threefold::STEP);
         let panels: Vec<Panel> = (0..g.groups)
             .flat_map(|group| {
-                (0..targets).step_by(2 * EDGE).map(move |first| {
-                    Panel { group, first, valid: (targets - first).min(2 * EDGE) }
+                (0..targets).step_by(2 * EDGE).map(move |first| Panel {
+                    group,
+                    first,
+                    valid: (targets - first).min(2 * EDGE),
                 })
             })
             .collect();
@@ -134,9 +134,9 @@ impl Packed {
         self.data.len() * size_of::<u32>()
     }
 
-    /// Elements of scratch that each thread needs.
+    /// Elements of scratch that each thread needs, to split the map as well.
     pub fn scratch_len(&self) -> usize {
-        C_LEN
+        C_LEN.max(self.source.row_len())
     }
 }
 
@@ -182,10 +182,15 @@ impl Kernel for Pack<'_> {
                 // Where the weights of the panel's targets lie: the first, and from one to the next.
                 let place = if p.forward {
                     let tap = p.fold.canonical(canonical, c, s);
-                    tap.map(|(c, s)| ((first_filter + panel.first) * filter + (c * kernel + r) * p.fold.kernel + s, filter))
+                    tap.map(|(c, s)| {
+                        ((first_filter + panel.first) * filter + (c * kernel + r) * p.fold.kernel + s, filter)
+                    })
                 } else {
                     let plane = kernel * window;
-                    Some(((first_filter + c) * filter + panel.first * plane + r * window + (window - 1 - s), plane))
+                    Some((
+                        (first_filter + c) * filter + panel.first * plane + r * window + (window - 1 - s),
+                        plane,
+                    ))
                 };
                 let Some((first, distance)) = place else { continue };
                 for m in 0..panel.valid {
@@ -310,9 +315,8 @@ impl Correlate<'_> {
     /// Rows of the window that are within the map at row `h` of the target, and the map's rows there.
     fn window(&self, h: usize) -> impl Iterator<Item = (usize, usize)> {
         let (axis, forward) = (self.packed.g.rows, self.packed.forward);
-        (0..axis.kernel).filter_map(move |r| {
-            Some((r, if forward { axis.forward(h, r) } else { axis.backward(h, r) }?))
-        })
+        (0..axis.kernel)
+            .filter_map(move |r| Some((r, if forward { axis.forward(h, r) } else { axis.backward(h, r) }?)))
     }
 
     /// What a row's windows at some columns read besides what those of the row before do.
@@ -337,7 +341,7 @@ impl MatrixKernel for Correlate<'_> {
     }
 
     fn scratch_len(&self) -> usize {
-        self.packed.scratch_len()
+        C_LEN
     }
 
     #[inline(always)]
@@ -386,7 +390,15 @@ impl MatrixKernel for Correlate<'_> {
                             let a = self.source.add(w * stride * p.source.channels);
                             let mut ahead = next.ask(2 * used * p.steps);
                             ahead.step *= 2;
-                            M::threefold(&shape, &runs[..used], a, self.weights.as_ptr(), scratch, false, ahead);
+                            M::threefold(
+                                &shape,
+                                &runs[..used],
+                                a,
+                                self.weights.as_ptr(),
+                                scratch,
+                                false,
+                                ahead,
+                            );
                             self.store::<M::S>(&panel, (block * self.height + row) * self.width + w, scratch);
                         }
                     }
@@ -415,7 +427,9 @@ impl Correlate<'_> {
                             // In this order a NaN passes through.
                             if relu { S::max(S::zero(), sum) } else { sum }
                         }
-                        Finish::Mask(x) => S::where_positive(S::load_part(x.as_ptr().add(at + c), lanes), sum),
+                        Finish::Mask(x) => {
+                            S::where_positive(S::load_part(x.as_ptr().add(at + c), lanes), sum)
+                        }
                         Finish::Store => sum,
                     };
                     S::store_part(self.target.at(at + c), value, lanes);

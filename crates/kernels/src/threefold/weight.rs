@@ -91,7 +91,7 @@ impl WeightPlan {
     }
 }
 
-/// dw and db, summed over the pictures of `blocks` blocks; overwrites both.
+/// dw and db, summed over the first `count` pictures; overwrites both.
 ///
 /// Shapes: x (blocks, H, W, block, C), dy (blocks, P, Q, block, K), dw (K, C/G, R, S), db (K); `rooms` as
 /// [`WeightPlan::split_lens`] says.
@@ -99,7 +99,7 @@ pub fn backward_weight(
     ctx: &mut Context,
     engine: Engine,
     plan: &mut WeightPlan,
-    blocks: usize,
+    count: usize,
     x: &[f32],
     dy: &[f32],
     rooms: [&mut [f32]; 2],
@@ -107,6 +107,7 @@ pub fn backward_weight(
     db: &mut [f32],
 ) {
     let g = plan.g;
+    let blocks = count.div_ceil(g.block);
     assert!(x.len() >= g.input_len(blocks) && dy.len() >= g.output_len(blocks), "maps");
     let [x_room, dy_room] = rooms;
     let [x_len, dy_len] = plan.split_lens(blocks);
@@ -120,6 +121,8 @@ pub fn backward_weight(
         rows,
         row,
         block: g.block,
+        block_rows: rows / blocks.max(1),
+        count,
         groups: g.groups,
         channels,
         panels,
@@ -127,7 +130,10 @@ pub fn backward_weight(
         x: &[],
         biases: None,
     };
-    ctx.run(&SplitPictures { x, ..to(Ptr::from_mut(x_room), x_row, blocks * g.rows.input, g.c, plan.channel_panels) });
+    ctx.run(&SplitPictures {
+        x,
+        ..to(Ptr::from_mut(x_room), x_row, blocks * g.rows.input, g.c, plan.channel_panels)
+    });
     ctx.run(&SplitPictures {
         x: dy,
         biases: Some(Ptr::from_mut(&mut biases)),
@@ -155,7 +161,11 @@ struct SplitPictures<'a> {
     /// Of all blocks, and positions of one.
     rows: usize,
     row: usize,
+    /// Pictures of a block, and its rows.
     block: usize,
+    block_rows: usize,
+    /// Pictures that are there; all others are zero.
+    count: usize,
     groups: usize,
     /// Of all groups.
     channels: usize,
@@ -178,6 +188,7 @@ impl Kernel for SplitPictures<'_> {
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
         let group_channels = self.channels / self.groups;
         let position_len = self.groups * self.panels * PANEL;
+        let pictures = (self.count - unit / self.block_rows * self.block).min(self.block);
         // SAFETY: the row is within x and its parts within `to`, of which this unit owns them; scratch has room for two tiles.
         unsafe {
             if let Some(biases) = self.biases {
@@ -203,7 +214,7 @@ impl Kernel for SplitPictures<'_> {
                                 let mut both = [S::zero(); 2];
                                 for (half, value) in both.iter_mut().enumerate() {
                                     let n = 2 * p + half;
-                                    if lanes > 0 && n < self.block {
+                                    if lanes > 0 && n < pictures {
                                         *value = S::load_part(from.add(n * self.channels + c), lanes);
                                     }
                                 }
@@ -214,7 +225,8 @@ impl Kernel for SplitPictures<'_> {
                                 S::store_pairs(low, S::sub(both[0], rounded.0), S::sub(both[1], rounded.1));
                             }
                             if let (Some(biases), 1..) = (self.biases, lanes) {
-                                let at = biases.at(unit * self.channels + group * group_channels + tile * EDGE + c);
+                                let at = biases
+                                    .at(unit * self.channels + group * group_channels + tile * EDGE + c);
                                 S::store_part(at, S::add(S::load_part(at, lanes), bias), lanes);
                             }
                         }
@@ -267,7 +279,8 @@ impl MatrixKernel for WeightGradient<'_> {
             for p0 in (0..g.rows.output).step_by(self.plan.band) {
                 let band = p0..(p0 + self.plan.band).min(g.rows.output);
                 for channels in 0..channel_panels {
-                    for (r, s) in (0..g.rows.kernel).flat_map(|r| (0..g.columns.kernel).map(move |s| (r, s))) {
+                    for (r, s) in (0..g.rows.kernel).flat_map(|r| (0..g.columns.kernel).map(move |s| (r, s)))
+                    {
                         let used = self.runs(block, &band, (r, s), &mut runs);
                         if used == 0 && started {
                             continue;
@@ -278,7 +291,15 @@ impl MatrixKernel for WeightGradient<'_> {
                             let a = self.x.as_ptr().add((group * channel_panels + channels) * PANEL);
                             let b = self.dy.as_ptr().add(panel * PANEL);
                             let none = Pieces::none(a).ask(0);
-                            M::threefold(&shape, &runs[..used], a.cast(), b, sums.add(tap * C_LEN), started, none);
+                            M::threefold(
+                                &shape,
+                                &runs[..used],
+                                a.cast(),
+                                b,
+                                sums.add(tap * C_LEN),
+                                started,
+                                none,
+                            );
                         }
                     }
                 }
@@ -291,7 +312,13 @@ impl MatrixKernel for WeightGradient<'_> {
 impl WeightGradient<'_> {
     /// The positions of a band whose window has tap (r, s) inside the map, row by row. Returns the number of rows.
     #[inline(always)]
-    fn runs(&self, block: usize, band: &Range<usize>, (r, s): (usize, usize), runs: &mut [Run; BAND_ROWS]) -> usize {
+    fn runs(
+        &self,
+        block: usize,
+        band: &Range<usize>,
+        (r, s): (usize, usize),
+        runs: &mut [Run; BAND_ROWS],
+    ) -> usize {
         let WeightPlan { g, channel_panels, filter_panels, .. } = *self.plan;
         let inside = |q: &usize| g.columns.forward(*q, s).is_some();
         let (Some(first), Some(last)) =
@@ -343,9 +370,8 @@ impl Kernel for SumParts<'_> {
                 let Some((canonical, column)) = fold.canonical(self.canonical, c, s) else { continue };
                 let tap = (c / (2 * EDGE) * kernel + r) * window + s;
                 let at = tap * C_LEN + c % (2 * EDGE) * C_STRIDE + filter % (2 * EDGE);
-                let sum = (0..self.parts).fold(0.0, |sum, part| {
-                    sum + self.plan.sums[(part * panels + panel) * panel_len + at]
-                });
+                let sum = (0..self.parts)
+                    .fold(0.0, |sum, part| sum + self.plan.sums[(part * panels + panel) * panel_len + at]);
                 let to = ((k * self.canonical + canonical) * kernel + r) * fold.kernel + column;
                 // SAFETY: this unit owns the filter.
                 unsafe { *self.dw.at(to) = sum };

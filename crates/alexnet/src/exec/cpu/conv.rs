@@ -1,5 +1,6 @@
 //! The convolution stage: convolution, bias and ReLU in one pass; its gradients; the separate update of its weights.
 
+use super::threefold::Threefold;
 use super::{Cpu, StageState};
 use crate::exec::constants::conv_axis;
 use crate::exec::contract::{Batch, StepSettings};
@@ -14,6 +15,17 @@ pub(super) struct State {
     geometry: Geometry,
     relu: bool,
     method: Method,
+    products: Products,
+}
+
+/// What computes them.
+enum Products {
+    Vectors(Vectors),
+    Tiles(Box<Threefold>),
+}
+
+/// Weights packed for vectors.
+struct Vectors {
     forward: Packed,
     /// For the input gradient, if that is needed.
     backward: Option<Packed>,
@@ -22,7 +34,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(isa: Isa, plan: &Plan, i: usize, op: &net::Conv, relu: bool) -> Self {
+    pub(super) fn new(isa: Isa, tiles: bool, plan: &Plan, i: usize, op: &net::Conv, relu: bool) -> Self {
         let (input, output) = (plan.maps[i].shape, plan.maps[i + 1].shape);
         let (fold, width) = match plan.maps[i].form {
             Form::Input => (plan.input.fold, plan.input.columns),
@@ -34,31 +46,58 @@ impl State {
             Geometry { block: plan.block, c: input.c * fold, k: output.c, groups: op.groups, rows, columns };
         let (stage, method) = (&plan.stages[i], geometry.best_method());
         let fold = Fold { kernel: op.kernel, fold };
-        State {
-            geometry,
-            relu,
-            method,
-            forward: Packed::for_forward(isa, &geometry, fold, method),
-            backward: stage.input_gradient.then(|| Packed::for_backward(isa, &geometry, method)),
-            weight_plan: stage.moves.then(|| WeightPlan::new(isa, &geometry, fold, method)),
-        }
+        let products = if tiles && Threefold::takes(&geometry, stage.input_gradient) {
+            let blocks = plan.batch.div_ceil(plan.block);
+            Products::Tiles(Box::new(Threefold::new(
+                &geometry,
+                fold,
+                blocks,
+                stage.input_gradient,
+                stage.moves,
+            )))
+        } else {
+            Products::Vectors(Vectors {
+                forward: Packed::for_forward(isa, &geometry, fold, method),
+                backward: stage.input_gradient.then(|| Packed::for_backward(isa, &geometry, method)),
+                weight_plan: stage.moves.then(|| WeightPlan::new(isa, &geometry, fold, method)),
+            })
+        };
+        State { geometry, relu, method, products }
     }
 
     /// Whether Winograd's method computes it.
     pub(super) fn by_winograd(&self) -> bool {
-        self.method == Method::Winograd
+        matches!(self.products, Products::Vectors(_)) && self.method == Method::Winograd
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.forward.bytes()
-            + self.backward.as_ref().map_or(0, Packed::bytes)
-            + self.weight_plan.as_ref().map_or(0, WeightPlan::bytes)
+        match &self.products {
+            Products::Vectors(v) => {
+                v.forward.bytes()
+                    + v.backward.as_ref().map_or(0, Packed::bytes)
+                    + v.weight_plan.as_ref().map_or(0, WeightPlan::bytes)
+            }
+            Products::Tiles(tiles) => tiles.bytes(),
+        }
     }
 
     pub(super) fn scratch_len(&self) -> usize {
-        let weight = self.weight_plan.as_ref().map_or(0, |plan| plan.scratch_len(&self.geometry));
-        let backward = self.backward.as_ref().map_or(0, Packed::scratch_len);
-        self.forward.scratch_len().max(backward).max(weight)
+        match &self.products {
+            Products::Vectors(v) => {
+                let weight = v.weight_plan.as_ref().map_or(0, |plan| plan.scratch_len(&self.geometry));
+                let backward = v.backward.as_ref().map_or(0, Packed::scratch_len);
+                v.forward.scratch_len().max(backward).max(weight)
+            }
+            Products::Tiles(tiles) => tiles.scratch_len(),
+        }
+    }
+
+    /// Elements of the rooms for maps in parts.
+    pub(super) fn rooms(&self, plan: &Plan) -> [usize; 2] {
+        match &self.products {
+            Products::Vectors(_) => [0; 2],
+            Products::Tiles(tiles) => tiles.rooms(plan.batch.div_ceil(plan.block)),
+        }
     }
 }
 
@@ -68,9 +107,15 @@ impl Cpu {
         let [w] = self.frame.tensors_of(i).map(|t| t.value);
         let StageState::Conv(state) = &mut self.stages[i] else { unreachable!("stage {i} is a convolution") };
         let w = self.frame.arena.get(w);
-        conv::pack_forward(&mut self.frame.ctx, &state.geometry, w, &mut state.forward);
-        if let Some(backward) = &mut state.backward {
-            conv::pack_backward(&mut self.frame.ctx, &state.geometry, w, backward);
+        let ctx = &mut self.frame.ctx;
+        match &mut state.products {
+            Products::Vectors(v) => {
+                conv::pack_forward(ctx, &state.geometry, w, &mut v.forward);
+                if let Some(backward) = &mut v.backward {
+                    conv::pack_backward(ctx, &state.geometry, w, backward);
+                }
+            }
+            Products::Tiles(tiles) => tiles.pack(ctx, w),
         }
     }
 
@@ -78,19 +123,20 @@ impl Cpu {
     pub(super) fn conv_forward(&mut self, i: usize, batch: &Batch) {
         let [_, bias] = self.frame.tensors_of(i).map(|t| t.value);
         let StageState::Conv(state) = &self.stages[i] else { unreachable!("stage {i} is a convolution") };
-        let ([x, bias], [y]) = self.frame.arena.split([self.frame.maps[i], bias], [self.frame.maps[i + 1]]);
+        let ([x, bias], [y, parts]) =
+            self.frame.arena.split([self.frame.maps[i], bias], [self.frame.maps[i + 1], self.rooms[0]]);
         let x = Self::input_of(x, batch, i);
         let epilogue = if state.relu { Epilogue::BiasRelu } else { Epilogue::Bias };
-        conv::forward(
-            &mut self.frame.ctx,
-            &state.geometry,
-            batch.count,
-            x,
-            &state.forward,
-            bias,
-            epilogue,
-            y,
-        );
+        let ctx = &mut self.frame.ctx;
+        match (&state.products, self.tiles) {
+            (Products::Tiles(tiles), Some(engine)) => {
+                tiles.forward(ctx, engine, batch.count, x, parts, bias, epilogue, y);
+            }
+            (Products::Vectors(v), _) => {
+                conv::forward(ctx, &state.geometry, batch.count, x, &v.forward, bias, epilogue, y);
+            }
+            (Products::Tiles(_), None) => unreachable!("stage {i} was planned for tiles"),
+        }
     }
 
     /// dx, then dw, db and their update. Returns whether the new weights are finite.
@@ -99,25 +145,42 @@ impl Cpu {
         let tensors @ [w, b] = self.frame.tensors_of(i);
         let StageState::Conv(state) = &mut self.stages[i] else { unreachable!("stage {i} is a convolution") };
         let g = &state.geometry;
-        if let Some(packed) = &state.backward {
-            let ([x, dy], [dx]) = self
-                .frame
-                .arena
-                .split([self.frame.maps[i], self.frame.gradients[i + 1]], [self.frame.gradients[i]]);
+        if stage.input_gradient {
+            let ([x, dy], [dx, parts]) = self.frame.arena.split(
+                [self.frame.maps[i], self.frame.gradients[i + 1]],
+                [self.frame.gradients[i], self.rooms[0]],
+            );
             let relu = stage.masks_input.then_some(x);
-            conv::backward_input(&mut self.frame.ctx, g, batch.count, dy, packed, relu, dx);
+            let ctx = &mut self.frame.ctx;
+            match (&state.products, self.tiles) {
+                (Products::Tiles(tiles), Some(engine)) => {
+                    tiles.backward_input(ctx, engine, batch.count, dy, parts, relu, dx);
+                }
+                (Products::Vectors(Vectors { backward: Some(packed), .. }), _) => {
+                    conv::backward_input(ctx, g, batch.count, dy, packed, relu, dx);
+                }
+                _ => unreachable!("stage {i} was planned for its input gradient"),
+            }
             self.frame.watch.lap(i, Pass::InputGradient);
         }
         if !self.frame.any_moves(i, tensors, settings) {
             return true;
         }
-        let Some(plan) = &mut state.weight_plan else { unreachable!("a stage that moves has a weight plan") };
-        let ([x, dy], [dw, db]) = self
-            .frame
-            .arena
-            .split([self.frame.maps[i], self.frame.gradients[i + 1]], [w.gradient, b.gradient]);
+        let ([x, dy], [dw, db, x_parts, dy_parts]) = self.frame.arena.split(
+            [self.frame.maps[i], self.frame.gradients[i + 1]],
+            [w.gradient, b.gradient, self.rooms[0], self.rooms[1]],
+        );
         let x = Self::input_of(x, batch, i);
-        conv::backward_weight(&mut self.frame.ctx, g, plan, batch.count, x, dy, dw, db);
+        let ctx = &mut self.frame.ctx;
+        match (&mut state.products, self.tiles) {
+            (Products::Tiles(tiles), Some(engine)) => {
+                tiles.backward_weight(ctx, engine, batch.count, x, dy, [x_parts, dy_parts], dw, db);
+            }
+            (Products::Vectors(Vectors { weight_plan: Some(plan), .. }), _) => {
+                conv::backward_weight(ctx, g, plan, batch.count, x, dy, dw, db);
+            }
+            _ => unreachable!("stage {i} was planned for weights that move"),
+        }
         self.frame.watch.lap(i, Pass::WeightGradient);
         let finite = self.frame.update_all(i, tensors, settings);
         self.conv_pack(i);

@@ -1,6 +1,9 @@
 //! The fast executor for the CPU: follows the [`Plan`] stage by stage, one file a kind of stage, with the kernels of
 //! `alexnet-kernels` for the best instructions that the machine has. f32 throughout.
 //!
+//! Where there are tiles, they can compute the products of convolutions in high and low parts (`threefold.rs`), as precision
+//! `f32x3`; everything else stays as it is.
+//!
 //! Convolution weights are packed twice after every update, for the forward pass and for the input gradient. All other
 //! buffers are regions of one arena.
 
@@ -9,6 +12,7 @@ mod conv;
 mod elementwise;
 mod linear;
 mod norm_pool;
+mod threefold;
 
 use crate::error::Result;
 use crate::exec::constants;
@@ -19,12 +23,17 @@ use crate::exec::stopwatch::Pass;
 use crate::net::{Network, Op};
 use alexnet_kernels::Isa;
 use alexnet_kernels::arena::Region;
+use alexnet_kernels::bf16::Engine;
 use alexnet_kernels::strips::Strips;
 
 /// A network planned for this processor.
 pub struct Cpu {
     frame: Frame,
     stages: Vec<StageState>,
+    /// With tiles: they compute the products of convolutions.
+    tiles: Option<Engine>,
+    /// Maps in parts, shared by all stages; empty without tiles.
+    rooms: [Region; 2],
 }
 
 /// What a stage keeps besides its maps.
@@ -44,6 +53,19 @@ impl Cpu {
     /// # Errors
     /// As [`Plan::new`]; if the memory that the plan needs is not there.
     pub fn new(net: &Network, plan: Plan, isa: Isa, threads: usize) -> Result<Cpu> {
+        Cpu::with(net, plan, isa, None, threads)
+    }
+
+    /// As [`Cpu::new`], with the products of convolutions on the tiles of `engine`, in high and low parts.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`].
+    pub fn on_tiles(net: &Network, plan: Plan, engine: Engine, threads: usize) -> Result<Cpu> {
+        Cpu::with(net, plan, engine.isa(), Some(engine), threads)
+    }
+
+    fn with(net: &Network, plan: Plan, isa: Isa, tiles: Option<Engine>, threads: usize) -> Result<Cpu> {
+        let mut rooms = [0; 2];
         // The input is the caller's.
         let mut draft =
             Draft::new(net, &plan, Strips::whole, |i| plan.map_len(i), |i| plan.maps[i].form != Form::Input)?;
@@ -53,7 +75,10 @@ impl Cpu {
             let (input, output) = (plan.maps[i].shape, plan.maps[i + 1].shape);
             stages.push(match (&stage.kind, op) {
                 (Kind::Conv { relu, .. }, Some(Op::Conv(op))) => {
-                    let state = conv::State::new(isa, &plan, i, op, *relu);
+                    let state = conv::State::new(isa, tiles.is_some(), &plan, i, op, *relu);
+                    for (room, len) in rooms.iter_mut().zip(state.rooms(&plan)) {
+                        *room = len.max(*room);
+                    }
                     draft.scratch(state.scratch_len());
                     StageState::Conv(Box::new(state))
                 }
@@ -88,7 +113,8 @@ impl Cpu {
                 _ => StageState::Plain,
             });
         }
-        Ok(Cpu { frame: draft.build(net, plan, isa, threads)?, stages })
+        let rooms = rooms.map(|len| draft.layouter.reserve(len));
+        Ok(Cpu { frame: draft.build(net, plan, isa, threads)?, stages, tiles, rooms })
     }
 
     /// Elements of map `i` that the batch uses; whole blocks where it is blocked.
@@ -124,11 +150,11 @@ impl Stages for Cpu {
     }
 
     fn arithmetic(&self) -> &'static str {
-        "f32"
+        if self.tiles.is_some() { "f32x3" } else { "f32" }
     }
 
     fn instructions(&self) -> &'static str {
-        self.frame.ctx.isa().name()
+        self.tiles.map_or(self.frame.ctx.isa().name(), Engine::name)
     }
 
     fn bytes_outside_arena(&self) -> usize {
