@@ -6,8 +6,10 @@
 //! parts of every picture's rows. Pictures are the rows of the left operand, packed weights the right one.
 
 pub mod conv;
+pub mod linear;
 pub mod weight;
 
+mod cells;
 mod rows;
 
 pub use rows::{Rows, split};

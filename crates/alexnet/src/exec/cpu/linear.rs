@@ -7,7 +7,9 @@ use crate::exec::plan::Plan;
 use alexnet_kernels::Isa;
 use alexnet_kernels::arena::{Layouter, Region};
 use alexnet_kernels::bf16::few::{self, linear::Plain};
-use alexnet_kernels::linear::{self, Backward, PackedPictures, Strips};
+use alexnet_kernels::linear::{self, Backward, PackedPictures};
+use alexnet_kernels::strips::Strips;
+use alexnet_kernels::threefold::linear as threefold;
 
 /// Up to this many pictures, lanes that are inputs beat lanes that are pictures (bench/records).
 const FEW: usize = 4;
@@ -17,16 +19,26 @@ pub(super) struct State {
     inputs: usize,
     outputs: usize,
     relu: bool,
-    /// Absent where the plan is for a few pictures at test time: their rows are read where they lie.
-    packed: Option<PackedPictures>,
-    strips: Strips,
+    products: Products,
     /// dyᵀ, (outputs, N)
     transposed: Region,
+}
+
+/// What computes them: tiles do it in high and low parts.
+enum Products {
+    Vectors {
+        /// Absent where the plan is for a few pictures at test time: their rows are read where they lie.
+        packed: Option<PackedPictures>,
+        strips: linear::Strips,
+    },
+    /// How the weights lie.
+    Tiles(Strips),
 }
 
 impl State {
     pub(super) fn new(
         isa: Isa,
+        tiles: bool,
         plan: &Plan,
         i: usize,
         outputs: usize,
@@ -34,24 +46,55 @@ impl State {
         layouter: &mut Layouter,
     ) -> Self {
         let inputs = plan.maps[i].shape.len();
+        let many = plan.trains() || plan.batch > FEW;
+        let products = if tiles && many {
+            Products::Tiles(place(true, plan, outputs, inputs))
+        } else {
+            Products::Vectors {
+                packed: many.then(|| PackedPictures::new(isa, plan.batch, inputs)),
+                strips: linear::Strips::new(isa, inputs),
+            }
+        };
         State {
             inputs,
             outputs,
             relu,
-            packed: (plan.trains() || plan.batch > FEW).then(|| PackedPictures::new(isa, plan.batch, inputs)),
-            strips: Strips::new(isa, inputs),
+            products,
             transposed: layouter.reserve(if plan.trains() { outputs * plan.batch } else { 0 }),
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.packed.as_ref().map_or(0, PackedPictures::bytes)
+        match &self.products {
+            Products::Vectors { packed, .. } => packed.as_ref().map_or(0, PackedPictures::bytes),
+            Products::Tiles(_) => 0,
+        }
     }
 
     pub(super) fn scratch_len(&self, batch: usize) -> usize {
-        let packed = self.packed.as_ref().map_or(0, PackedPictures::scratch_len);
-        packed.max(self.strips.scratch_len(batch))
+        match &self.products {
+            Products::Vectors { packed, strips } => {
+                packed.as_ref().map_or(0, PackedPictures::scratch_len).max(strips.scratch_len(batch))
+            }
+            Products::Tiles(_) => threefold::scratch_len(batch),
+        }
     }
+
+    /// Elements of the room for x, or dy, in parts.
+    pub(super) fn room(&self, plan: &Plan) -> usize {
+        match &self.products {
+            Products::Vectors { .. } => 0,
+            Products::Tiles(_) => {
+                let dy = if plan.trains() { threefold::backward_parts_len(self.outputs, plan.batch) } else { 0 };
+                threefold::forward_parts_len(self.inputs, plan.batch).max(dy)
+            }
+        }
+    }
+}
+
+/// How the weights of a linear stage lie: in strips where they train on tiles.
+pub(super) fn place(tiles: bool, plan: &Plan, outputs: usize, inputs: usize) -> Strips {
+    if tiles && plan.trains() { threefold::strips(outputs, inputs) } else { Strips::whole(outputs, inputs) }
 }
 
 impl Cpu {
@@ -59,11 +102,17 @@ impl Cpu {
     pub(super) fn linear_forward(&mut self, i: usize, batch: &Batch) {
         let [w, b] = self.frame.tensors_of(i).map(|t| t.value);
         let StageState::Linear(state) = &mut self.stages[i] else { unreachable!("stage {i} is linear") };
-        let ([x, w, b], [y]) = self.frame.arena.split([self.frame.maps[i], w, b], [self.frame.maps[i + 1]]);
+        let ([x, w, b], [y, parts]) =
+            self.frame.arena.split([self.frame.maps[i], w, b], [self.frame.maps[i + 1], self.rooms[0]]);
         let ctx = &mut self.frame.ctx;
-        match &mut state.packed {
-            Some(packed) => linear::forward(ctx, batch.count, x, packed, w, b, state.relu, y),
-            None => {
+        match (&mut state.products, self.tiles) {
+            (Products::Tiles(place), Some(engine)) => {
+                threefold::forward(ctx, engine, *place, batch.count, x, parts, w, b, state.relu, y);
+            }
+            (Products::Vectors { packed: Some(packed), .. }, _) => {
+                linear::forward(ctx, batch.count, x, packed, w, b, state.relu, y);
+            }
+            _ => {
                 let w = Plain::new(state.outputs, w);
                 few::linear::forward(ctx, batch.count, x, &w, b, state.relu, few::linear::Output::Rows(y));
             }
@@ -86,9 +135,9 @@ impl Cpu {
         let update = self.frame.rate_of(i, w, settings);
         let whole = self.frame.plan.rule.needs_whole_gradients();
         let moved = if whole { w.gradient } else { w.momentum };
-        let ([x, dy, dy_t], [dx, w_value, v]) = self.frame.arena.split(
+        let ([x, dy, dy_t], [dx, w_value, v, parts]) = self.frame.arena.split(
             [self.frame.maps[i], self.frame.gradients[i + 1], transposed],
-            [self.frame.gradients[i], w.value, moved],
+            [self.frame.gradients[i], w.value, moved, self.rooms[0]],
         );
         let x = &x[..count * state.inputs];
         let pass = Backward {
@@ -98,8 +147,17 @@ impl Cpu {
             v,
             update,
         };
-        let backward = if whole { linear::backward_whole } else { linear::backward };
-        let mut finite = backward(&mut self.frame.ctx, &state.strips, count, x, dy, dy_t, pass);
+        let ctx = &mut self.frame.ctx;
+        let mut finite = match (&state.products, self.tiles) {
+            (Products::Tiles(place), Some(engine)) => {
+                threefold::backward(ctx, engine, *place, count, x, dy, dy_t, parts, pass, whole)
+            }
+            (Products::Vectors { strips, .. }, _) => {
+                let backward = if whole { linear::backward_whole } else { linear::backward };
+                backward(ctx, strips, count, x, dy, dy_t, pass)
+            }
+            _ => unreachable!("stage {i} was planned for tiles"),
+        };
         finite &= self.frame.update(i, b, settings);
         if whole {
             finite &= self.frame.update(i, w, settings);

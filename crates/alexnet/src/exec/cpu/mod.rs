@@ -24,7 +24,6 @@ use crate::net::{Network, Op};
 use alexnet_kernels::Isa;
 use alexnet_kernels::arena::Region;
 use alexnet_kernels::bf16::Engine;
-use alexnet_kernels::strips::Strips;
 
 /// A network planned for this processor.
 pub struct Cpu {
@@ -66,9 +65,10 @@ impl Cpu {
 
     fn with(net: &Network, plan: Plan, isa: Isa, tiles: Option<Engine>, threads: usize) -> Result<Cpu> {
         let mut rooms = [0; 2];
+        let strips = |outputs, inputs| linear::place(tiles.is_some(), &plan, outputs, inputs);
         // The input is the caller's.
         let mut draft =
-            Draft::new(net, &plan, Strips::whole, |i| plan.map_len(i), |i| plan.maps[i].form != Form::Input)?;
+            Draft::new(net, &plan, strips, |i| plan.map_len(i), |i| plan.maps[i].form != Form::Input)?;
         let mut stages = vec![];
         for (i, stage) in plan.stages.iter().enumerate() {
             let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);
@@ -83,7 +83,9 @@ impl Cpu {
                     StageState::Conv(Box::new(state))
                 }
                 (Kind::Linear { relu }, Some(Op::Linear(op))) => {
-                    let state = linear::State::new(isa, &plan, i, op.outputs, *relu, &mut draft.layouter);
+                    let tiles = tiles.is_some();
+                    let state = linear::State::new(isa, tiles, &plan, i, op.outputs, *relu, &mut draft.layouter);
+                    rooms[0] = state.room(&plan).max(rooms[0]);
                     draft.scratch(state.scratch_len(plan.batch));
                     StageState::Linear(Box::new(state))
                 }
