@@ -14,7 +14,13 @@ pub(super) const CELL: usize = 4 * TILE;
 /// # Safety
 /// `from` has so many rows, `stride` apart, and `to` room for a cell; the processor has `S`.
 #[inline(always)]
-pub(super) unsafe fn left<S: Simd>(from: *const f32, stride: usize, rows: usize, columns: usize, to: *mut u32) {
+pub(super) unsafe fn left<S: Simd>(
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    to: *mut u32,
+) {
     // SAFETY: the caller's promise.
     unsafe {
         for row in 0..SIDE {
@@ -38,7 +44,13 @@ pub(super) unsafe fn left<S: Simd>(from: *const f32, stride: usize, rows: usize,
 /// # Safety
 /// As [`left`].
 #[inline(always)]
-pub(super) unsafe fn right<S: Simd>(from: *const f32, stride: usize, rows: usize, columns: usize, to: *mut u32) {
+pub(super) unsafe fn right<S: Simd>(
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    to: *mut u32,
+) {
     // SAFETY: the caller's promise.
     unsafe {
         for p in 0..EDGE {

@@ -1,5 +1,6 @@
 //! Maps in high and low parts, a picture's row of a map after the other: what is under a row of a window is consecutive.
 
+use crate::bf16::engine::{Engine, run_vectors};
 use crate::bf16::{PICTURES, round, widen};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
@@ -56,11 +57,11 @@ impl Rows {
 /// The parts of a map of `blocks` blocks. What is beyond rows and pictures becomes zero.
 ///
 /// Shapes: x (blocks, H, W, block, C).
-pub fn split(ctx: &mut Context, rows: &Rows, blocks: usize, x: &[f32], to: &mut [f32]) {
+pub fn split(ctx: &mut Context, engine: Engine, rows: &Rows, blocks: usize, x: &[f32], to: &mut [f32]) {
     let Rows { block, groups, channels, height, width, .. } = *rows;
     assert!(x.len() >= blocks * height * width * block * groups * channels, "map");
     assert!(to.len() >= rows.len(blocks) && block <= PICTURES, "parts");
-    ctx.run(&Split { rows: *rows, blocks, x, to: Ptr::from_mut(to) });
+    run_vectors(ctx, engine, &Split { rows: *rows, blocks, x, to: Ptr::from_mut(to) });
 }
 
 struct Split<'a> {

@@ -10,7 +10,9 @@
 //! right one. Every part has its own dw; they are added up in order. The cut into parts depends on the number of blocks alone.
 
 use crate::arena::Buffer;
-use crate::bf16::engine::{C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Pieces, Run, Threefold, run};
+use crate::bf16::engine::{
+    C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Pieces, Run, Threefold, run, run_vectors,
+};
 use crate::bf16::{EDGE, PICTURES, TILE, pairs};
 use crate::conv::{Fold, Geometry};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -19,8 +21,10 @@ use std::ops::Range;
 
 /// Most parts of the blocks.
 const MOST_PARTS: usize = 4;
-/// Bytes of a band of rows: x of 32 channels and dy of 32 filters.
-const BAND_BYTES: usize = 1280 << 10;
+/// Panels of filters of a unit, which share x.
+const TOGETHER: usize = 2;
+/// Bytes of a band of rows that an L2 of 2 MiB holds beside sums: x of 32 channels twice, that in use and the next one's, and dy.
+const BAND_BYTES: usize = 1400 << 10;
 /// Most rows of a band: bounds the number of runs.
 const BAND_ROWS: usize = 64;
 /// Pairs of two tiles in both parts.
@@ -50,7 +54,8 @@ impl WeightPlan {
         let (channel_panels, filter_panels) = (panels(g.c), panels(g.k));
         let row = |columns: usize| columns * PANEL * size_of::<u32>();
         let (x_row, dy_row) = (row(g.columns.input), row(g.columns.output));
-        let band = BAND_BYTES.saturating_sub((g.rows.kernel - 1) * x_row) / (x_row * g.rows.stride + dy_row);
+        let band = BAND_BYTES.saturating_sub(2 * (g.rows.kernel - 1) * x_row)
+            / (2 * x_row * g.rows.stride + TOGETHER * dy_row);
         let parts = blocks.min(MOST_PARTS);
         let len = g.groups * filter_panels * channel_panels * g.rows.kernel * g.columns.kernel * C_LEN;
         WeightPlan {
@@ -130,15 +135,23 @@ pub fn backward_weight(
         x: &[],
         biases: None,
     };
-    ctx.run(&SplitPictures {
-        x,
-        ..to(Ptr::from_mut(x_room), x_row, blocks * g.rows.input, g.c, plan.channel_panels)
-    });
-    ctx.run(&SplitPictures {
-        x: dy,
-        biases: Some(Ptr::from_mut(&mut biases)),
-        ..to(Ptr::from_mut(dy_room), dy_row, blocks * g.rows.output, g.k, plan.filter_panels)
-    });
+    run_vectors(
+        ctx,
+        engine,
+        &SplitPictures {
+            x,
+            ..to(Ptr::from_mut(x_room), x_row, blocks * g.rows.input, g.c, plan.channel_panels)
+        },
+    );
+    run_vectors(
+        ctx,
+        engine,
+        &SplitPictures {
+            x: dy,
+            biases: Some(Ptr::from_mut(&mut biases)),
+            ..to(Ptr::from_mut(dy_room), dy_row, blocks * g.rows.output, g.k, plan.filter_panels)
+        },
+    );
     db.fill(0.0);
     for row in biases.chunks_exact(g.k).take(blocks * g.rows.output) {
         for (db, row) in db.iter_mut().zip(row) {
@@ -154,8 +167,8 @@ pub fn backward_weight(
     ctx.run(&SumParts { plan, parts, canonical, dw: Ptr::from_mut(dw) });
 }
 
-/// A map in parts with pictures as the depth: for every position, group and panel of 32 channels two tiles of high parts and two of
-/// low ones. Tiles have pairs of pictures as rows; of x, which has no biases, they are turned: channels are.
+/// A map in parts with pictures as the depth: (blocks, groups, panels of 32 channels, H, W) of two tiles of high parts
+/// and two of low ones. Tiles have pairs of pictures as rows; of x, which has no biases, they are turned: channels are.
 struct SplitPictures<'a> {
     x: &'a [f32],
     /// Of all blocks, and positions of one.
@@ -187,8 +200,9 @@ impl Kernel for SplitPictures<'_> {
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
         let group_channels = self.channels / self.groups;
-        let position_len = self.groups * self.panels * PANEL;
-        let pictures = (self.count - unit / self.block_rows * self.block).min(self.block);
+        let (block, row) = (unit / self.block_rows, unit % self.block_rows);
+        let panel_len = self.block_rows * self.row * PANEL;
+        let pictures = (self.count - block * self.block).min(self.block);
         // SAFETY: the row is within x and its parts within `to`, of which this unit owns them; scratch has room for two tiles.
         unsafe {
             if let Some(biases) = self.biases {
@@ -196,12 +210,14 @@ impl Kernel for SplitPictures<'_> {
             }
             for w in 0..self.row {
                 let from = self.x.as_ptr().add((unit * self.row + w) * self.block * self.channels);
-                let to = self.to.at((unit * self.row + w) * position_len).cast::<u32>();
+                let to =
+                    self.to.at(block * self.groups * self.panels * panel_len + (row * self.row + w) * PANEL);
+                let to = to.cast::<u32>();
                 for group in 0..self.groups {
                     for tile in 0..2 * self.panels {
                         let valid = group_channels.saturating_sub(tile * EDGE).min(EDGE);
                         let from = from.wrapping_add(group * group_channels + tile * EDGE);
-                        let to = to.add((group * self.panels + tile / 2) * PANEL + tile % 2 * TILE);
+                        let to = to.add((group * self.panels + tile / 2) * panel_len + tile % 2 * TILE);
                         let (high, low) = if self.biases.is_some() {
                             (to, to.add(2 * TILE))
                         } else {
@@ -251,55 +267,51 @@ struct WeightGradient<'a> {
 }
 
 impl MatrixKernel for WeightGradient<'_> {
-    /// A panel of filters in a part.
+    /// Some panels of filters in a part.
     fn units(&self) -> usize {
-        self.parts * self.plan.g.groups * self.plan.filter_panels
+        self.parts * self.plan.g.groups * self.plan.filter_panels.div_ceil(TOGETHER)
     }
 
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, unit: usize, _scratch: *mut f32) {
         let WeightPlan { g, channel_panels, filter_panels, .. } = *self.plan;
-        let panels = g.groups * filter_panels;
-        let (part, panel) = (unit / panels, unit % panels);
-        let group = panel / filter_panels;
-        let sums = self.sums.at(unit * self.plan.panel_len());
-        let x_position = g.groups * channel_panels * PANEL;
-        let dy_position = panels * PANEL;
-        let shape = Threefold {
-            rows: 2,
-            columns: 2,
-            a_row: 2 * EDGE,
-            a_low: 2 * 2 * TILE,
-            a_step: 2 * g.columns.stride * x_position,
-            b_step: dy_position,
-        };
+        let group_units = filter_panels.div_ceil(TOGETHER);
+        let (part, group, first) =
+            (unit / (g.groups * group_units), unit / group_units % g.groups, unit % group_units * TOGETHER);
+        let filters = first..(first + TOGETHER).min(filter_panels);
+        let taps = || (0..g.rows.kernel).flat_map(|r| (0..g.columns.kernel).map(move |s| (r, s)));
         let mut runs = [Run::default(); BAND_ROWS];
         let mut started = false;
         for block in part * self.blocks / self.parts..(part + 1) * self.blocks / self.parts {
             for p0 in (0..g.rows.output).step_by(self.plan.band) {
                 let band = p0..(p0 + self.plan.band).min(g.rows.output);
                 for channels in 0..channel_panels {
-                    for (r, s) in (0..g.rows.kernel).flat_map(|r| (0..g.columns.kernel).map(move |s| (r, s)))
-                    {
-                        let used = self.runs(block, &band, (r, s), &mut runs);
-                        if used == 0 && started {
-                            continue;
-                        }
-                        let tap = (channels * g.rows.kernel + r) * g.columns.kernel + s;
-                        // SAFETY: `backward_weight` checked the maps, in which the runs lie; this unit owns its sums.
-                        unsafe {
-                            let a = self.x.as_ptr().add((group * channel_panels + channels) * PANEL);
-                            let b = self.dy.as_ptr().add(panel * PANEL);
-                            let none = Pieces::none(a).ask(0);
-                            M::threefold(
-                                &shape,
-                                &runs[..used],
-                                a.cast(),
-                                b,
-                                sums.add(tap * C_LEN),
-                                started,
-                                none,
-                            );
+                    let mut next = self.next(block, group, &band, channels);
+                    for filters in filters.clone() {
+                        let shape = self.shape(channels);
+                        let panel = (part * g.groups + group) * filter_panels + filters;
+                        let sums = self.sums.at(panel * self.plan.panel_len());
+                        for (r, s) in taps() {
+                            let used = self.runs(&band, (r, s), &mut runs);
+                            if used == 0 && started {
+                                continue;
+                            }
+                            let tap = (channels * g.rows.kernel + r) * g.columns.kernel + s;
+                            let steps: usize = runs[..used].iter().map(|run| run.steps).sum();
+                            let mut ahead = next.ask(2 * steps);
+                            ahead.step *= 2;
+                            // SAFETY: `backward_weight` checked the maps, in which the runs lie; this unit owns its sums.
+                            unsafe {
+                                M::threefold(
+                                    &shape,
+                                    &runs[..used],
+                                    self.x_panel(block, group, channels).cast(),
+                                    self.dy_panel(block, group, filters),
+                                    sums.add(tap * C_LEN),
+                                    started,
+                                    ahead,
+                                );
+                            }
                         }
                     }
                 }
@@ -310,16 +322,53 @@ impl MatrixKernel for WeightGradient<'_> {
 }
 
 impl WeightGradient<'_> {
+    /// Of a panel of channels, only the tiles that have any.
+    #[inline(always)]
+    fn shape(&self, channels: usize) -> Threefold {
+        let g = &self.plan.g;
+        Threefold {
+            rows: (g.c / g.groups - channels * 2 * EDGE).div_ceil(EDGE).min(2),
+            columns: 2,
+            a_row: 2 * EDGE,
+            a_low: 2 * 2 * TILE,
+            a_step: 2 * g.columns.stride * PANEL,
+            b_step: PANEL,
+        }
+    }
+
+    #[inline(always)]
+    fn x_panel(&self, block: usize, group: usize, channels: usize) -> *const u32 {
+        let WeightPlan { g, channel_panels, .. } = self.plan;
+        let panel = (block * g.groups + group) * channel_panels + channels;
+        self.x.as_ptr().wrapping_add(panel * g.rows.input * g.columns.input * PANEL)
+    }
+
+    #[inline(always)]
+    fn dy_panel(&self, block: usize, group: usize, filters: usize) -> *const u32 {
+        let WeightPlan { g, filter_panels, .. } = self.plan;
+        let panel = (block * g.groups + group) * filter_panels + filters;
+        self.dy.as_ptr().wrapping_add(panel * g.rows.output * g.columns.output * PANEL)
+    }
+
+    /// What products ask for while they read x of some channels in a band: x of the next ones.
+    #[inline(always)]
+    fn next(&self, block: usize, group: usize, band: &Range<usize>, channels: usize) -> Pieces {
+        let WeightPlan { g, channel_panels, .. } = self.plan;
+        if channels + 1 == *channel_panels {
+            return Pieces::none(self.x.as_ptr());
+        }
+        let rows = &g.rows;
+        let first = (band.start * rows.stride).saturating_sub(rows.pad);
+        let end = ((band.end - 1) * rows.stride + rows.kernel).saturating_sub(rows.pad).min(rows.input);
+        let row_len = g.columns.input * PANEL;
+        let from = self.x_panel(block, group, channels + 1).wrapping_add(first * row_len);
+        Pieces::new(from, end.saturating_sub(first) * row_len, 0, 1)
+    }
+
     /// The positions of a band whose window has tap (r, s) inside the map, row by row. Returns the number of rows.
     #[inline(always)]
-    fn runs(
-        &self,
-        block: usize,
-        band: &Range<usize>,
-        (r, s): (usize, usize),
-        runs: &mut [Run; BAND_ROWS],
-    ) -> usize {
-        let WeightPlan { g, channel_panels, filter_panels, .. } = *self.plan;
+    fn runs(&self, band: &Range<usize>, (r, s): (usize, usize), runs: &mut [Run; BAND_ROWS]) -> usize {
+        let g = &self.plan.g;
         let inside = |q: &usize| g.columns.forward(*q, s).is_some();
         let (Some(first), Some(last)) =
             ((0..g.columns.output).find(inside), (0..g.columns.output).rev().find(inside))
@@ -330,11 +379,9 @@ impl WeightGradient<'_> {
         let mut used = 0;
         for p in band.clone() {
             let Some(h) = g.rows.forward(p, r) else { continue };
-            let x = (block * g.rows.input + h) * g.columns.input + w;
-            let y = (block * g.rows.output + p) * g.columns.output + first;
             runs[used] = Run {
-                a: 2 * x * g.groups * channel_panels * PANEL,
-                b: y * g.groups * filter_panels * PANEL,
+                a: 2 * (h * g.columns.input + w) * PANEL,
+                b: (p * g.columns.output + first) * PANEL,
                 steps: last + 1 - first,
             };
             used += 1;

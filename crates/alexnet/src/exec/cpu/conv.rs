@@ -46,7 +46,7 @@ impl State {
             Geometry { block: plan.block, c: input.c * fold, k: output.c, groups: op.groups, rows, columns };
         let (stage, method) = (&plan.stages[i], geometry.best_method());
         let fold = Fold { kernel: op.kernel, fold };
-        let products = if tiles && Threefold::takes(&geometry, stage.input_gradient) {
+        let products = if tiles && Threefold::takes(&geometry) {
             let blocks = plan.batch.div_ceil(plan.block);
             Products::Tiles(Box::new(Threefold::new(
                 &geometry,

@@ -85,7 +85,8 @@ impl State {
         match &self.products {
             Products::Vectors { .. } => 0,
             Products::Tiles(_) => {
-                let dy = if plan.trains() { threefold::backward_parts_len(self.outputs, plan.batch) } else { 0 };
+                let dy =
+                    if plan.trains() { threefold::backward_parts_len(self.outputs, plan.batch) } else { 0 };
                 threefold::forward_parts_len(self.inputs, plan.batch).max(dy)
             }
         }

@@ -84,7 +84,8 @@ impl Cpu {
                 }
                 (Kind::Linear { relu }, Some(Op::Linear(op))) => {
                     let tiles = tiles.is_some();
-                    let state = linear::State::new(isa, tiles, &plan, i, op.outputs, *relu, &mut draft.layouter);
+                    let state =
+                        linear::State::new(isa, tiles, &plan, i, op.outputs, *relu, &mut draft.layouter);
                     rooms[0] = state.room(&plan).max(rooms[0]);
                     draft.scratch(state.scratch_len(plan.batch));
                     StageState::Linear(Box::new(state))

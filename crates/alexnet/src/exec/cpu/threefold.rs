@@ -19,10 +19,10 @@ pub(super) struct Threefold {
 }
 
 impl Threefold {
-    /// Whether tiles compute all passes of this geometry. The input gradient of a strided convolution is left to vectors, and with
-    /// it the convolution.
-    pub(super) fn takes(g: &Geometry, input_gradient: bool) -> bool {
-        g.rows.kernel <= MOST_ROWS && (!input_gradient || Packed::fits_backward(g))
+    /// Whether tiles compute this geometry: not where windows are apart, as those of a first convolution are. Its few channels
+    /// would leave tiles half empty, and Winograd's method takes half of its products away.
+    pub(super) fn takes(g: &Geometry) -> bool {
+        g.rows.kernel <= MOST_ROWS && Packed::fits_backward(g)
     }
 
     pub(super) fn new(
@@ -78,7 +78,7 @@ impl Threefold {
         y: &mut [f32],
     ) {
         let blocks = count.div_ceil(self.block);
-        split(ctx, self.forward.rows(), blocks, x, parts);
+        split(ctx, engine, self.forward.rows(), blocks, x, parts);
         conv::forward(ctx, engine, blocks, parts, &self.forward, bias, epilogue, y);
     }
 
@@ -94,7 +94,7 @@ impl Threefold {
     ) {
         let Some(packed) = &self.backward else { unreachable!("planned for its input gradient") };
         let blocks = count.div_ceil(self.block);
-        split(ctx, packed.rows(), blocks, dy, parts);
+        split(ctx, engine, packed.rows(), blocks, dy, parts);
         conv::backward_input(ctx, engine, blocks, parts, packed, relu, dx);
     }
 

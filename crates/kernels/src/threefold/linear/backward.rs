@@ -7,7 +7,6 @@
 //!     for 32 outputs, inputs  dw: 32 outputs × 32 inputs over all pictures; w and v move
 //! ```
 
-use crate::threefold::cells::{CELL, SIDE, left, right};
 use super::cells;
 use crate::bf16::engine::{Ahead, C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Run, run, run_vectors};
 use crate::bf16::pairs;
@@ -16,6 +15,7 @@ use crate::parallel::{Context, Kernel, Ptr};
 use crate::sgd::Mover;
 use crate::simd::Simd;
 use crate::strips::Strips;
+use crate::threefold::cells::{CELL, SIDE, left, right};
 
 /// Columns of w of a unit, in cells.
 const PARTS: usize = 4;
@@ -199,18 +199,13 @@ impl MatrixKernel for BackwardKernel<'_> {
                 if moves {
                     for (s, part) in (0..taken).flat_map(|s| (0..parts).map(move |part| (s, part))) {
                         let (row, column) = ((step + s) * SIDE, first + part * SIDE);
-                        let run =
-                            [Run { a: 2 * (step + s) * blocks * CELL, b: part * blocks * CELL, steps: blocks }];
+                        let run = [Run {
+                            a: 2 * (step + s) * blocks * CELL,
+                            b: part * blocks * CELL,
+                            steps: blocks,
+                        }];
                         let ahead = Ahead { from: next(self.v, part, s * SIDE), step: 4 * EDGE_LINE };
-                        M::threefold(
-                            &shape,
-                            &run,
-                            self.dy_t.as_ptr().cast(),
-                            x_parts,
-                            dw_sums,
-                            false,
-                            ahead,
-                        );
+                        M::threefold(&shape, &run, self.dy_t.as_ptr().cast(), x_parts, dw_sums, false, ahead);
                         for m in 0..SIDE.min(outputs - row) {
                             let at = self.place.at(row + m, column);
                             let (dw, len) = (dw_sums.add(m * C_STRIDE), SIDE.min(inputs - column));

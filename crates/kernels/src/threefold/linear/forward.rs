@@ -8,13 +8,13 @@
 //!         for block           32 outputs × 32 pictures
 //! ```
 
-use crate::threefold::cells::{CELL, SIDE, left, right_turned};
 use super::cells;
 use crate::bf16::engine::{Ahead, C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Run, run, run_vectors};
 use crate::bf16::pairs;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::strips::Strips;
+use crate::threefold::cells::{CELL, SIDE, left, right_turned};
 
 /// Most blocks that a unit holds sums of at once.
 const TOGETHER: usize = 8;
@@ -58,11 +58,7 @@ pub fn forward(
     // Large units read x best, but every thread should have two. Sums are the same in any.
     let unit_rows = outputs.div_ceil(2 * ctx.threads()).next_multiple_of(SIDE).min(ROWS);
     let x = pairs(parts);
-    run(
-        ctx,
-        engine,
-        &Forward { place, count, blocks, x, w, bias, relu, y: Ptr::from_mut(y), unit_rows },
-    );
+    run(ctx, engine, &Forward { place, count, blocks, x, w, bias, relu, y: Ptr::from_mut(y), unit_rows });
 }
 
 /// x in parts, in the order in which products read it: cells of (inputs, pictures), a step's blocks one after the other.
