@@ -61,6 +61,8 @@ pub fn split(ctx: &mut Context, engine: Engine, rows: &Rows, blocks: usize, x: &
     let Rows { block, groups, channels, height, width, .. } = *rows;
     assert!(x.len() >= blocks * height * width * block * groups * channels, "map");
     assert!(to.len() >= rows.len(blocks) && block <= PICTURES, "parts");
+    // A step may read so far beyond the last row, and multiplies what is there by zero.
+    to[rows.len(blocks) - LINE / 2..rows.len(blocks)].fill(0.0);
     run_vectors(ctx, engine, &Split { rows: *rows, blocks, x, to: Ptr::from_mut(to) });
 }
 

@@ -1,6 +1,7 @@
 //! Random operands for the kernel tests.
 #![allow(dead_code)] // each test file uses a part
 
+pub mod convolution;
 pub mod maps;
 
 /// A small generator with a full period of 2^64: reproducible, and independent of the library under test.
