@@ -1,5 +1,5 @@
 //! The CPU executor against the reference, stage orders of every network of the zoo at small width, on every
-//! instruction set.
+//! instruction set, and with products in high and low parts, which are held to the same bounds.
 
 mod executors;
 
@@ -8,25 +8,62 @@ use alexnet::exec::contract::{Batch, Executor, Pixels, Rate, Role};
 use alexnet::exec::cpu::Cpu;
 use alexnet::exec::plan::{Mode, Plan};
 use alexnet::exec::reference::Reference;
-use alexnet::net::Op;
+use alexnet::net::{Activation, Op, PoolKind};
 use alexnet::ops::update::{Lars, Policy, Rule};
 use alexnet::zoo;
 use alexnet_kernels::Isa;
+use alexnet_kernels::bf16::Engine;
 use executors::{ODD, WIDE, distance, input, narrow, params, train};
 
-fn compare(net: &Network, batch: usize, steps: u64, isas: &[Isa]) {
-    compare_by(net, batch, steps, isas, Rule::default(), 0.01);
+/// What multiplies.
+#[derive(Clone, Copy, Debug)]
+enum Products {
+    Vectors(Isa),
+    /// In high and low parts, on tiles or what stands in for them.
+    Tiles(Engine),
 }
 
-fn compare_by(net: &Network, batch: usize, steps: u64, isas: &[Isa], rule: Rule, lr: f32) {
-    compare_frozen(net, batch, steps, isas, rule, lr, &[]);
+impl Products {
+    fn all() -> Vec<Products> {
+        let vectors = Isa::all().into_iter().map(Products::Vectors);
+        vectors.chain([Products::Tiles(Engine::all()[0])]).collect()
+    }
+
+    fn best() -> Products {
+        Products::Vectors(Isa::all()[0])
+    }
+
+    /// How close losses come to the reference's; parameters' changes to a twentieth. Sixteen bits of an operand decide otherwise
+    /// than 24 now and then, which element of a window is the largest or which is positive.
+    fn close(self) -> f64 {
+        match self {
+            Products::Vectors(_) => 1e-4,
+            Products::Tiles(_) => 5e-4,
+        }
+    }
+
+    fn plan(self, net: &Network, plan: Plan, threads: usize) -> Cpu {
+        match self {
+            Products::Vectors(isa) => Cpu::new(net, plan, isa, threads),
+            Products::Tiles(engine) => Cpu::on_tiles(net, plan, engine, threads),
+        }
+        .unwrap()
+    }
+}
+
+fn compare(net: &Network, batch: usize, steps: u64, all: &[Products]) {
+    compare_by(net, batch, steps, all, Rule::default(), 0.01);
+}
+
+fn compare_by(net: &Network, batch: usize, steps: u64, all: &[Products], rule: Rule, lr: f32) {
+    compare_frozen(net, batch, steps, all, rule, lr, &[]);
 }
 
 fn compare_frozen(
     net: &Network,
     batch: usize,
     steps: u64,
-    isas: &[Isa],
+    all: &[Products],
     rule: Rule,
     lr: f32,
     frozen: &[&str], // layers
@@ -49,15 +86,15 @@ fn compare_frozen(
     let mut want_p = vec![0.0; batch * net.classes()];
     reference
         .infer(Batch { input: Pixels::F32(&probe), count: batch, labels: &[], weights: &[] }, &mut want_p);
-    for &isa in isas {
+    for &products in all {
         let plan = Plan::new(net, batch, Mode::Train { frozen_below: 0 }).unwrap().with_rule(rule);
-        let mut cpu = Cpu::new(net, plan, isa, 2).unwrap();
+        let mut cpu = products.plan(net, plan, 2);
         cpu.set_params(&start);
         let losses = train(&mut cpu, net, batch, steps, &rates);
         for (got, want) in losses.iter().zip(&want_losses) {
             assert!(
-                (got - want).abs() <= 1e-4 * want.abs().max(1.0),
-                "{} {isa:?}: loss {got} {want}",
+                (got - want).abs() <= products.close() * want.abs().max(1.0),
+                "{} {products:?}: loss {got} {want}",
                 net.name
             );
         }
@@ -70,21 +107,21 @@ fn compare_frozen(
                 continue;
             }
             if frozen.contains(&net.layers[got.layer].name.as_str()) {
-                assert!(got.data == start.data, "{} {isa:?} {} is frozen", net.name, got.name);
+                assert!(got.data == start.data, "{} {products:?} {} is frozen", net.name, got.name);
                 continue;
             }
             let d = distance(&got.data, &want.data, &start.data);
-            assert!(d < 2e-3, "{} {isa:?} {}: {d}", net.name, got.name);
+            assert!(d < 20.0 * products.close(), "{} {products:?} {}: {d}", net.name, got.name);
         }
         // The same weights at test time, compiled for inference.
         let plan = Plan::new(net, batch, Mode::Infer { last: None }).unwrap();
-        let mut cpu = Cpu::new(net, plan, isa, 2).unwrap();
+        let mut cpu = products.plan(net, plan, 2);
         cpu.set_params(&want);
         let probe = input(&cpu, net, batch, 99);
         let mut p = vec![0.0; want_p.len()];
         cpu.infer(Batch { input: Pixels::F32(&probe), count: batch, labels: &[], weights: &[] }, &mut p);
         for (got, want) in p.iter().zip(&want_p) {
-            assert!((got - want).abs() < 1e-4, "{} {isa:?}: probability {got} {want}", net.name);
+            assert!((got - want).abs() < 1e-4, "{} {products:?}: probability {got} {want}", net.name);
         }
     }
 }
@@ -93,7 +130,7 @@ fn compare_frozen(
 fn every_network_of_the_zoo_trains_as_the_reference() {
     for name in zoo::names().filter(|&name| name != "alexnet-mini") {
         // The side keeps every overhang and clipped window that the full size has.
-        compare(&narrow(name, if name == "zfnet" { 96 } else { 100 }), 3, 3, &Isa::all());
+        compare(&narrow(name, if name == "zfnet" { 96 } else { 100 }), 3, 3, &Products::all());
     }
 }
 
@@ -102,11 +139,11 @@ fn every_network_of_the_zoo_trains_as_the_reference() {
 fn additions_to_the_update_rule_are_those_of_the_reference() {
     let lars = |policy| Rule { lars: Some(Lars { trust: 0.01, policy }), filter_rms: None };
     let net = narrow("alexnet-bn", 100);
-    compare_by(&net, 3, 3, &Isa::all(), lars(Policy::Clip), 10.0);
-    compare_by(&narrow("caffenet", 100), 3, 3, &Isa::all()[..1], lars(Policy::Scale), 1.0);
+    compare_by(&net, 3, 3, &Products::all(), lars(Policy::Clip), 10.0);
+    compare_by(&narrow("caffenet", 100), 3, 3, &[Products::best()], lars(Policy::Scale), 1.0);
     let limited = Rule { lars: None, filter_rms: Some(0.02) };
     let net = narrow("zfnet", 96);
-    compare_by(&net, 3, 3, &Isa::all(), limited, 0.01);
+    compare_by(&net, 3, 3, &Products::all(), limited, 0.01);
     let plan = Plan::new(&net, 3, Mode::Train { frozen_below: 0 }).unwrap().with_rule(limited);
     let mut cpu = Cpu::new(&net, plan, Isa::all()[0], 2).unwrap();
     let start = params(&net);
@@ -124,20 +161,50 @@ fn additions_to_the_update_rule_are_those_of_the_reference() {
 fn the_mini_network_with_batches_around_a_block() {
     let net = zoo::alexnet_mini(10);
     for batch in [2, 33] {
-        compare(&net, batch, 2, &Isa::all()[..1]);
+        compare(&net, batch, 2, &[Products::best()]);
     }
 }
 
 #[test]
 fn a_network_of_unusual_layers_trains_as_the_reference() {
-    compare(&Network::from_toml(ODD, "odd.toml").unwrap(), 5, 3, &Isa::all());
+    compare(&Network::from_toml(ODD, "odd.toml").unwrap(), 5, 3, &Products::all());
 }
 
 #[test]
 fn a_wide_network_trains_as_the_reference() {
     // Blocks of as many pictures as Winograd's method asks for, and one picture more.
     for batch in [16, 33] {
-        compare(&Network::from_toml(WIDE, "wide").unwrap(), batch, 1, &Isa::all());
+        compare(&Network::from_toml(WIDE, "wide").unwrap(), batch, 1, &Products::all());
+    }
+}
+
+/// The orders of the 2012 network with nothing in it that decides: tanh in place of ReLU, mean in place of maximum. What is
+/// left of the difference is rounding.
+#[test]
+fn smooth_networks_stay_close_in_parts() {
+    for name in ["alexnet-2012", "alexnet-2012-code", "torchvision"] {
+        let mut net = narrow(name, 100);
+        for layer in &mut net.layers {
+            match &mut layer.op {
+                Op::Activation(f) => *f = Activation::Tanh,
+                Op::Pool(pool) => pool.kind = PoolKind::Average,
+                _ => {}
+            }
+        }
+        let start = params(&net);
+        let rates = vec![Rate { lr: 0.01, decay: 5e-4 }; start.0.len()];
+        let trained = |executor: &mut dyn Executor| {
+            executor.set_params(&start);
+            train(executor, &net, 12, 5, &rates);
+            executor.params()
+        };
+        let want = trained(&mut Reference::<f32>::new(&net, 12, None).unwrap());
+        let plan = Plan::new(&net, 12, Mode::Train { frozen_below: 0 }).unwrap();
+        let got = trained(&mut Products::Tiles(Engine::all()[0]).plan(&net, plan, 2));
+        for ((got, want), start) in got.0.iter().zip(&want.0).zip(&start.0) {
+            let d = distance(&got.data, &want.data, &start.data);
+            assert!(d < 1e-4, "{name} {}: {d}", got.name);
+        }
     }
 }
 
@@ -153,16 +220,18 @@ fn threads_do_not_change_a_bit() {
 fn threads_agree(net: &Network, rule: Rule) {
     let start = params(net);
     let rates = vec![Rate { lr: 0.01, decay: 5e-4 }; start.0.len()];
-    let run = |threads| {
-        let plan = Plan::new(net, 40, Mode::Train { frozen_below: 0 }).unwrap().with_rule(rule);
-        let mut cpu = Cpu::new(net, plan, Isa::all()[0], threads).unwrap();
-        cpu.set_params(&start);
-        train(&mut cpu, net, 40, 3, &rates);
-        (cpu.params(), cpu.momentum())
-    };
-    let one = run(1);
-    for threads in [2, 3, 4, 8] {
-        assert!(run(threads) == one, "{threads} threads");
+    for products in [Products::best(), Products::Tiles(Engine::all()[0])] {
+        let run = |threads| {
+            let plan = Plan::new(net, 40, Mode::Train { frozen_below: 0 }).unwrap().with_rule(rule);
+            let mut cpu = products.plan(net, plan, threads);
+            cpu.set_params(&start);
+            train(&mut cpu, net, 40, 3, &rates);
+            (cpu.params(), cpu.momentum())
+        };
+        let one = run(1);
+        for threads in [2, 3, 4, 8] {
+            assert!(run(threads) == one, "{} {products:?}: {threads} threads", net.name);
+        }
     }
 }
 
@@ -170,10 +239,10 @@ fn threads_agree(net: &Network, rule: Rule) {
 fn frozen_batch_normalizations_keep_their_statistics_and_normalize_by_them() {
     let odd = Network::from_toml(ODD, "odd").unwrap();
     for frozen in [&["b1"][..], &["b2"], &["c1", "b1", "b2"]] {
-        compare_frozen(&odd, 5, 3, &Isa::all(), Rule::default(), 0.01, frozen);
+        compare_frozen(&odd, 5, 3, &Products::all(), Rule::default(), 0.01, frozen);
     }
     let net = narrow("alexnet-bn", 100);
-    compare_frozen(&net, 3, 2, &Isa::all()[..1], Rule::default(), 0.01, &["norm2", "norm5"]);
+    compare_frozen(&net, 3, 2, &[Products::best()], Rule::default(), 0.01, &["norm2", "norm5"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use alexnet::exec::{self, Mode, Options, Precision};
 use alexnet::ops::update::{Lars, Policy, Rule};
 use alexnet::train::init;
 use alexnet::zoo;
+use alexnet_kernels::bf16::Engine;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -43,9 +44,13 @@ fn a_step_and_a_forward_pass_allocate_nothing() {
             (Mode::Infer { last: None }, 34),
             (Mode::Infer { last: None }, 3),
         ];
-        let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+        let tiles = Engine::best().is_ok_and(Engine::has_tiles);
+        let precisions = [Precision::F32, Precision::Bf16, Precision::Int8, Precision::F32x3];
         for ((mode, count), precision) in modes.into_iter().flat_map(|m| precisions.map(|p| (m, p))) {
-            if name == "alexnet-bn" && precision != Precision::F32 {
+            if precision == Precision::F32x3 && !tiles {
+                continue; // Refused.
+            }
+            if name == "alexnet-bn" && matches!(precision, Precision::Bf16 | Precision::Int8) {
                 continue; // Batch normalization is computed in f32 only.
             }
             if precision == Precision::Int8 && matches!(mode, Mode::Train { .. }) {
