@@ -2,7 +2,7 @@
 """Speed beside PyTorch, in one run on one machine: the sides take turns, and the ratio is that of the medians.
 
     python bench/versus/pytorch.py target/release/alexnet [--mode train|infer] [--net alexnet-2012|torchvision]
-        [--precision f32|bf16|int8] [--batch 128] [--rounds 3] [--steps 4] [--variants eager,compiled,eager-last,compiled-last]
+        [--precision f32|f32x3|bf16|int8] [--batch 128] [--rounds 3] [--steps 4] [--variants eager,compiled,eager-last,compiled-last]
 
 Needs PyTorch (and torchvision for that network) from PyPI, and a C++ compiler for torch.compile. All sides compute on
 made-up pictures; training is SGD with momentum and weight decay. In bf16 PyTorch trains with autocast (weights in
@@ -89,7 +89,7 @@ def main():
     parser.add_argument("alexnet", nargs="?")
     parser.add_argument("--mode", default="train", choices=["train", "infer"])
     parser.add_argument("--net", default="alexnet-2012", choices=["alexnet-2012", "torchvision"])
-    parser.add_argument("--precision", default="f32", choices=["f32", "bf16", "int8"])
+    parser.add_argument("--precision", default="f32", choices=["f32", "f32x3", "bf16", "int8"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)

@@ -1,5 +1,5 @@
 //! How a network is run. [`contract`] says what every executor does; [`mod@reference`] computes the ops one by one and
-//! is the specification; [`plan`] decides what is fused; [`cpu`] is the fast executor in f32, [`mixed`] the one in bf16,
+//! is the specification; [`plan`] decides what is fused; [`cpu`] is the fast executor in f32 (also on tiles), [`mixed`] the one in bf16,
 //! and [`few`] that for a few pictures at test time. These three follow a plan in the same way (`frame.rs`) and keep
 //! parameters in the same form (`parameters.rs`).
 
@@ -36,7 +36,8 @@ pub enum Precision {
     F32,
     /// bf16 storage and operands, f32 sums.
     Bf16,
-    /// f32, with the products of convolutions on tiles of bf16, three for each: of f32's grade, and faster where there are tiles.
+    /// f32, but tiles multiply: operands are split into a high and a low part in bf16, and a product is three of theirs, off by
+    /// at most 2⁻¹⁶. Storage, sums and everything else are f32. Needs AMX. A few pictures at test time are left to f32.
     F32x3,
     /// As bf16, but linear layers multiply weights in eight bits, with a scale for each output. For inference.
     Int8,
@@ -115,6 +116,9 @@ impl Default for Options {
 /// For so many pictures lanes that are channels beat lanes that are pictures, of which there are 16 or 32 (bench/records).
 const FEW: [std::ops::RangeInclusive<usize>; 2] = [1..=14, 17..=23];
 
+/// From so many pictures on tiles of 16 pictures beat vectors in f32's grade at test time (bench/records).
+const MANY: usize = 24;
+
 /// The best executor for these options. `ALEXNET_ISA` forces a tier of instructions.
 ///
 /// # Errors
@@ -132,14 +136,11 @@ pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
             return Ok(Box::new(few::Few::new(net, plan, engine, LinearWeights::Int8, threads)?));
         }
         Precision::F32 => {}
-        Precision::F32x3 => {
-            if !engine.has_tiles() {
-                let why = "precision f32x3 needs a processor with AMX tiles; --precision f32 computes the same in vectors";
-                return Err(Error::Config(why.into()));
-            }
-            let plan = Plan::new(net, batch, mode)?.with_rule(rule);
-            return Ok(Box::new(cpu::Cpu::on_tiles(net, plan, engine, threads)?));
+        Precision::F32x3 if !engine.has_tiles() => {
+            let why = "precision f32x3 needs a processor with AMX; --precision f32 is as exact";
+            return Err(Error::Config(why.into()));
         }
+        Precision::F32x3 => {}
         Precision::Auto if !engine.is_native() => {}
         Precision::Auto | Precision::Bf16 => {
             if let Mode::Infer { last } = mode
@@ -157,6 +158,10 @@ pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
         }
     }
     let plan = Plan::new(net, batch, mode)?.with_rule(rule);
+    let many = matches!(mode, Mode::Train { .. }) || batch >= MANY;
+    if precision != Precision::F32 && engine.has_tiles() && many {
+        return Ok(Box::new(cpu::Cpu::on_tiles(net, plan, engine, threads)?));
+    }
     Ok(Box::new(cpu::Cpu::new(net, plan, engine.isa(), threads)?))
 }
 

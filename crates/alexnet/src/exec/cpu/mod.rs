@@ -1,8 +1,8 @@
 //! The fast executor for the CPU: follows the [`Plan`] stage by stage, one file a kind of stage, with the kernels of
 //! `alexnet-kernels` for the best instructions that the machine has. f32 throughout.
 //!
-//! Where there are tiles, they can compute the products of convolutions in high and low parts (`threefold.rs`), as precision
-//! `f32x3`; everything else stays as it is.
+//! Where there are tiles, they can compute products in high and low parts (`threefold.rs`, `linear.rs`), as precision `f32x3`;
+//! everything else stays as it is.
 //!
 //! Convolution weights are packed twice after every update, for the forward pass and for the input gradient. All other
 //! buffers are regions of one arena.
@@ -29,7 +29,7 @@ use alexnet_kernels::bf16::Engine;
 pub struct Cpu {
     frame: Frame,
     stages: Vec<StageState>,
-    /// With tiles: they compute the products of convolutions.
+    /// With tiles: they compute products in high and low parts.
     tiles: Option<Engine>,
     /// Maps in parts, shared by all stages; empty without tiles.
     rooms: [Region; 2],

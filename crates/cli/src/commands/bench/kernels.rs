@@ -63,6 +63,8 @@ pub fn run(args: &BenchKernels) -> Outcome {
         let rates = (
             match executor.precision() {
                 "f32" => limits::f32_flop_s(&mut ctx),
+                // Three products for each.
+                "f32x3" => limits::bf16_flop_s(&mut ctx, engine) / 3.0,
                 _ => limits::bf16_flop_s(&mut ctx, engine),
             },
             limits::stream_bytes_s(&mut ctx, &x, &mut y),
