@@ -240,6 +240,8 @@ pub(crate) struct Threefold {
 impl Threefold {
     /// Values of a step's depth.
     pub(crate) const STEP: usize = 2 * EDGE;
+    /// Lines that a step asks for.
+    pub(crate) const LINES: usize = 4;
 }
 
 /// Memory that is needed soon, which a product asks for as it goes. It has the time that tiles multiply; asked for at once, as
@@ -252,7 +254,10 @@ pub(crate) struct Ahead {
     pub step: usize,
 }
 
-/// Pieces of memory that products ask for one after the other, two lines a step.
+/// Lines that a step of a convolution in bf16 asks for.
+pub(crate) const AHEAD_LINES: usize = 2;
+
+/// Pieces of memory that products ask for one after the other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pieces {
     /// What is still to be asked for of a piece.
@@ -265,9 +270,6 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Pairs that a step asks for: two lines.
-    const STEP: usize = 2 * EDGE;
-
     /// So many pieces of `len` pairs, `distance` apart; they need not exist.
     #[inline(always)]
     pub(crate) fn new(from: *const u32, len: usize, distance: usize, count: usize) -> Pieces {
@@ -283,15 +285,16 @@ impl Pieces {
         Pieces { from: at, left: 0, len: 0, distance: 0, follow: 0 }
     }
 
-    /// What a product of so many steps asks for.
+    /// What a product of so many steps asks for, each for so many lines.
     #[inline(always)]
-    pub(crate) fn ask(&mut self, steps: usize) -> Ahead {
+    pub(crate) fn ask(&mut self, steps: usize, lines: usize) -> Ahead {
+        let step = lines * EDGE;
         if self.left == 0 && self.follow > 0 {
             self.from = self.from.wrapping_add(self.distance).wrapping_sub(self.len);
             (self.left, self.follow) = (self.len, self.follow - 1);
         }
-        let ahead = Ahead { from: self.from, step: if self.left > 0 { Pieces::STEP } else { 0 } };
-        let asked = self.left.min(steps * Pieces::STEP);
+        let ahead = Ahead { from: self.from, step: if self.left > 0 { step } else { 0 } };
+        let asked = self.left.min(steps * step);
         self.from = self.from.wrapping_add(asked);
         self.left -= asked;
         ahead
@@ -403,7 +406,7 @@ pub(crate) trait Matrix: Copy {
     }
 
     /// C = Σ (H + L)·(H' + L') − L·L' over the runs, or C += with `add`. The left operand of a run begins `a` values on, the
-    /// right one `b` pairs. A step asks for four lines.
+    /// right one `b` pairs. A step asks for [`Threefold::LINES`] lines.
     ///
     /// # Safety
     /// As [`product`](Matrix::product).

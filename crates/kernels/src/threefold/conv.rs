@@ -388,8 +388,7 @@ impl MatrixKernel for Correlate<'_> {
                         // unit owns the panel's channels at these positions.
                         unsafe {
                             let a = self.source.add(w * stride * p.source.channels);
-                            let mut ahead = next.ask(2 * used * p.steps);
-                            ahead.step *= 2;
+                            let ahead = next.ask(used * p.steps, Threefold::LINES);
                             M::threefold(
                                 &shape,
                                 &runs[..used],

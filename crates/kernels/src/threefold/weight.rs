@@ -1,13 +1,15 @@
 //! The weight gradient in parts: sums over pictures and positions. A step's depth is the 32 pictures of one position.
 //!
 //! ```text
-//! for part of the blocks, 32 filters             (a unit: its dw stays in cache)
-//!   for block, for a band of rows, 32 channels   (their x and dy of the band stay in L2 for all taps)
-//!     for tap                                    32 × 32 sums over the band's positions
+//! for part of the blocks, 64 filters             (a unit: its dw stays in cache)
+//!   for block, for a band of rows, 32 channels   (their x and dy of the band stay in L2 for all taps; the next channels' x
+//!                                                 is asked for)
+//!     for 32 filters, tap                        32 × 32 sums over the band's positions
 //! ```
 //!
 //! Both maps are split first, with pictures as the depth: x in tiles of channels, the left operand, dy in pairs of pictures, the
-//! right one. Every part has its own dw; they are added up in order. The cut into parts depends on the number of blocks alone.
+//! right one; panels of 32 channels lie apart, so that a band of one is a stream. Every part has its own dw; they are added up in
+//! order. The cut into parts depends on the number of blocks alone.
 
 use crate::arena::Buffer;
 use crate::bf16::engine::{
@@ -298,8 +300,7 @@ impl MatrixKernel for WeightGradient<'_> {
                             }
                             let tap = (channels * g.rows.kernel + r) * g.columns.kernel + s;
                             let steps: usize = runs[..used].iter().map(|run| run.steps).sum();
-                            let mut ahead = next.ask(2 * steps);
-                            ahead.step *= 2;
+                            let ahead = next.ask(steps, Threefold::LINES);
                             // SAFETY: `backward_weight` checked the maps, in which the runs lie; this unit owns its sums.
                             unsafe {
                                 M::threefold(

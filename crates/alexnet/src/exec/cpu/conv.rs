@@ -8,6 +8,7 @@ use crate::exec::plan::{Form, Plan};
 use crate::exec::stopwatch::Pass;
 use crate::net;
 use alexnet_kernels::Isa;
+use alexnet_kernels::bf16::Engine;
 use alexnet_kernels::conv::{self, Epilogue, Fold, Geometry, Method, Packed, WeightPlan};
 
 /// The geometry of a stage and its packed weights.
@@ -20,7 +21,7 @@ pub(super) struct State {
 
 /// What computes them.
 enum Products {
-    Vectors(Vectors),
+    Vectors(Box<Vectors>),
     Tiles(Box<Threefold>),
 }
 
@@ -34,7 +35,14 @@ struct Vectors {
 }
 
 impl State {
-    pub(super) fn new(isa: Isa, tiles: bool, plan: &Plan, i: usize, op: &net::Conv, relu: bool) -> Self {
+    pub(super) fn new(
+        isa: Isa,
+        tiles: Option<Engine>,
+        plan: &Plan,
+        i: usize,
+        op: &net::Conv,
+        relu: bool,
+    ) -> Self {
         let (input, output) = (plan.maps[i].shape, plan.maps[i + 1].shape);
         let (fold, width) = match plan.maps[i].form {
             Form::Input => (plan.input.fold, plan.input.columns),
@@ -46,21 +54,15 @@ impl State {
             Geometry { block: plan.block, c: input.c * fold, k: output.c, groups: op.groups, rows, columns };
         let (stage, method) = (&plan.stages[i], geometry.best_method());
         let fold = Fold { kernel: op.kernel, fold };
-        let products = if tiles && Threefold::takes(&geometry) {
+        let products = if let Some(engine) = tiles.filter(|_| Threefold::takes(&geometry)) {
             let blocks = plan.batch.div_ceil(plan.block);
-            Products::Tiles(Box::new(Threefold::new(
-                &geometry,
-                fold,
-                blocks,
-                stage.input_gradient,
-                stage.moves,
-            )))
+            Products::Tiles(Box::new(Threefold::new(engine, &geometry, fold, blocks, stage)))
         } else {
-            Products::Vectors(Vectors {
+            Products::Vectors(Box::new(Vectors {
                 forward: Packed::for_forward(isa, &geometry, fold, method),
                 backward: stage.input_gradient.then(|| Packed::for_backward(isa, &geometry, method)),
                 weight_plan: stage.moves.then(|| WeightPlan::new(isa, &geometry, fold, method)),
-            })
+            }))
         };
         State { geometry, relu, method, products }
     }
@@ -128,14 +130,11 @@ impl Cpu {
         let x = Self::input_of(x, batch, i);
         let epilogue = if state.relu { Epilogue::BiasRelu } else { Epilogue::Bias };
         let ctx = &mut self.frame.ctx;
-        match (&state.products, self.tiles) {
-            (Products::Tiles(tiles), Some(engine)) => {
-                tiles.forward(ctx, engine, batch.count, x, parts, bias, epilogue, y);
-            }
-            (Products::Vectors(v), _) => {
+        match &state.products {
+            Products::Vectors(v) => {
                 conv::forward(ctx, &state.geometry, batch.count, x, &v.forward, bias, epilogue, y);
             }
-            (Products::Tiles(_), None) => unreachable!("stage {i} was planned for tiles"),
+            Products::Tiles(tiles) => tiles.forward(ctx, batch.count, x, parts, bias, epilogue, y),
         }
     }
 
@@ -152,14 +151,12 @@ impl Cpu {
             );
             let relu = stage.masks_input.then_some(x);
             let ctx = &mut self.frame.ctx;
-            match (&state.products, self.tiles) {
-                (Products::Tiles(tiles), Some(engine)) => {
-                    tiles.backward_input(ctx, engine, batch.count, dy, parts, relu, dx);
-                }
-                (Products::Vectors(Vectors { backward: Some(packed), .. }), _) => {
+            match &state.products {
+                Products::Vectors(v) => {
+                    let Some(packed) = &v.backward else { unreachable!("planned for its input gradient") };
                     conv::backward_input(ctx, g, batch.count, dy, packed, relu, dx);
                 }
-                _ => unreachable!("stage {i} was planned for its input gradient"),
+                Products::Tiles(tiles) => tiles.backward_input(ctx, batch.count, dy, parts, relu, dx),
             }
             self.frame.watch.lap(i, Pass::InputGradient);
         }
@@ -172,14 +169,14 @@ impl Cpu {
         );
         let x = Self::input_of(x, batch, i);
         let ctx = &mut self.frame.ctx;
-        match (&mut state.products, self.tiles) {
-            (Products::Tiles(tiles), Some(engine)) => {
-                tiles.backward_weight(ctx, engine, batch.count, x, dy, [x_parts, dy_parts], dw, db);
-            }
-            (Products::Vectors(Vectors { weight_plan: Some(plan), .. }), _) => {
+        match &mut state.products {
+            Products::Vectors(v) => {
+                let Some(plan) = &mut v.weight_plan else { unreachable!("planned for weights that move") };
                 conv::backward_weight(ctx, g, plan, batch.count, x, dy, dw, db);
             }
-            _ => unreachable!("stage {i} was planned for weights that move"),
+            Products::Tiles(tiles) => {
+                tiles.backward_weight(ctx, batch.count, x, dy, [x_parts, dy_parts], dw, db);
+            }
         }
         self.frame.watch.lap(i, Pass::WeightGradient);
         let finite = self.frame.update_all(i, tensors, settings);

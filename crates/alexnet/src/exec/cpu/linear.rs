@@ -6,6 +6,7 @@ use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Plan;
 use alexnet_kernels::Isa;
 use alexnet_kernels::arena::{Layouter, Region};
+use alexnet_kernels::bf16::Engine;
 use alexnet_kernels::bf16::few::{self, linear::Plain};
 use alexnet_kernels::linear::{self, Backward, PackedPictures};
 use alexnet_kernels::strips::Strips;
@@ -31,14 +32,14 @@ enum Products {
         packed: Option<PackedPictures>,
         strips: linear::Strips,
     },
-    /// How the weights lie.
-    Tiles(Strips),
+    /// With how the weights lie.
+    Tiles(Engine, Strips),
 }
 
 impl State {
     pub(super) fn new(
         isa: Isa,
-        tiles: bool,
+        tiles: Option<Engine>,
         plan: &Plan,
         i: usize,
         outputs: usize,
@@ -47,8 +48,8 @@ impl State {
     ) -> Self {
         let inputs = plan.maps[i].shape.len();
         let many = plan.trains() || plan.batch > FEW;
-        let products = if tiles && many {
-            Products::Tiles(place(true, plan, outputs, inputs))
+        let products = if let Some(engine) = tiles.filter(|_| many) {
+            Products::Tiles(engine, place(true, plan, outputs, inputs))
         } else {
             Products::Vectors {
                 packed: many.then(|| PackedPictures::new(isa, plan.batch, inputs)),
@@ -67,7 +68,7 @@ impl State {
     pub(super) fn bytes(&self) -> usize {
         match &self.products {
             Products::Vectors { packed, .. } => packed.as_ref().map_or(0, PackedPictures::bytes),
-            Products::Tiles(_) => 0,
+            Products::Tiles(..) => 0,
         }
     }
 
@@ -76,7 +77,7 @@ impl State {
             Products::Vectors { packed, strips } => {
                 packed.as_ref().map_or(0, PackedPictures::scratch_len).max(strips.scratch_len(batch))
             }
-            Products::Tiles(_) => threefold::scratch_len(batch),
+            Products::Tiles(..) => threefold::scratch_len(batch),
         }
     }
 
@@ -84,7 +85,7 @@ impl State {
     pub(super) fn room(&self, plan: &Plan) -> usize {
         match &self.products {
             Products::Vectors { .. } => 0,
-            Products::Tiles(_) => {
+            Products::Tiles(..) => {
                 let dy =
                     if plan.trains() { threefold::backward_parts_len(self.outputs, plan.batch) } else { 0 };
                 threefold::forward_parts_len(self.inputs, plan.batch).max(dy)
@@ -106,14 +107,14 @@ impl Cpu {
         let ([x, w, b], [y, parts]) =
             self.frame.arena.split([self.frame.maps[i], w, b], [self.frame.maps[i + 1], self.rooms[0]]);
         let ctx = &mut self.frame.ctx;
-        match (&mut state.products, self.tiles) {
-            (Products::Tiles(place), Some(engine)) => {
-                threefold::forward(ctx, engine, *place, batch.count, x, parts, w, b, state.relu, y);
+        match &mut state.products {
+            Products::Tiles(engine, place) => {
+                threefold::forward(ctx, *engine, *place, batch.count, x, parts, w, b, state.relu, y);
             }
-            (Products::Vectors { packed: Some(packed), .. }, _) => {
+            Products::Vectors { packed: Some(packed), .. } => {
                 linear::forward(ctx, batch.count, x, packed, w, b, state.relu, y);
             }
-            _ => {
+            Products::Vectors { packed: None, .. } => {
                 let w = Plain::new(state.outputs, w);
                 few::linear::forward(ctx, batch.count, x, &w, b, state.relu, few::linear::Output::Rows(y));
             }
@@ -149,15 +150,14 @@ impl Cpu {
             update,
         };
         let ctx = &mut self.frame.ctx;
-        let mut finite = match (&state.products, self.tiles) {
-            (Products::Tiles(place), Some(engine)) => {
-                threefold::backward(ctx, engine, *place, count, x, dy, dy_t, parts, pass, whole)
+        let mut finite = match &state.products {
+            Products::Tiles(engine, place) => {
+                threefold::backward(ctx, *engine, *place, count, x, dy, dy_t, parts, pass, whole)
             }
-            (Products::Vectors { strips, .. }, _) => {
+            Products::Vectors { strips, .. } => {
                 let backward = if whole { linear::backward_whole } else { linear::backward };
                 backward(ctx, strips, count, x, dy, dy_t, pass)
             }
-            _ => unreachable!("stage {i} was planned for tiles"),
         };
         finite &= self.frame.update(i, b, settings);
         if whole {

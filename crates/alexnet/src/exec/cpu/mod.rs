@@ -75,7 +75,7 @@ impl Cpu {
             let (input, output) = (plan.maps[i].shape, plan.maps[i + 1].shape);
             stages.push(match (&stage.kind, op) {
                 (Kind::Conv { relu, .. }, Some(Op::Conv(op))) => {
-                    let state = conv::State::new(isa, tiles.is_some(), &plan, i, op, *relu);
+                    let state = conv::State::new(isa, tiles, &plan, i, op, *relu);
                     for (room, len) in rooms.iter_mut().zip(state.rooms(&plan)) {
                         *room = len.max(*room);
                     }
@@ -83,7 +83,6 @@ impl Cpu {
                     StageState::Conv(Box::new(state))
                 }
                 (Kind::Linear { relu }, Some(Op::Linear(op))) => {
-                    let tiles = tiles.is_some();
                     let state =
                         linear::State::new(isa, tiles, &plan, i, op.outputs, *relu, &mut draft.layouter);
                     rooms[0] = state.room(&plan).max(rooms[0]);

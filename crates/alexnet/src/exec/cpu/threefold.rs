@@ -1,6 +1,7 @@
 //! A convolution whose products tiles compute in high and low parts: precision `f32x3`. A map is split before each pass, since the
 //! forward pass and the gradients read it in different orders.
 
+use crate::exec::plan::Stage;
 use alexnet_kernels::Context;
 use alexnet_kernels::bf16::Engine;
 use alexnet_kernels::conv::{Epilogue, Fold, Geometry};
@@ -10,6 +11,7 @@ use alexnet_kernels::threefold::weight::{self, WeightPlan};
 
 /// Packed weights of a stage.
 pub(super) struct Threefold {
+    engine: Engine,
     block: usize,
     forward: Packed,
     /// For the input gradient, if that is needed.
@@ -25,18 +27,13 @@ impl Threefold {
         g.rows.kernel <= MOST_ROWS && Packed::fits_backward(g)
     }
 
-    pub(super) fn new(
-        g: &Geometry,
-        fold: Fold,
-        blocks: usize,
-        input_gradient: bool,
-        moves: bool,
-    ) -> Threefold {
+    pub(super) fn new(engine: Engine, g: &Geometry, fold: Fold, blocks: usize, stage: &Stage) -> Threefold {
         Threefold {
+            engine,
             block: g.block,
             forward: Packed::for_forward(g, fold),
-            backward: input_gradient.then(|| Packed::for_backward(g)),
-            weight_plan: moves.then(|| WeightPlan::new(g, fold, blocks)),
+            backward: stage.input_gradient.then(|| Packed::for_backward(g)),
+            weight_plan: stage.moves.then(|| WeightPlan::new(g, fold, blocks)),
         }
     }
 
@@ -69,7 +66,6 @@ impl Threefold {
     pub(super) fn forward(
         &self,
         ctx: &mut Context,
-        engine: Engine,
         count: usize,
         x: &[f32],
         parts: &mut [f32],
@@ -78,14 +74,13 @@ impl Threefold {
         y: &mut [f32],
     ) {
         let blocks = count.div_ceil(self.block);
-        split(ctx, engine, self.forward.rows(), blocks, x, parts);
-        conv::forward(ctx, engine, blocks, parts, &self.forward, bias, epilogue, y);
+        split(ctx, self.engine, self.forward.rows(), blocks, x, parts);
+        conv::forward(ctx, self.engine, blocks, parts, &self.forward, bias, epilogue, y);
     }
 
     pub(super) fn backward_input(
         &self,
         ctx: &mut Context,
-        engine: Engine,
         count: usize,
         dy: &[f32],
         parts: &mut [f32],
@@ -94,14 +89,13 @@ impl Threefold {
     ) {
         let Some(packed) = &self.backward else { unreachable!("planned for its input gradient") };
         let blocks = count.div_ceil(self.block);
-        split(ctx, engine, packed.rows(), blocks, dy, parts);
-        conv::backward_input(ctx, engine, blocks, parts, packed, relu, dx);
+        split(ctx, self.engine, packed.rows(), blocks, dy, parts);
+        conv::backward_input(ctx, self.engine, blocks, parts, packed, relu, dx);
     }
 
     pub(super) fn backward_weight(
         &mut self,
         ctx: &mut Context,
-        engine: Engine,
         count: usize,
         x: &[f32],
         dy: &[f32],
@@ -110,6 +104,6 @@ impl Threefold {
         db: &mut [f32],
     ) {
         let Some(plan) = &mut self.weight_plan else { unreachable!("planned for weights that move") };
-        weight::backward_weight(ctx, engine, plan, count, x, dy, rooms, dw, db);
+        weight::backward_weight(ctx, self.engine, plan, count, x, dy, rooms, dw, db);
     }
 }

@@ -8,8 +8,10 @@
 //! ```
 
 use super::cells;
-use crate::bf16::engine::{Ahead, C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Run, run, run_vectors};
-use crate::bf16::pairs;
+use crate::bf16::engine::{
+    Ahead, C_LEN, C_STRIDE, Engine, Matrix, MatrixKernel, Run, Threefold, run, run_vectors,
+};
+use crate::bf16::{EDGE, pairs};
 use crate::linear::Backward;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::sgd::Mover;
@@ -167,12 +169,12 @@ impl MatrixKernel for BackwardKernel<'_> {
             }
             for step in (0..steps).step_by(STEPS) {
                 let taken = STEPS.min(steps - step);
-                // What the next turn reads of w and v, a line of each a step.
+                // What the next turn reads of w and v: half of the lines, the processor foresees the others.
                 let next = |array: Ptr, part: usize, row: usize| -> *const u32 {
                     let at = self.place.at((step + taken) * SIDE + row, first + part * SIDE);
                     array.at(0).wrapping_add(at).cast_const().cast()
                 };
-                if let Some(_dx) = self.dx {
+                if self.dx.is_some() {
                     for part in 0..parts {
                         let column = first + part * SIDE;
                         for s in 0..taken {
@@ -183,7 +185,10 @@ impl MatrixKernel for BackwardKernel<'_> {
                         }
                         for block in 0..blocks {
                             let run = [Run { a: 2 * (block * steps + step) * CELL, b: 0, steps: taken }];
-                            let ahead = Ahead { from: next(self.w, part, block * SIDE), step: 4 * EDGE_LINE };
+                            let ahead = Ahead {
+                                from: next(self.w, part, block * SIDE),
+                                step: Threefold::LINES * EDGE,
+                            };
                             M::threefold(
                                 &shape,
                                 &run,
@@ -204,7 +209,8 @@ impl MatrixKernel for BackwardKernel<'_> {
                             b: part * blocks * CELL,
                             steps: blocks,
                         }];
-                        let ahead = Ahead { from: next(self.v, part, s * SIDE), step: 4 * EDGE_LINE };
+                        let ahead =
+                            Ahead { from: next(self.v, part, s * SIDE), step: Threefold::LINES * EDGE };
                         M::threefold(&shape, &run, self.dy_t.as_ptr().cast(), x_parts, dw_sums, false, ahead);
                         for m in 0..SIDE.min(outputs - row) {
                             let at = self.place.at(row + m, column);
@@ -228,9 +234,6 @@ impl MatrixKernel for BackwardKernel<'_> {
         }
     }
 }
-
-/// Pairs of a line.
-const EDGE_LINE: usize = 16;
 
 impl BackwardKernel<'_> {
     /// Masks the gradient of up to 32 inputs from `first` on.

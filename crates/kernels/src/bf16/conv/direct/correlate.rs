@@ -20,7 +20,7 @@ use super::{Packed, Pooled};
 use crate::bf16::conv::Panel;
 use crate::bf16::conv::finish::Finish;
 use crate::bf16::engine::{
-    C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Pieces, Product, Rest, Right, Run, run,
+    AHEAD_LINES, C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Pieces, Product, Rest, Right, Run, run,
 };
 use crate::bf16::{EDGE, PICTURES, TAIL, pairs};
 use crate::conv::Axis;
@@ -401,7 +401,7 @@ impl Correlate<'_> {
                         }
                     } else {
                         let rest = waiting.as_ref().map(|before| self.rest(before, scratch));
-                        let ahead = next.ask(end - start);
+                        let ahead = next.ask(end - start, AHEAD_LINES);
                         let done =
                             M::product_beside(&shape, runs, a, b, sums, part > 0, ahead, rest.as_ref());
                         if let Some(before) = waiting {

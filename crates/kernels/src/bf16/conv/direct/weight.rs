@@ -17,7 +17,7 @@ use crate::bf16::convert::{
     add_pictures, pair_pictures, paired_row_len, paired_tile_row, prefetch_pair, unzip_pairs,
 };
 use crate::bf16::engine::{
-    C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Pieces, Product, Right, Run, Slide, run,
+    AHEAD_LINES, C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Pieces, Product, Right, Run, Slide, run,
 };
 use crate::bf16::{EDGE, PICTURES, TILE, pairs};
 use crate::parallel::{Context, Kernel, Ptr};
@@ -310,7 +310,9 @@ impl WeightGradient<'_> {
                             let to = to.wrapping_add(m * EDGE * C_STRIDE + n * EDGE);
                             let (a, b) = (dy.wrapping_add(m * TILE), b.wrapping_add(n * tile_row));
                             // SAFETY: the caller's promise; a row of x has zeros where windows overhang.
-                            unsafe { M::slide(&shape, runs, a, b, to, place.started, next.ask(steps)) };
+                            unsafe {
+                                M::slide(&shape, runs, a, b, to, place.started, next.ask(steps, AHEAD_LINES))
+                            };
                         }
                     }
                     s += shape.taps();
