@@ -8,7 +8,7 @@
 mod amx_emulator;
 mod common;
 
-use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Method, Packed, WeightPlan};
+use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Method, Packed, Source, WeightPlan};
 use alexnet_kernels::bf16::convert::{self, flat, pair_pictures, paired_len};
 use alexnet_kernels::bf16::entry::{Entry, Pixels, enter};
 use alexnet_kernels::bf16::linear::{self, Backward, Output, Rounded, Weights};
@@ -120,12 +120,32 @@ fn check_conv(engine: Engine, threads: usize, g: &Geometry, count: usize, intege
             for relu in [false, true] {
                 let mut got = vec![0.0; room(&g.output, count)];
                 let epilogue = if relu { Epilogue::BiasRelu } else { Epilogue::Bias };
-                conv::forward(&mut ctx, engine, g, all, &x.data, &packed, &bias, epilogue, &mut got);
+                conv::forward(
+                    &mut ctx,
+                    engine,
+                    g,
+                    all,
+                    Source::Map(&x.data),
+                    &packed,
+                    &bias,
+                    epilogue,
+                    &mut got,
+                );
                 let want: Vec<f64> = y.iter().map(|v| if relu { v.max(0.0) } else { *v }).collect();
                 close(&format!("y {what}"), &load(&g.output, count, &got), &want, cg * r * s);
                 // A batch of up to 16 pictures may leave the other lanes alone.
                 let mut narrow = vec![0.0; room(&g.output, count)];
-                conv::forward(&mut ctx, engine, g, count, &x.data, &packed, &bias, epilogue, &mut narrow);
+                conv::forward(
+                    &mut ctx,
+                    engine,
+                    g,
+                    count,
+                    Source::Map(&x.data),
+                    &packed,
+                    &bias,
+                    epilogue,
+                    &mut narrow,
+                );
                 assert_eq!(load(&g.output, count, &narrow), load(&g.output, count, &got), "narrow {what}");
             }
         }
@@ -276,14 +296,34 @@ fn convolutions_that_are_pooled_as_they_are_computed() {
             for (relu, winners) in [(true, Some(Winners::First)), (false, Some(Winners::All)), (true, None)] {
                 let epilogue = if relu { Epilogue::BiasRelu } else { Epilogue::Bias };
                 let mut all = vec![0.0; room(&g.output, count)];
-                conv::forward(&mut ctx, engine, &g, count, &x.data, &packed, &bias, epilogue, &mut all);
+                conv::forward(
+                    &mut ctx,
+                    engine,
+                    &g,
+                    count,
+                    Source::Map(&x.data),
+                    &packed,
+                    &bias,
+                    epilogue,
+                    &mut all,
+                );
                 let [mut want, mut got] = [0; 2].map(|_| vec![0.0; room(&output, count)]);
                 let [mut won, mut won_at_once] = [0; 2].map(|_| vec![0u16; 2 * blocks * output.block_len()]);
                 let record = |places| winners.map(|winners| Record { places, winners });
                 pooling::max_forward(&mut ctx, &pool, blocks, &all, &mut want, relu, record(&mut won));
                 let record = record(&mut won_at_once);
                 conv::forward_pooled(
-                    &mut ctx, engine, &g, &pool, count, &x.data, &packed, &bias, epilogue, &mut got, record,
+                    &mut ctx,
+                    engine,
+                    &g,
+                    &pool,
+                    count,
+                    Source::Map(&x.data),
+                    &packed,
+                    &bias,
+                    epilogue,
+                    &mut got,
+                    record,
                 );
                 let what = format!("{} {pool:?} {count} {relu}", engine.name());
                 assert_eq!(load(&output, count, &got), load(&output, count, &want), "{what}");
@@ -345,7 +385,7 @@ fn folded_pixels_give_the_same_convolution() {
                 let mut packed = Packed::for_forward(g, Method::Direct);
                 conv::pack_forward(ctx, g, fold, &w, &mut packed);
                 let mut y = vec![0.0; room(&g.output, count)];
-                conv::forward(ctx, engine, g, count, x, &packed, &bias, Epilogue::Bias, &mut y);
+                conv::forward(ctx, engine, g, count, Source::Map(x), &packed, &bias, Epilogue::Bias, &mut y);
                 let mut plan = WeightPlan::new(g, blocks, Method::Direct);
                 let mut paired = vec![0.0; plan.paired_len(g, blocks)];
                 let (mut dw, mut db) = (vec![0.0; w.len()], vec![0.0; 6]);
@@ -440,6 +480,55 @@ fn rounded_pixels_enter_as_pixels() {
             };
             let (want, got) = (enter(Pixels::F32(&pixels)), enter(Pixels::Bf16(&bits)));
             assert!(got == want, "{} {entry:?}", engine.name());
+        }
+    }
+}
+
+/// A convolution that makes map 0 of pixels as it goes equals what it yields of that map, pooled or not.
+#[test]
+fn pixels_enter_as_windows_need_them() {
+    // Folded pixels with padding; pixels as they are, of channels that fill no pairs, with windows that overhang; windows that
+    // overlap by a row and that leave rows out; a map that one thread alone computes.
+    for (channels, side, fold, pad, rows, count) in [
+        (3usize, 41usize, 4usize, 2usize, axis(11, 3, 1, 0, 0), 70),
+        (3, 9, 1, 0, axis(9, 3, 1, 1, 1), 40),
+        (1, 12, 1, 0, axis(12, 3, 2, 1, 1), 33),
+        (2, 14, 1, 0, axis(14, 2, 3, 0, 0), 16),
+        (3, 21, 2, 1, axis(11, 4, 1, 0, 0), 1),
+    ] {
+        let map =
+            MapLayout { channels: channels * fold * fold, splits: 1, height: rows.input, width: rows.input };
+        let entry = Entry { channels, height: side, width: side, fold, pad, map };
+        let g = geometry([map.channels, 1], [70, 1], 1, rows, rows);
+        let mut random = Random(side as u64);
+        let pixels = random.reals(count * side * side * channels);
+        let w = random.reals(70 * map.channels * rows.kernel * rows.kernel);
+        let bias = random.reals(70);
+        let window = axis(rows.output, 2, 2, 0, rows.output % 2);
+        let pooled = MapLayout { height: window.output, width: window.output, ..g.output };
+        let pool = pooling::Geometry { input: g.output, output: pooled, rows: window, columns: window };
+        for engine in engines() {
+            let mut ctx = Context::new(engine.isa(), 2);
+            let mut bits = vec![0; pixels.len()];
+            convert::round_values(&mut ctx, &pixels, &mut bits);
+            let mut x = vec![0.0; room(&map, count)];
+            enter(&mut ctx, engine, &entry, count, Pixels::F32(&pixels), &mut x);
+            let mut packed = Packed::for_forward(&g, Method::Direct);
+            conv::pack_forward(&mut ctx, &g, Fold { kernel: rows.kernel, fold: 1 }, &w, &mut packed);
+            let mut run = |source| {
+                let mut y = vec![0.0; room(&g.output, count)];
+                conv::forward(&mut ctx, engine, &g, count, source, &packed, &bias, Epilogue::Bias, &mut y);
+                let mut z = vec![0.0; room(&pooled, count)];
+                let epilogue = Epilogue::BiasRelu;
+                conv::forward_pooled(
+                    &mut ctx, engine, &g, &pool, count, source, &packed, &bias, epilogue, &mut z, None,
+                );
+                (load(&g.output, count, &y), load(&pooled, count, &z))
+            };
+            let want = run(Source::Map(&x));
+            for pixels in [Pixels::F32(&pixels), Pixels::Bf16(&bits)] {
+                assert!(run(Source::Pixels(&entry, pixels)) == want, "{} {entry:?} {rows:?}", engine.name());
+            }
         }
     }
 }

@@ -4,10 +4,11 @@
 //! while the next row of pixels is asked for.
 //! Where the channels of `fold` neighbouring pixels are even in number they are whole pairs as they lie.
 
-use super::engine::{Engine, run_vectors};
+use super::engine::{Engine, Pieces, run_vectors};
 use super::{EDGE, MapLayout, PICTURES, STREAMED_LEN, TILE, pair, round};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, prefetch, prefetch_far};
+use std::ops::Range;
 
 /// Values of pixels, (N, H, W, C).
 #[derive(Clone, Copy, Debug)]
@@ -120,41 +121,104 @@ pub fn enter(ctx: &mut Context, engine: Engine, entry: &Entry, count: usize, pix
     let blocks = count.div_ceil(PICTURES);
     assert!(to.len() >= blocks * map.block_len(), "the map");
     let streams = blocks * map.block_len() >= STREAMED_LEN;
-    run_vectors(ctx, engine, &Enter { entry: *entry, count, blocks, pixels, to: Ptr::from_mut(to), streams });
+    let rows = Rows { entry: *entry, count, pixels, streams };
+    run_vectors(ctx, engine, &Enter { rows, blocks, to: Ptr::from_mut(to) });
+}
+
+/// The rows of map 0, each computed from the pixels when it is wanted.
+pub(super) struct Rows<'a> {
+    entry: Entry,
+    count: usize,
+    pixels: Pixels<'a>,
+    /// Whether they go beyond what caches hold until they are read.
+    streams: bool,
 }
 
 struct Enter<'a> {
-    entry: Entry,
-    count: usize,
+    rows: Rows<'a>,
     blocks: usize,
-    pixels: Pixels<'a>,
     to: Ptr,
-    /// Whether the map is beyond what caches hold until it is read.
-    streams: bool,
 }
 
 impl Kernel for Enter<'_> {
     /// Bands of rows of a split of the map.
     fn units(&self) -> usize {
-        self.blocks * self.entry.map.splits * self.entry.map.height.div_ceil(BAND_ROWS)
+        let map = self.rows.entry.map;
+        self.blocks * map.splits * map.height.div_ceil(BAND_ROWS)
     }
 
     fn scratch_len(&self) -> usize {
-        self.entry.scratch_len()
+        self.rows.entry.scratch_len()
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
-        let entry = self.entry;
-        let map = entry.map;
+        let map = self.rows.entry.map;
         let bands = map.height.div_ceil(BAND_ROWS);
         let (band, split, block) = (unit % bands, unit / bands % map.splits, unit / bands / map.splits);
+        let end = ((band + 1) * BAND_ROWS).min(map.height);
+        for h in band * BAND_ROWS..end {
+            // SAFETY: passed on from the caller; this unit owns its rows of the map, whose length was checked.
+            unsafe {
+                let to = self.to.at(block * map.block_len() + map.at(split, h, 0)).cast::<u32>();
+                self.rows.fill::<S>(block, split, h, end, scratch, to);
+            }
+        }
+        if self.rows.streams {
+            // SAFETY: the processor has the instructions of S.
+            unsafe { S::release_lines() };
+        }
+    }
+}
+
+impl<'a> Rows<'a> {
+    /// Rows that stay in a cache until they are read.
+    pub fn new(entry: &Entry, count: usize, pixels: Pixels<'a>) -> Rows<'a> {
+        let Entry { channels, height, width, .. } = *entry;
+        assert!(pixels.len() >= count * height * width * channels, "pixels");
+        Rows { entry: *entry, count, pixels, streams: false }
+    }
+
+    /// How pixels become the map.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// The pixels that some rows of a block are made of.
+    pub fn under(&self, block: usize, rows: Range<usize>) -> Pieces {
+        let Entry { channels, height, width, fold, pad, .. } = self.entry;
+        let pixel_row = |h: usize| (h * fold).saturating_sub(pad).min(height);
+        let (start, end) = (pixel_row(rows.start), pixel_row(rows.end));
+        let first = block * PICTURES;
+        let pairs = |values: usize| (values * self.pixels.value_bytes()).div_ceil(size_of::<u32>());
+        Pieces::new(
+            self.pixels.address((first * height + start) * width * channels).cast(),
+            pairs((end - start) * width * channels),
+            pairs(height * width * channels),
+            if start < end { PICTURES.min(self.count - first) } else { 0 },
+        )
+    }
+
+    /// Computes row `h` of a split of a block; those up to `end` follow.
+    ///
+    /// # Safety
+    /// `scratch` has [`Entry::scratch_len`] elements, and `to` room for a row; the processor has `S`.
+    #[inline(always)]
+    pub unsafe fn fill<S: Simd>(
+        &self,
+        block: usize,
+        split: usize,
+        h: usize,
+        end: usize,
+        scratch: *mut f32,
+        to: *mut u32,
+    ) {
+        let entry = self.entry;
         let row_len = entry.row_len();
         let rows = scratch.cast::<u32>();
-        let end = ((band + 1) * BAND_ROWS).min(map.height);
         let parts = if entry.in_rows() { entry.fold } else { 1 };
-        for (h, part) in (band * BAND_ROWS..end).flat_map(|h| (0..parts).map(move |part| (h, part))) {
-            // SAFETY: scratch has 32 rows; this unit owns its row of the map, whose length was checked.
+        for part in 0..parts {
+            // SAFETY: the caller's promise: scratch has 32 rows.
             unsafe {
                 for n in 0..PICTURES {
                     let row = std::slice::from_raw_parts_mut(rows.add(n * row_len), row_len);
@@ -172,15 +236,10 @@ impl Kernel for Enter<'_> {
                         self.gather_row(picture, split, h, row);
                     }
                 }
-                let to = self.to.at(block * map.block_len() + map.at(split, h, 0)).cast::<u32>();
                 let next = if part + 1 < parts { (h, part + 1) } else { (h + 1, 0) };
                 let next = self.row(block, next, end);
                 self.turn::<S>(rows, part, to, next);
             }
-        }
-        if self.streams {
-            // SAFETY: the processor has the instructions of S.
-            unsafe { S::release_lines() };
         }
     }
 }
@@ -219,7 +278,7 @@ impl Row {
     }
 }
 
-impl Enter<'_> {
+impl Rows<'_> {
     /// The row of pixels that is part `part` of row `h` of a block of the map, if there is one and `h` is before `end`.
     fn row(&self, block: usize, (h, part): (usize, usize), end: usize) -> Row {
         let Entry { channels, height, width, fold, pad, .. } = self.entry;
@@ -269,7 +328,7 @@ impl Enter<'_> {
         }
     }
 
-    /// [`Enter::round_row`] of values that are rounded.
+    /// [`Rows::round_row`] of values that are rounded.
     #[inline(always)]
     fn copy_row(&self, pixels: &[u16], picture: usize, y: usize, to: &mut [u32]) {
         let Entry { channels, height, width, fold, pad, map } = self.entry;

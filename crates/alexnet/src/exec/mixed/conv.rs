@@ -8,13 +8,16 @@ use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Plan;
 use crate::exec::stopwatch::Pass;
 use crate::net::{self, Shape};
-use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Method, Packed, WeightPlan};
+use alexnet_kernels::bf16::conv::{self, Epilogue, Fold, Geometry, Method, Packed, Source, WeightPlan};
+use alexnet_kernels::bf16::entry::Entry;
 use alexnet_kernels::bf16::{Engine, MapLayout, TAIL, pooling};
 
 /// The geometry of a stage and its packed weights.
 pub(super) struct State {
     geometry: Geometry,
     fold: Fold,
+    /// How pixels become map 0, if this stage makes it of them.
+    entry: Option<Entry>,
     relu: bool,
     /// What is pooled in the same pass.
     pool: Option<PoolState>,
@@ -28,31 +31,48 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Whether stage `i`, whose convolution yields a map of shape `output`, makes map 0 of pixels: at test time, when no
+    /// gradient needs that map, and where it is computed directly.
+    pub(super) fn enters(
+        plan: &Plan,
+        engine: Engine,
+        i: usize,
+        op: &net::Conv,
+        entry: &Entry,
+        layouts: &[MapLayout],
+        output: Shape,
+    ) -> bool {
+        let geometry = geometry(i, op, entry.fold, layouts, output);
+        i == 0
+            && !plan.trains()
+            && entry.map.splits == 1
+            && geometry.best_methods(engine)[0] == Method::Direct
+    }
+
     /// `output` is the shape of what the convolution yields, which perhaps a pooling follows.
     pub(super) fn new(
         plan: &Plan,
         engine: Engine,
         i: usize,
         op: &net::Conv,
-        fold: usize,
+        entry: &Entry,
         layouts: &[MapLayout],
         output: Shape,
         relu: bool,
         pool: Option<&net::Pool>,
     ) -> Self {
-        let input = layouts[i];
-        let output = MapLayout { height: output.h, width: output.w, ..layouts[i + 1] };
-        let rows = conv_axis(op, fold, input.height, output.height);
-        let columns = conv_axis(op, fold, input.width, output.width);
-        let geometry = Geometry { input, output, groups: op.groups, rows, columns };
+        let fold = if i == 0 { entry.fold } else { 1 };
+        let geometry = geometry(i, op, fold, layouts, output);
+        let enters = State::enters(plan, engine, i, op, entry, layouts, output);
         let (stage, [method, weight_method]) = (&plan.stages[i], geometry.best_methods(engine));
         State {
             geometry,
             fold: Fold { kernel: op.kernel, fold },
+            entry: enters.then_some(*entry),
             relu,
             pool: pool.map(|op| {
                 let gradient = stage.moves || stage.input_gradient;
-                PoolState::new(op, &output, &layouts[i + 1], plan.blocks(), gradient)
+                PoolState::new(op, &geometry.output, &layouts[i + 1], plan.blocks(), gradient)
             }),
             method,
             weight_method,
@@ -64,9 +84,9 @@ impl State {
 
     pub(super) fn scratch_len(&self) -> usize {
         let weight = self.weight_plan.as_ref().map_or(0, |plan| plan.scratch_len(&self.geometry));
-        let backward = self.backward.as_ref().map_or(0, |packed| packed.scratch_len(None));
+        let backward = self.backward.as_ref().map_or(0, |packed| packed.scratch_len(None, None));
         let pool = self.pool.as_ref().filter(|_| self.pools_at_once()).map(|pool| &pool.geometry);
-        self.forward.scratch_len(pool).max(backward).max(weight)
+        self.forward.scratch_len(self.entry.as_ref(), pool).max(backward).max(weight)
     }
 
     /// Whether what is computed is pooled before it is stored.
@@ -102,6 +122,15 @@ impl State {
     }
 }
 
+/// Of stage `i`, whose convolution yields a map of shape `output`.
+fn geometry(i: usize, op: &net::Conv, fold: usize, layouts: &[MapLayout], output: Shape) -> Geometry {
+    let input = layouts[i];
+    let output = MapLayout { height: output.h, width: output.w, ..layouts[i + 1] };
+    let rows = conv_axis(op, fold, input.height, output.height);
+    let columns = conv_axis(op, fold, input.width, output.width);
+    Geometry { input, output, groups: op.groups, rows, columns }
+}
+
 impl Mixed {
     /// Packs the weights of stage `i` for the next step.
     pub(super) fn conv_pack(&mut self, i: usize) {
@@ -124,7 +153,11 @@ impl Mixed {
             self.frame.arena.split([self.frame.maps[i], bias], [self.frame.maps[i + 1], self.unpooled]);
         let epilogue = if state.relu { Epilogue::BiasRelu } else { Epilogue::Bias };
         let pools_at_once = state.pools_at_once();
-        let State { geometry: g, forward: w, pool, relu, .. } = &mut **state;
+        let State { geometry: g, entry, forward: w, pool, relu, .. } = &mut **state;
+        let x = match entry {
+            Some(entry) => Source::Pixels(entry, batch.input),
+            None => Source::Map(x),
+        };
         let (ctx, engine) = (&mut self.frame.ctx, self.engine);
         match pool {
             None => conv::forward(ctx, engine, g, pictures, x, w, bias, epilogue, y),

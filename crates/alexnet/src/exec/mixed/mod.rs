@@ -103,15 +103,21 @@ impl Mixed {
         let (trains, blocks) = (plan.trains(), plan.blocks());
         let last = layouts.len() - 1;
         let rows_at_end = plan.ends_with_linear_logits();
+        let traced = net.trace()?;
+        let enters = match net.layers.first().map(|layer| &layer.op) {
+            Some(Op::Conv(op)) => {
+                conv::State::enters(&plan, engine, 0, op, &entry, &layouts, traced[0].output)
+            }
+            _ => false,
+        };
         let mut draft = Draft::new(
             net,
             &plan,
             bf16::linear::strips,
             |i| blocks * layouts[i].block_len() + TAIL,
-            |i| !(i == last && rows_at_end),
+            |i| !(i == last && rows_at_end || i == 0 && enters),
         )?;
         draft.scratch(entry.scratch_len());
-        let traced = net.trace()?;
         let mut stages = vec![];
         let (mut paired, mut unpooled, mut dy_rows, mut wide) = (0, 0, 0, [0; 4]);
         for (i, stage) in plan.stages.iter().enumerate() {
@@ -119,10 +125,9 @@ impl Mixed {
             let mut widens = false;
             stages.push(match (&stage.kind, op) {
                 (Kind::Conv { relu, pool }, Some(Op::Conv(op))) => {
-                    let fold = if i == 0 { entry.fold } else { 1 };
                     let output = traced[stage.layers.start].output;
                     let pool = pool.then(|| pool_at_end(net, stage));
-                    let state = conv::State::new(&plan, engine, i, op, fold, &layouts, output, *relu, pool);
+                    let state = conv::State::new(&plan, engine, i, op, &entry, &layouts, output, *relu, pool);
                     paired = paired.max(state.paired_len(blocks));
                     unpooled = unpooled.max(state.unpooled_len(blocks));
                     draft.scratch(state.scratch_len());
@@ -265,6 +270,10 @@ impl Stages for Mixed {
     /// Pixels, folded and rounded, to map 0.
     fn enter(&mut self, batch: &Batch) {
         let Frame { maps, arena, ctx, watch, .. } = &mut self.frame;
+        if maps[0].is_empty() {
+            // The first convolution makes it as it goes.
+            return;
+        }
         enter(ctx, self.engine, &self.entry, batch.count, batch.input, arena.get_mut(maps[0]));
         watch.lap(0, Pass::Input);
     }

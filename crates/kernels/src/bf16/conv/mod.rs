@@ -12,6 +12,7 @@ pub use direct::MOST_RUNS;
 
 use super::convert::paired_len;
 use super::engine::Engine;
+use super::entry::{Entry, Pixels};
 use super::pooling::{self, Record};
 use super::{EDGE, MapLayout, PICTURES, pairs};
 use crate::conv::Axis;
@@ -82,6 +83,15 @@ pub struct Fold {
     pub fold: usize,
 }
 
+/// What a convolution reads.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// A map.
+    Map(&'a [f32]),
+    /// Pixels, which become map 0 row by row as windows need it. The map itself is not stored.
+    Pixels(&'a Entry, Pixels<'a>),
+}
+
 /// Packed weights of one direction.
 #[derive(Debug)]
 pub struct Packed(Weights);
@@ -125,23 +135,25 @@ impl Packed {
         }
     }
 
-    /// Elements of scratch that each thread needs to compute with them; with `pool`, also to pool what they yield.
+    /// Elements of scratch that each thread needs to compute with them; also, to make what they read of pixels, and to pool what
+    /// they yield.
     ///
     /// # Panics
-    /// As [`forward_pooled`].
-    pub fn scratch_len(&self, pool: Option<&pooling::Geometry>) -> usize {
+    /// As [`forward`] and [`forward_pooled`].
+    pub fn scratch_len(&self, entry: Option<&Entry>, pool: Option<&pooling::Geometry>) -> usize {
         match &self.0 {
-            Weights::Direct(packed) => packed.scratch_len(pool),
+            Weights::Direct(packed) => packed.scratch_len(entry, pool),
             Weights::Winograd(packed) => {
-                assert!(pool.is_none(), "{POOLED_DIRECTLY}");
+                assert!(entry.is_none() && pool.is_none(), "{DIRECTLY}");
                 packed.scratch_len()
             }
         }
     }
 }
 
-/// Winograd's method yields rows of several positions, which go where they are stored.
-const POOLED_DIRECTLY: &str = "a convolution that is pooled as it is computed is computed directly";
+/// Winograd's method reads and yields rows of several positions, which are where they are stored.
+const DIRECTLY: &str =
+    "a convolution that reads pixels, or is pooled as it is computed, is computed directly";
 
 /// Packs w (K, C/G, R, S) for [`forward`].
 pub fn pack_forward(ctx: &mut Context, g: &Geometry, fold: Fold, w: &[f32], packed: &mut Packed) {
@@ -164,12 +176,15 @@ pub fn pack_backward(ctx: &mut Context, g: &Geometry, w: &[f32], packed: &mut Pa
 /// y = x ∗ w + b, perhaps through a ReLU, for the first `count` pictures; whole blocks are written.
 ///
 /// Shapes: x and y as the geometry's layouts say, with [`super::TAIL`] after the last block; bias (K).
+///
+/// # Panics
+/// If x is pixels and the weights are packed for Winograd's method.
 pub fn forward(
     ctx: &mut Context,
     engine: Engine,
     g: &Geometry,
     count: usize,
-    x: &[f32],
+    x: Source,
     packed: &Packed,
     bias: &[f32],
     epilogue: Epilogue,
@@ -182,7 +197,10 @@ pub fn forward(
             let y = Target::Map(y);
             direct::correlate(ctx, engine, g.groups, &g.rows, true, count, x, p, finish, y);
         }
-        Weights::Winograd(p) => winograd::correlate(ctx, engine, count, x, p, finish, y),
+        Weights::Winograd(p) => {
+            let Source::Map(x) = x else { panic!("{DIRECTLY}") };
+            winograd::correlate(ctx, engine, count, x, p, finish, y);
+        }
     }
 }
 
@@ -196,7 +214,7 @@ pub fn forward_pooled(
     g: &Geometry,
     pool: &pooling::Geometry,
     count: usize,
-    x: &[f32],
+    x: Source,
     packed: &Packed,
     bias: &[f32],
     epilogue: Epilogue,
@@ -206,7 +224,7 @@ pub fn forward_pooled(
     assert_eq!(bias.len(), g.output.channels, "bias");
     let relu = epilogue == Epilogue::BiasRelu;
     let finish = Finish::Bias { bias, relu };
-    let Weights::Direct(packed) = &packed.0 else { panic!("{POOLED_DIRECTLY}") };
+    let Weights::Direct(packed) = &packed.0 else { panic!("{DIRECTLY}") };
     let y = Target::Pooled(Pooled::new(pool, count.div_ceil(PICTURES), y, relu, record));
     direct::correlate(ctx, engine, g.groups, &g.rows, true, count, x, packed, finish, y);
 }
@@ -232,6 +250,7 @@ pub fn backward_input(
     match &packed.0 {
         Weights::Direct(p) => {
             let dx = Target::Map(dx);
+            let dy = Source::Map(dy);
             direct::correlate(ctx, engine, g.groups, &g.rows, false, count, dy, p, finish, dx);
         }
         Weights::Winograd(p) => winograd::correlate(ctx, engine, count, dy, p, finish, dx),

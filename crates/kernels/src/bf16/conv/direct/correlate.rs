@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! for chunk of panels            (weights of a chunk stay in L2)
-//!   for block, for rows          (a unit: source rows under the window stay in L2; if they are too long, a strip of
-//!                                 columns at a time; where maps are pooled, windows whose last row is there)
+//!   for block, for rows          (a unit: source rows under the window stay in L2, or are made of pixels there; if they
+//!                                 are too long, a strip of columns at a time; where maps are pooled, windows whose last
+//!                                 row is there)
 //!     for panel, for columns     32 target channels at up to 14 positions
 //!       for part of the depth    (its weights stay in L1; the map passes by)
 //!         for column             one position: 32 × 32 sums over the part's runs, in registers
@@ -16,9 +17,9 @@
 //! multiply.
 
 use super::pack::{Segment, rows_of};
-use super::{Packed, Pooled};
-use crate::bf16::conv::Panel;
+use super::{Entering, Packed, Pooled};
 use crate::bf16::conv::finish::Finish;
+use crate::bf16::conv::{Panel, Source};
 use crate::bf16::engine::{
     AHEAD_LINES, C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Pieces, Product, Rest, Right, Run, run,
 };
@@ -62,13 +63,22 @@ pub(in crate::bf16::conv) fn correlate(
     rows: &Axis,
     forward: bool,
     count: usize,
-    source: &[f32],
+    source: Source,
     packed: &Packed,
     finish: Finish,
     target: Target,
 ) {
     let blocks = count.div_ceil(PICTURES);
-    assert!(source.len() >= blocks * packed.source.block_len() + TAIL, "the map that is read");
+    let source = match source {
+        Source::Map(map) => {
+            assert!(map.len() >= blocks * packed.source.block_len() + TAIL, "the map that is read");
+            Read::Map(pairs(map))
+        }
+        Source::Pixels(entry, pixels) => {
+            assert_eq!(entry.map, packed.source, "the map that is read");
+            Read::Pixels(Entering::new(entry, count, pixels, rows.kernel))
+        }
+    };
     assert!(packed.group_splits * rows.kernel <= MOST_RUNS, "a window of at most {MOST_RUNS} rows");
     let (target, pooled, unit_rows) = match target {
         Target::Map(map) => {
@@ -90,8 +100,8 @@ pub(in crate::bf16::conv) fn correlate(
         * packed.source.width
         * packed.source.position_len()
         * size_of::<u32>();
-    // A pooling takes whole rows.
-    let strip_by_strip = window_bytes > WINDOW_BYTES && pooled.is_none();
+    // A pooling takes whole rows, and pixels become whole rows.
+    let strip_by_strip = window_bytes > WINDOW_BYTES && pooled.is_none() && matches!(source, Read::Map(_));
     run(
         ctx,
         engine,
@@ -101,7 +111,7 @@ pub(in crate::bf16::conv) fn correlate(
             forward,
             blocks,
             narrow: count <= EDGE,
-            source: pairs(source),
+            source,
             packed,
             weights: pairs(&packed.data),
             in_parts: engine.has_tiles(),
@@ -115,6 +125,13 @@ pub(in crate::bf16::conv) fn correlate(
     );
 }
 
+/// What windows read.
+enum Read<'a> {
+    Map(&'a [u32]),
+    /// From a ring in scratch.
+    Pixels(Entering<'a>),
+}
+
 struct Correlate<'a> {
     groups: usize,
     rows: Axis,
@@ -122,7 +139,7 @@ struct Correlate<'a> {
     blocks: usize,
     /// Only the first 16 pictures of the only block are there.
     narrow: bool,
-    source: &'a [u32],
+    source: Read<'a>,
     packed: &'a Packed,
     weights: &'a [u32],
     finish: Finish<'a>,
@@ -150,6 +167,36 @@ impl Correlate<'_> {
         self.height().div_ceil(self.unit_rows)
     }
 
+    /// Where the ring of rows of map 0 lies: behind that of rows to be pooled.
+    #[inline(always)]
+    fn source_ring(&self, scratch: *mut f32) -> *mut f32 {
+        scratch.wrapping_add(self.packed.scratch_len(None, self.pooled.as_ref().map(Pooled::geometry)))
+    }
+
+    /// Where windows read from: the map, or the ring.
+    #[inline(always)]
+    fn source(&self, scratch: *mut f32) -> *const u32 {
+        match self.source {
+            Read::Map(map) => map.as_ptr(),
+            Read::Pixels(_) => self.source_ring(scratch).cast_const().cast(),
+        }
+    }
+
+    /// Where a row of a split of what is read begins.
+    #[inline(always)]
+    fn source_at(&self, block: usize, split: usize, h: usize) -> usize {
+        let map = &self.packed.source;
+        match &self.source {
+            Read::Map(_) => block * map.block_len() + map.at(split, h, 0),
+            Read::Pixels(entering) => entering.at(h),
+        }
+    }
+
+    /// Nothing to ask for.
+    fn nothing(&self) -> Pieces {
+        Pieces::none(self.weights.as_ptr())
+    }
+
     /// Where positions go: the map, or the ring behind a unit's sums.
     #[inline(always)]
     fn base(&self, scratch: *mut f32) -> *mut u32 {
@@ -166,15 +213,24 @@ impl MatrixKernel for Correlate<'_> {
     }
 
     fn scratch_len(&self) -> usize {
-        self.packed.scratch_len(self.pooled.as_ref().map(Pooled::geometry))
+        let entry = match &self.source {
+            Read::Map(_) => None,
+            Read::Pixels(entering) => Some(entering.entry()),
+        };
+        self.packed.scratch_len(entry, self.pooled.as_ref().map(Pooled::geometry))
     }
 
     #[inline(always)]
     unsafe fn unit<M: Matrix>(&self, unit: usize, scratch: *mut f32) {
         let p = self.packed;
         let Unit { chunk, block, written, rows } = self.unit_at(unit);
-        let source = block * p.source.block_len();
         let mut waiting = None;
+        // Rows of map 0 that were made of pixels.
+        let mut entered = 0;
+        if let Read::Pixels(entering) = &self.source {
+            // SAFETY: scratch has room for the ring.
+            unsafe { entering.clear(self.source_ring(scratch)) };
+        }
         let strips =
             || p.segments.iter().flat_map(|s| s.columns.chunks(self.strip).map(move |columns| (s, columns)));
         let all = strips().count();
@@ -185,6 +241,12 @@ impl MatrixKernel for Correlate<'_> {
             for row in rows.clone() {
                 let columns = |first| strips_from(first).flat_map(|(_, columns)| columns.iter().copied());
                 let seen = self.source_rows(row);
+                if let Read::Pixels(entering) = &self.source {
+                    let missing = seen.start.max(entered)..seen.end;
+                    // SAFETY: scratch has room for the ring; products read no row that another takes the place of.
+                    unsafe { entering.fill::<M::S>(block, missing, self.source_ring(scratch)) };
+                    entered = seen.end;
+                }
                 let mut next = if row + 1 < rows.end {
                     self.besides(chunk, block, row + 1, seen, columns(first_strip))
                 } else if first_strip + together < all {
@@ -196,7 +258,7 @@ impl MatrixKernel for Correlate<'_> {
                     let seen = if goes_on { seen } else { 0..0 };
                     self.besides(next.chunk, next.block, next.rows.start, seen, columns(0))
                 } else {
-                    Pieces::none(self.source.as_ptr())
+                    self.nothing()
                 };
                 for index in p.chunks[chunk]..p.chunks[chunk + 1] {
                     let panel = p.panels[index];
@@ -207,7 +269,7 @@ impl MatrixKernel for Correlate<'_> {
                     for split in 0..p.group_splits {
                         for (r, h) in rows_of(&self.rows, row, self.forward) {
                             let weights = p.row_start(index, split, self.rows.kernel, r);
-                            window[used] = (weights, source + p.source.at(first_split + split, h, 0));
+                            window[used] = (weights, self.source_at(block, first_split + split, h));
                             used += 1;
                         }
                     }
@@ -274,20 +336,22 @@ impl Correlate<'_> {
         let p = self.packed;
         let Range { start, end } = self.source_rows(row);
         let start = start.max(seen.end);
+        let map = match &self.source {
+            Read::Map(map) => map.as_ptr(),
+            Read::Pixels(_) if start >= end => return self.nothing(),
+            Read::Pixels(entering) => return entering.under(block, start..end),
+        };
         // Positions of these rows, from the first that is read on.
         let reads = columns
             .filter_map(|w| p.walk.columns[w])
             .map(|c| (c.source, c.source + p.walk.taps[c.taps].count));
         let Some((first, last)) = reads.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).filter(|_| start < end)
         else {
-            return Pieces::none(self.source.as_ptr());
+            return self.nothing();
         };
         let panel = &p.panels[p.chunks[chunk]];
         let split = panel.split * self.groups / p.target.splits * p.group_splits;
-        let from = self
-            .source
-            .as_ptr()
-            .wrapping_add(block * p.source.block_len() + p.source.at(split, start, first));
+        let from = map.wrapping_add(block * p.source.block_len() + p.source.at(split, start, first));
         let position_len = p.source.position_len();
         if p.group_splits == 1 {
             let row_len = p.source.width * position_len;
@@ -336,6 +400,7 @@ impl Correlate<'_> {
         next: &mut Pieces,
     ) {
         let p = self.packed;
+        let source = self.source(scratch);
         let panel = &p.panels[index];
         let depth = segment.steps * window.len();
         let parts = if self.in_parts { depth.div_ceil(PART_STEPS).max(1) } else { 1 };
@@ -393,7 +458,7 @@ impl Correlate<'_> {
                 // beyond, within the map's tail; scratch holds the sums of every column, and those that wait are others.
                 unsafe {
                     let (runs, a) = (&runs[..count], self.weights.as_ptr());
-                    let b = self.source.as_ptr().add(map_column);
+                    let b = source.add(map_column);
                     if self.narrow {
                         M::product(&shape, runs, a, b, sums, part > 0);
                         if let Some(before) = waiting {

@@ -6,6 +6,7 @@
 //! overhangs the map's sides (`Walk`), each padded to whole steps.
 
 mod correlate;
+mod entering;
 mod pack;
 mod pooled;
 mod walk;
@@ -17,4 +18,5 @@ pub(super) use pack::{Packed, pack};
 pub(super) use pooled::Pooled;
 pub(super) use weight::{WeightPlan, backward_weight};
 
+use entering::Entering;
 use walk::Walk;

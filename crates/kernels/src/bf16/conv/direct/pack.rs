@@ -1,9 +1,10 @@
 //! Weights as left operands: for every panel of target channels, source split, row of the window and run of taps, the
 //! steps' tiles one after the other.
 
-use super::{Pooled, SCRATCH_LEN, Walk};
+use super::{Entering, Pooled, SCRATCH_LEN, Walk};
 use crate::arena::Buffer;
 use crate::bf16::conv::{Fold, Geometry, Panel, panels};
+use crate::bf16::entry::Entry;
 use crate::bf16::{EDGE, MapLayout, TILE, pair, pairs_mut, pooling, round_values};
 use crate::conv::Axis;
 use crate::parallel::{Context, Kernel, Ptr};
@@ -43,6 +44,8 @@ pub struct Packed {
     pub(super) source: MapLayout,
     /// The map that is written.
     pub(super) target: MapLayout,
+    /// Rows of a window.
+    pub(super) rows: usize,
     /// Splits of the source that each group reads.
     pub(super) group_splits: usize,
     pub(super) data: Buffer,
@@ -106,7 +109,21 @@ impl Packed {
         let mut chunks: Vec<usize> =
             (0..panels.len()).filter(|i| (i % group_panels).is_multiple_of(chunk_panels)).collect();
         chunks.push(panels.len());
-        Packed { walk, panels, starts, chunks, runs, segments, row_steps, source, target, group_splits, data }
+        let rows = g.rows.kernel;
+        Packed {
+            walk,
+            panels,
+            starts,
+            chunks,
+            runs,
+            segments,
+            row_steps,
+            source,
+            target,
+            rows,
+            group_splits,
+            data,
+        }
     }
 
     /// Bytes held.
@@ -114,10 +131,11 @@ impl Packed {
         self.data.len() * size_of::<u32>()
     }
 
-    /// Elements of scratch that each thread needs to compute with them: sums, and rows that wait to be pooled.
-    pub fn scratch_len(&self, pool: Option<&pooling::Geometry>) -> usize {
+    /// Elements of scratch that each thread needs to compute with them: sums, rows that wait to be pooled, and rows of map 0.
+    pub fn scratch_len(&self, entry: Option<&Entry>, pool: Option<&pooling::Geometry>) -> usize {
         let panels = self.chunks.windows(2).map(|chunk| chunk[1] - chunk[0]).max().unwrap_or(0);
-        SCRATCH_LEN + pool.map_or(0, |pool| Pooled::ring_len(pool, panels))
+        let pool = pool.map_or(0, |pool| Pooled::ring_len(pool, panels));
+        SCRATCH_LEN + pool + entry.map_or(0, |entry| Entering::scratch_len(entry, self.rows))
     }
 
     /// Where the weights of (panel, split of the group, row of the window) begin, in pairs.
