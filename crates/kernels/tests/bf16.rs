@@ -460,13 +460,15 @@ fn a_large_batch_enters_pixel_by_pixel() {
 fn rounded_pixels_enter_as_pixels() {
     for (channels, side, fold, pad, splits, size) in [
         (3usize, 21usize, 4usize, 2usize, 1, 7usize),
+        (3, 20, 4, 3, 1, 7),
+        (3, 40, 4, 0, 1, 9),
         (3, 9, 2, 0, 1, 4),
         (3, 7, 1, 0, 1, 7),
         (4, 6, 1, 1, 2, 8),
     ] {
         let map = MapLayout { channels: channels * fold * fold, splits, height: size, width: size };
         let entry = Entry { channels, height: side, width: side, fold, pad, map };
-        let count = 34;
+        let count = 66;
         let pixels = Random(3).reals(count * side * side * channels);
         for engine in engines() {
             let mut ctx = Context::new(engine.isa(), 2);
@@ -476,7 +478,7 @@ fn rounded_pixels_enter_as_pixels() {
             let mut enter = |pixels| {
                 let mut to = vec![f32::NAN; room(&map, count)];
                 enter(&mut ctx, engine, &entry, count, pixels, &mut to);
-                pairs(&to)[..2 * map.block_len()].to_vec()
+                pairs(&to)[..3 * map.block_len()].to_vec()
             };
             let (want, got) = (enter(Pixels::F32(&pixels)), enter(Pixels::Bf16(&bits)));
             assert!(got == want, "{} {entry:?}", engine.name());

@@ -218,8 +218,14 @@ impl<'a> Rows<'a> {
         let rows = scratch.cast::<u32>();
         let parts = if entry.in_rows() { entry.fold } else { 1 };
         for part in 0..parts {
+            let next = if part + 1 < parts { (h, part + 1) } else { (h + 1, 0) };
+            let next = self.row(block, next, end);
             // SAFETY: the caller's promise: scratch has 32 rows.
             unsafe {
+                if let Some(lying) = self.lying(block, h * entry.fold + part) {
+                    self.turn::<S>(part, to, next, |half, first| lying.tile(half, first, scratch.cast()));
+                    continue;
+                }
                 for n in 0..PICTURES {
                     let row = std::slice::from_raw_parts_mut(rows.add(n * row_len), row_len);
                     let picture = block * PICTURES + n;
@@ -236,11 +242,50 @@ impl<'a> Rows<'a> {
                         self.gather_row(picture, split, h, row);
                     }
                 }
-                let next = if part + 1 < parts { (h, part + 1) } else { (h + 1, 0) };
-                let next = self.row(block, next, end);
-                self.turn::<S>(rows, part, to, next);
+                let tile = |half: usize, first: usize| {
+                    (rows.cast_const().wrapping_add(half * EDGE * row_len + first), row_len)
+                };
+                self.turn::<S>(part, to, next, tile);
             }
         }
+    }
+}
+
+/// A row of 32 pictures' pixels in bf16, which are turned as they lie.
+struct Lying<'a> {
+    pixels: &'a [u16],
+    /// Where the first picture's row begins, and its values; from a picture to the next.
+    first: usize,
+    len: usize,
+    picture_len: usize,
+    /// Zeros before it.
+    padding: usize,
+}
+
+impl Lying<'_> {
+    /// 16 pictures' 16 pairs from pair `first` of the padded row on, and the distance between pictures in pairs: the pixels, or,
+    /// where they end, a copy with zeros in `scratch`, which has room for a tile.
+    #[inline(always)]
+    unsafe fn tile(&self, half: usize, first: usize, scratch: *mut u16) -> (*const u32, usize) {
+        let at = self.first + half * EDGE * self.picture_len;
+        if let Some(from) = (2 * first).checked_sub(self.padding)
+            && from + 2 * EDGE <= self.len
+        {
+            return (self.pixels.as_ptr().wrapping_add(at + from).cast(), self.picture_len / 2);
+        }
+        let from = (2 * first).saturating_sub(self.padding).min(self.len);
+        let end = (2 * first + 2 * EDGE).saturating_sub(self.padding).min(self.len);
+        let place = (self.padding + from).saturating_sub(2 * first);
+        // SAFETY: the caller's promise; `from..end` are at most 32 values of a row.
+        unsafe {
+            scratch.write_bytes(0, 2 * TILE);
+            for n in 0..if from < end { EDGE } else { 0 } {
+                let row = &self.pixels[at + n * self.picture_len..][from..end];
+                let to = scratch.add(n * 2 * EDGE + place);
+                std::ptr::copy_nonoverlapping(row.as_ptr(), to, row.len());
+            }
+        }
+        (scratch.cast_const().cast(), EDGE)
     }
 }
 
@@ -293,6 +338,23 @@ impl Rows<'_> {
             pictures: if y.is_some() { PICTURES.min(self.count - first) } else { 0 },
             asked: 0,
         }
+    }
+
+    /// Row `y` of the padded pictures of a block, if it can be turned as it lies.
+    #[inline(always)]
+    fn lying(&self, block: usize, y: usize) -> Option<Lying<'_>> {
+        let Entry { channels, height, width, pad, .. } = self.entry;
+        let Pixels::Bf16(pixels) = self.pixels else { return None };
+        let y = y.checked_sub(pad).filter(|&y| y < height)?;
+        let (len, picture_len) = (width * channels, height * width * channels);
+        let whole = (block + 1) * PICTURES <= self.count;
+        (self.entry.in_rows() && whole && picture_len.is_multiple_of(2)).then_some(Lying {
+            pixels,
+            first: (block * PICTURES * height + y) * len,
+            len,
+            picture_len,
+            padding: pad * channels,
+        })
     }
 
     /// Row `y` of a padded picture as pairs; zero beyond the picture.
@@ -375,12 +437,18 @@ impl Rows<'_> {
         }
     }
 
-    /// 32 rows of pairs to positions of pairs of 32 pictures.
+    /// 32 rows of pairs to positions of pairs of 32 pictures. `tile` says where 16 pictures' 16 pairs lie, from which pair on,
+    /// and how far apart.
     #[inline(always)]
-    unsafe fn turn<S: Simd>(&self, rows: *const u32, part: usize, to: *mut u32, mut next: Row) {
+    unsafe fn turn<S: Simd>(
+        &self,
+        part: usize,
+        to: *mut u32,
+        mut next: Row,
+        tile_of: impl Fn(usize, usize) -> (*const u32, usize),
+    ) {
         let map = self.entry.map;
         let part_pairs = self.entry.part_pairs();
-        let row_len = self.entry.row_len();
         let mut tile = [0u32; TILE];
         let each = next.lines().div_ceil(PICTURES / EDGE * (map.width * part_pairs).div_ceil(EDGE));
         for half in 0..PICTURES / EDGE {
@@ -389,7 +457,8 @@ impl Rows<'_> {
                 // SAFETY: the caller's promise: rows are whole tiles, and the map's row has all positions.
                 unsafe {
                     next.ask(each);
-                    S::transpose(rows.add(half * EDGE * row_len + first), row_len, tile.as_mut_ptr());
+                    let (from, distance) = tile_of(half, first);
+                    S::transpose(from, distance, tile.as_mut_ptr());
                     for lanes in tile.chunks_exact(EDGE).take(map.width * part_pairs - first) {
                         let at = (w * map.split_pairs() + part * part_pairs + p) * PICTURES + half * EDGE;
                         if self.streams {

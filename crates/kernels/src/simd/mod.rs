@@ -175,12 +175,12 @@ pub trait Simd: Copy {
         Self::transpose(rows.as_ptr(), 16, to);
     }
 
-    /// Transposes 16 rows of 16 pairs, `from` with this stride, `to` consecutive. They do not overlap.
+    /// Transposes 16 rows of 16 pairs, `from` with this stride and perhaps not aligned, `to` consecutive. They do not overlap.
     #[inline(always)]
     unsafe fn transpose(from: *const u32, stride: usize, to: *mut u32) {
         for i in 0..16 {
             for j in 0..16 {
-                *to.add(j * 16 + i) = *from.add(i * stride + j);
+                *to.add(j * 16 + i) = from.add(i * stride + j).read_unaligned();
             }
         }
     }
