@@ -3,8 +3,9 @@
 //! ```text
 //! for up to 512 outputs       (a unit: x comes from beyond L2 once for each)
 //!   for 8 blocks              (their sums are held at once)
-//!     for chunk of inputs     (all its weights are rounded first: 256 KiB, in L2)
-//!       for 32 outputs, block 32 outputs × 32 pictures
+//!     for chunk of inputs     (all its weights are rounded first: 160 KiB, in L2)
+//!       for 2 blocks          (their x stays in L1)
+//!         for 32 outputs, block   32 outputs × 32 pictures
 //! ```
 
 use super::{STRIP, strips};
@@ -23,8 +24,10 @@ use std::ops::Range;
 const TOGETHER: usize = 8;
 /// Most outputs of a unit of the forward pass: their sums for [`TOGETHER`] blocks are 512 KiB, in L2.
 const FORWARD_ROWS: usize = 512;
-/// Steps of a chunk of the forward pass: the rounded weights of 32 outputs, 16 KiB, stay in L1 beside as much of x.
-const CHUNK_STEPS: usize = 8;
+/// Blocks that meet a chunk's weights before the next ones do.
+const IN_TURN: usize = 2;
+/// Steps of a chunk: x of the blocks in turn, 20 KiB, stays in L1 while weights pass by, 10 KiB for 32 outputs.
+const CHUNK_STEPS: usize = 5;
 
 /// w (O, I) rounded and in tiles, for [`forward`], in the order in which it reads them: by chunks of the depth, 32 outputs, steps.
 #[derive(Debug)]
@@ -235,11 +238,12 @@ impl MatrixKernel for Forward<'_> {
                     unsafe { round_rows::<M::S>(w.as_ptr(), place, rows, step, count, chunk) };
                 }
                 let mut row_asked = first_row;
-                for part in 0..self.unit_rows / (2 * EDGE) {
+                let mut products = 0;
+                let parts = (outputs - first_row).min(self.unit_rows).div_ceil(2 * EDGE);
+                for (turn, part) in
+                    (0..blocks).step_by(IN_TURN).flat_map(|turn| (0..parts).map(move |part| (turn, part)))
+                {
                     let first = first_row + part * 2 * EDGE;
-                    if first >= outputs {
-                        break;
-                    }
                     let rows = (outputs - first).min(2 * EDGE);
                     // SAFETY: `forward` checked all lengths; the last step of x may reach into its tail.
                     unsafe {
@@ -247,7 +251,7 @@ impl MatrixKernel for Forward<'_> {
                             Weights::Master(_) => chunk.add(part * count * 2 * TILE).cast_const(),
                             Weights::Rounded(r) => pairs(&r.data).as_ptr().add(r.at(first, step)),
                         };
-                        for block in 0..blocks {
+                        for block in turn..(turn + IN_TURN).min(blocks) {
                             let shape = Product {
                                 rows: rows.div_ceil(EDGE),
                                 columns: if narrow { 1 } else { 2 },
@@ -272,7 +276,8 @@ impl MatrixKernel for Forward<'_> {
                                 }
                                 Weights::Rounded(r) => {
                                     let panels = self.unit_rows.min(outputs - first_row).div_ceil(2 * EDGE);
-                                    let asked = (part * blocks + block) * (TILE / 2);
+                                    let asked = products * (TILE / 2);
+                                    products += 1;
                                     let from = pairs(&r.data).as_ptr();
                                     let from = from.wrapping_add(r.at(first_row, step + count) + asked);
                                     Ahead { from, step: panels * 2 * TILE }
