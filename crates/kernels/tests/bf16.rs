@@ -535,6 +535,39 @@ fn pixels_enter_as_windows_need_them() {
     }
 }
 
+/// Weights in the order of a map yield of it what they yield of the map flattened; of small integers, whose sums do not depend
+/// on their order.
+#[test]
+fn linear_layers_read_maps_as_they_lie() {
+    let (outputs, count) = (70, 40);
+    for (channels, splits, height, width) in [(16, 1, 3, 2), (12, 2, 5, 5), (34, 1, 1, 1)] {
+        let map = MapLayout { channels, splits, height, width };
+        let inputs = channels * height * width;
+        let mut random = Random(inputs as u64);
+        let x = Map::random(map, count, true, &mut random);
+        let (w, bias) = (random.integers(outputs * inputs), random.integers(outputs));
+        let place = linear::strips(outputs, inputs);
+        let mut lying = vec![0.0; place.len()];
+        for (i, value) in w.iter().enumerate() {
+            lying[place.at(i / inputs, i % inputs)] = *value;
+        }
+        for engine in engines() {
+            let mut ctx = Context::new(engine.isa(), 2);
+            let mut flattened = vec![0.0; room(&flat(inputs), count)];
+            convert::flatten(&mut ctx, &map, count.div_ceil(PICTURES), &x.data, &mut flattened);
+            let mut run = |x: &[f32], map: Option<&MapLayout>| {
+                let mut weights = Rounded::new(outputs, inputs);
+                weights.set(&mut ctx, &lying, map);
+                let mut y = vec![0.0; count * outputs];
+                let (weights, output) = (Weights::Rounded(&weights), Output::Rows(&mut y));
+                linear::forward(&mut ctx, engine, inputs, count, x, weights, &bias, false, output);
+                y
+            };
+            assert!(run(&x.data, Some(&map)) == run(&flattened, None), "{} {map:?}", engine.name());
+        }
+    }
+}
+
 #[test]
 fn linear_layers() {
     for engine in engines() {
@@ -566,7 +599,7 @@ fn linear_layers() {
                 }
                 let (placed_w, placed_v) = (in_strips(&w, inputs), in_strips(&v, inputs));
                 let mut copy = Rounded::new(outputs, inputs);
-                copy.set(&mut ctx, &placed_w);
+                copy.set(&mut ctx, &placed_w, None);
                 for weights in [Weights::Master(&placed_w), Weights::Rounded(&copy)] {
                     let mut got = vec![0.0; room(&y_map, count)];
                     let output = Output::Map(&mut got);

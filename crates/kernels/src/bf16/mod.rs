@@ -88,6 +88,18 @@ impl MapLayout {
         let (split, c) = (c / self.split_channels(), c % self.split_channels());
         (self.at(split, h, w) + c / 2 * PICTURES + n, c % 2 == 1)
     }
+
+    /// Whether a block is a flat one, but for the order of its features: whether no pair has an empty half.
+    pub fn lies_flat(&self) -> bool {
+        self.split_channels().is_multiple_of(2)
+    }
+
+    /// The feature, of (C, H, W), that lies where a flat block has number `lying`, if it [lies flat](MapLayout::lies_flat).
+    pub fn feature(&self, lying: usize) -> usize {
+        let (position, c) = (lying / self.split_channels(), lying % self.split_channels());
+        let positions = self.height * self.width;
+        (position / positions * self.split_channels() + c) * positions + position % positions
+    }
 }
 
 /// Pairs beyond a map's end that a tile may read (and multiply by zero): they must be finite, so they are part of the
@@ -166,6 +178,16 @@ pub(crate) unsafe fn round_values<S: Simd>(from: *const f32, count: usize, to: *
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn features_lie_where_they_are_said_to() {
+        let map = MapLayout { channels: 12, splits: 2, height: 3, width: 4 };
+        assert!(map.lies_flat());
+        for (c, h, w) in (0..12).flat_map(|c| (0..3).flat_map(move |h| (0..4).map(move |w| (c, h, w)))) {
+            let (at, odd) = map.offset(0, c, h, w);
+            assert_eq!(map.feature(at / PICTURES * 2 + usize::from(odd)), (c * 3 + h) * 4 + w);
+        }
+    }
 
     #[test]
     fn rounding_is_to_nearest_even() {

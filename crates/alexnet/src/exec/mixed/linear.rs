@@ -5,7 +5,7 @@ use super::{Mixed, StageState};
 use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::plan::Plan;
 use alexnet_kernels::bf16::linear::{self, Backward, Output, Rounded, Weights, unzipped_len};
-use alexnet_kernels::bf16::{convert, convert::flat};
+use alexnet_kernels::bf16::{MapLayout, convert, convert::flat};
 
 /// Sizes of a stage.
 pub(super) struct State {
@@ -16,13 +16,22 @@ pub(super) struct State {
     logits: bool,
     /// The weights rounded once, where they do not move.
     rounded: Option<Rounded>,
+    /// The map that it reads as if it were flat.
+    unflattened: Option<MapLayout>,
 }
 
 impl State {
-    pub(super) fn new(plan: &Plan, i: usize, outputs: usize, relu: bool, logits: bool) -> Self {
+    pub(super) fn new(
+        plan: &Plan,
+        i: usize,
+        outputs: usize,
+        relu: bool,
+        logits: bool,
+        unflattened: Option<MapLayout>,
+    ) -> Self {
         let inputs = plan.maps[i].shape.len();
         let rounded = (!plan.stages[i].moves).then(|| Rounded::new(outputs, inputs));
-        State { inputs, outputs, relu, logits, rounded }
+        State { inputs, outputs, relu, logits, rounded, unflattened }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -36,7 +45,7 @@ impl Mixed {
         let [w] = self.frame.tensors_of(i).map(|t| t.value);
         let StageState::Linear(state) = &mut self.stages[i] else { unreachable!("stage {i} is linear") };
         if let Some(rounded) = &mut state.rounded {
-            rounded.set(&mut self.frame.ctx, self.frame.arena.get(w));
+            rounded.set(&mut self.frame.ctx, self.frame.arena.get(w), state.unflattened.as_ref());
         }
     }
 

@@ -14,7 +14,7 @@ use crate::bf16::convert::flat;
 use crate::bf16::engine::{
     Ahead, C_LEN, C_STRIDE, Engine, Left, Matrix, MatrixKernel, Product, Right, Run, run,
 };
-use crate::bf16::{EDGE, MapLayout, PICTURES, TAIL, TILE, pair, pairs};
+use crate::bf16::{EDGE, MapLayout, PICTURES, TAIL, TILE, pair, pairs, round};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::strips::Strips;
@@ -56,11 +56,16 @@ impl Rounded {
         (step * self.outputs.div_ceil(2 * EDGE) + first / (2 * EDGE) * count) * 2 * TILE
     }
 
-    /// Rounds w (O, I), in [`strips`].
-    pub fn set(&mut self, ctx: &mut Context, w: &[f32]) {
+    /// Rounds w (O, I), in [`strips`]. With `map`, whose features its inputs are, the inputs are put into the order in which
+    /// they lie there, so that the map need not be flattened.
+    ///
+    /// # Panics
+    /// If the map does not [lie flat](MapLayout::lies_flat).
+    pub fn set(&mut self, ctx: &mut Context, w: &[f32], map: Option<&MapLayout>) {
         assert_eq!(w.len(), strips(self.outputs, self.inputs).len(), "weights");
+        assert!(map.is_none_or(|m| m.lies_flat() && m.channels * m.height * m.width == self.inputs), "map");
         let mut data = std::mem::replace(&mut self.data, Buffer::zeros(0));
-        ctx.run(&Round { to: self, w, data: Ptr::from_mut(&mut data) });
+        ctx.run(&Round { to: self, w, map, data: Ptr::from_mut(&mut data) });
         self.data = data;
     }
 }
@@ -68,6 +73,7 @@ impl Rounded {
 struct Round<'a> {
     to: &'a Rounded,
     w: &'a [f32],
+    map: Option<&'a MapLayout>,
     data: Ptr,
 }
 
@@ -88,8 +94,11 @@ impl Kernel for Round<'_> {
             // SAFETY: 32 outputs own their tiles; rows and columns are within w.
             unsafe {
                 let to = self.data.at(self.to.at(first, step)).cast::<u32>();
-                let rows = first..first + rows;
-                round_rows::<S>(self.w.as_ptr(), strips(outputs, inputs), rows, step, count, to);
+                let (rows, place) = (first..first + rows, strips(outputs, inputs));
+                match self.map {
+                    None => round_rows::<S>(self.w.as_ptr(), place, rows, step, count, to),
+                    Some(map) => gather_rows(self.w, place, map, rows, step, count, to),
+                }
             }
         }
     }
@@ -127,6 +136,26 @@ unsafe fn round_rows<S: Simd>(
                     *to.add(i) = pair(value(2 * i), value(2 * i + 1));
                 }
             }
+        }
+    }
+}
+
+/// [`round_rows`] of inputs in the order in which they lie in a map.
+unsafe fn gather_rows(
+    w: &[f32],
+    place: Strips,
+    map: &MapLayout,
+    rows: Range<usize>,
+    first: usize,
+    steps: usize,
+    to: *mut u32,
+) {
+    for lying in first * STRIP..((first + steps) * STRIP).min(place.columns) {
+        let (step, column, feature) = (lying / STRIP - first, lying % STRIP, map.feature(lying));
+        for (i, row) in rows.clone().enumerate() {
+            let pair = (step * 2 + i / EDGE) * TILE + i % EDGE * EDGE + column / 2;
+            // SAFETY: the caller's promise of room for the steps of these rows; a pair has two halves.
+            unsafe { *to.add(pair).cast::<u16>().add(column % 2) = round(w[place.at(row, feature)]) };
         }
     }
 }
