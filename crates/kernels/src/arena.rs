@@ -80,6 +80,35 @@ impl std::fmt::Debug for Buffer {
     }
 }
 
+/// A zeroed slice of halves of such elements, as the bits of bf16 are.
+#[derive(Debug)]
+pub struct Halves {
+    memory: Buffer,
+    len: usize,
+}
+
+impl Halves {
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Halves {
+        Halves { memory: Buffer::zeros(len.div_ceil(2)), len }
+    }
+}
+
+impl Deref for Halves {
+    type Target = [u16];
+    fn deref(&self) -> &[u16] {
+        // SAFETY: two halves an element, of any bit pattern and less alignment.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Halves {
+    fn deref_mut(&mut self) -> &mut [u16] {
+        // SAFETY: as above, borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), self.len) }
+    }
+}
+
 /// A part of an [`Arena`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Region {

@@ -4,6 +4,7 @@
 
 use crate::error::Result;
 use crate::net::{Network, Op, Shape};
+use alexnet_kernels::arena::{Buffer, Halves};
 pub use alexnet_kernels::bf16::entry::Pixels;
 use alexnet_kernels::bf16::round;
 
@@ -50,30 +51,34 @@ impl PixelType {
     }
 }
 
-/// Pixels of a batch and their memory.
+/// Pixels of a batch and their memory, in huge pages: executors read neighbouring rows of many pictures at once.
 #[derive(Debug)]
 pub enum PixelBuffer {
     /// f32
-    F32(Vec<f32>),
+    F32(Buffer),
     /// Rounded to bf16, its bits.
-    Bf16(Vec<u16>),
+    Bf16(Halves),
 }
 
 impl PixelBuffer {
     /// So many zeros.
     pub fn zeros(values: PixelType, len: usize) -> Self {
         match values {
-            PixelType::F32 => PixelBuffer::F32(vec![0.0; len]),
-            PixelType::Bf16 => PixelBuffer::Bf16(vec![0; len]),
+            PixelType::F32 => PixelBuffer::F32(Buffer::zeros(len)),
+            PixelType::Bf16 => PixelBuffer::Bf16(Halves::zeros(len)),
         }
     }
 
     /// These, rounded if need be.
-    pub fn of(values: PixelType, pixels: Vec<f32>) -> Self {
-        match values {
-            PixelType::F32 => PixelBuffer::F32(pixels),
-            PixelType::Bf16 => PixelBuffer::Bf16(pixels.into_iter().map(round).collect()),
+    pub fn of(values: PixelType, pixels: &[f32]) -> Self {
+        let mut buffer = PixelBuffer::zeros(values, pixels.len());
+        match &mut buffer {
+            PixelBuffer::F32(to) => to.copy_from_slice(pixels),
+            PixelBuffer::Bf16(to) => {
+                to.iter_mut().zip(pixels).for_each(|(bits, pixel)| *bits = round(*pixel));
+            }
         }
+        buffer
     }
 
     /// As an executor takes them.

@@ -37,7 +37,7 @@ impl Pictures {
     /// Pixels after the subtraction of a mean, uniform in ±128, and labels.
     pub fn made_up(layout: &InputLayout, classes: usize) -> Pictures {
         let (input, labels) = made_up(layout, classes);
-        let input = PixelBuffer::of(layout.values, input);
+        let input = PixelBuffer::of(layout.values, &input);
         Pictures::MadeUp { input, labels, weights: vec![1.0; layout.batch] }
     }
 
