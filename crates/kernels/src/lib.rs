@@ -15,6 +15,7 @@ pub mod isa;
 pub mod limits;
 pub mod linear;
 pub mod lrn;
+pub mod lrn_pool;
 pub mod panel;
 pub mod parallel;
 pub mod pooling;

@@ -1,14 +1,24 @@
-//! Linear layers on plain row-major matrices: x (N, I), w (O, I), y (N, O).
+//! Linear layers: x (N, I), w (O, I) as [`Strips`] says, y (N, O).
 //!
-//! The weights are the large operand: each pass reads them from memory once. Forward, a tile is rows of w by a panel of
-//! pictures; backward, one pass over a strip of columns of w yields the input gradient and the weight gradient and
-//! applies the update, so that no weight gradient is ever stored.
+//! The weights are the large operand: each pass reads them from memory once, a block while the one before is multiplied. Forward, a
+//! tile is rows of w by a panel of pictures; backward, one pass over a strip of columns of w yields the input gradient and the
+//! weight gradient and applies the update, so that no weight gradient is ever stored.
+//!
+//! ```text
+//! forward, for some outputs                            (a unit)
+//!   for columns of a strip, panel of pictures          a block of w in L2, its x in L1
+//! backward, for a strip of columns                     (a unit)
+//!   for some outputs                                   a block of w in L2
+//!     dx += dy w                                       in L2 until the last
+//!     dw = dyᵀ x, tile by tile, and what it moves
+//! ```
 
 use crate::arena::Buffer;
 use crate::panel::{Panel, copy_rows, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::sgd::{Mover, Update};
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch_far, vectors};
+use crate::strips::Strips;
 use crate::tile::{self, Finish, Output, Run, Start};
 
 /// Bytes of a packed panel's chunk of the reduction: half of L1.
@@ -16,9 +26,15 @@ const CHUNK_BYTES: usize = 24 << 10;
 /// Outputs of a unit of the forward pass.
 const FORWARD_ROWS: usize = 96;
 /// Columns of w of a unit of the backward pass.
-const STRIP: usize = 256;
-/// Outputs whose weights a unit of the backward pass holds packed: with 256 columns 128 KiB.
-const STRIP_ROWS: usize = 128;
+const STRIP: usize = 128;
+/// Outputs that a unit of the backward pass goes through at a time: what it needs for them, 0.4 MiB of 128 pictures, is in L2
+/// together with what comes next.
+const STRIP_ROWS: usize = 96;
+
+/// How weights lie that are trained: in strips, since both passes go through blocks of [`STRIP`] columns.
+pub fn strips(outputs: usize, inputs: usize) -> Strips {
+    Strips { rows: outputs, columns: inputs, width: STRIP.min(inputs) }
+}
 
 /// x (N, I) packed for [`forward`]: panels of pictures, in each one row of pictures an input.
 #[derive(Debug)]
@@ -100,9 +116,10 @@ impl Kernel for Pack<'_> {
 
 /// y = x wᵀ + b, then max(·, 0) if `relu`, for the first `count` pictures.
 ///
-/// Shapes: x (N, I), w (O, I), bias (O), y (N, O).
+/// Shapes: x (N, I), w (O, I) in `place`, bias (O), y (N, O).
 pub fn forward(
     ctx: &mut Context,
+    place: Strips,
     count: usize,
     x: &[f32],
     packed: &mut PackedPictures,
@@ -112,18 +129,20 @@ pub fn forward(
     y: &mut [f32],
 ) {
     let (inputs, outputs) = (packed.inputs, bias.len());
-    assert_eq!(w.len(), outputs * inputs, "weights");
+    assert!(place.rows == outputs && place.columns == inputs && w.len() == place.len(), "weights");
     assert!(x.len() >= count * inputs && y.len() >= count * outputs, "matrices");
     let pictures: usize = packed.panels.iter().map(|p| p.valid).sum();
     assert!(count <= pictures, "packed for {pictures} pictures");
     assert_eq!(packed.lanes, ctx.isa().lanes(), "packed for another instruction set");
     packed.pack(ctx, count, x);
     let used = packed.panels.iter().take_while(|p| p.first < count).count();
-    let kernel = Forward { count, packed, used, w, bias, relu, y: Ptr::from_mut(y) };
+    let kernel = Forward { place, count, packed, used, w, bias, relu, y: Ptr::from_mut(y) };
     ctx.run(&kernel);
 }
 
 struct Forward<'a> {
+    /// How w lies.
+    place: Strips,
     count: usize,
     packed: &'a PackedPictures,
     /// Panels that have pictures.
@@ -145,34 +164,44 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
-        let (inputs, outputs) = (self.packed.inputs, self.bias.len());
+        let (place, outputs) = (self.place, self.bias.len());
         let first = unit * FORWARD_ROWS;
         let rows = FORWARD_ROWS.min(outputs - first);
+        let panels = || self.packed.panels[..self.used].iter().zip(&self.packed.offsets);
+        let widest = panels().map(|(panel, _)| panel.vectors).max().unwrap_or(1) * S::LANES;
+        let chunk = CHUNK_BYTES / size_of::<f32>() / widest;
         // SAFETY: `forward` checked all lengths; this unit owns outputs first..first + rows of every row of y.
         unsafe {
-            let mut sums = scratch;
-            for (panel, &offset) in self.packed.panels[..self.used].iter().zip(&self.packed.offsets) {
-                let width = panel.vectors * S::LANES;
-                let chunk = CHUNK_BYTES / size_of::<f32>() / width;
-                let mut k = 0;
-                while k < inputs {
-                    let len = chunk.min(inputs - k);
-                    let run = [Run { x: k, w: offset + k * width, len }];
+            let blocks = (0..place.columns).step_by(place.width).flat_map(|strip| {
+                tiles(place.width.min(place.columns - strip), chunk).map(move |(k, len)| (strip + k, len))
+            });
+            for (k, len) in blocks {
+                let w = self.w.as_ptr().add(place.at(first, k));
+                let mut ahead = Ahead::of_next(w, place, rows, len, self.used);
+                let mut sums = scratch;
+                for (panel, &offset) in panels() {
+                    let width = panel.vectors * S::LANES;
+                    let run = [Run { x: 0, w: offset + k * width, len }];
                     for (row, n) in tiles(rows, S::ROWS[panel.vectors - 1]) {
+                        ahead.ask(n);
                         let out = Output { y: sums.add(row * width), stride: width, rows: n, valid: width };
                         tile::dot::<S>(
                             panel.vectors,
                             &run,
-                            self.w.as_ptr().add((first + row) * inputs),
-                            inputs,
+                            w.add(row * place.width),
+                            place.width,
                             self.packed.data.as_ptr(),
                             if k == 0 { Start::Zero } else { Start::Output },
                             out,
                             Finish::Store,
                         );
                     }
-                    k += len;
+                    sums = sums.add(rows * width);
                 }
+            }
+            let mut sums = scratch.cast_const();
+            for (panel, _) in panels() {
+                let width = panel.vectors * S::LANES;
                 for n in 0..panel.valid.min(self.count - panel.first) {
                     let y = self.y.at((panel.first + n) * outputs + first);
                     for row in 0..rows {
@@ -187,9 +216,41 @@ impl Kernel for Forward<'_> {
     }
 }
 
+/// The block of w that comes next, asked for a little at a time while one is multiplied.
+struct Ahead {
+    next: *const f32,
+    /// Elements for each row that is multiplied.
+    share: usize,
+}
+
+impl Ahead {
+    const LINE: usize = 16;
+
+    /// Of the block behind the one at `w`, of `rows` rows and `len` columns, if the layout lets it lie there; its rows are multiplied
+    /// `times` times.
+    fn of_next(w: *const f32, place: Strips, rows: usize, len: usize, times: usize) -> Ahead {
+        if len == place.width && place.rows > rows {
+            // The same rows of the next strip.
+            Ahead { next: w.wrapping_add(place.rows * place.width), share: len.div_ceil(times) }
+        } else {
+            Ahead { next: w, share: 0 }
+        }
+    }
+
+    /// Asks for the share of so many rows.
+    #[inline(always)]
+    fn ask(&mut self, rows: usize) {
+        let share = (rows * self.share).next_multiple_of(Self::LINE);
+        for line in (0..share).step_by(Self::LINE) {
+            prefetch_far(self.next.wrapping_add(line));
+        }
+        self.next = self.next.wrapping_add(share);
+    }
+}
+
 /// How the columns of w are cut for [`backward`]; made once a plan.
 #[derive(Clone, Debug)]
-pub struct Strips {
+pub struct Cut {
     inputs: usize,
     lanes: usize,
     /// Panels of a full strip, and of the last.
@@ -197,34 +258,41 @@ pub struct Strips {
     last: Vec<Panel>,
 }
 
-impl Strips {
+impl Cut {
     /// The cut for `inputs` columns, which does not depend on the number of threads.
     pub fn new(isa: crate::Isa, inputs: usize) -> Self {
         let last = match inputs % STRIP {
             0 => STRIP,
             rest => rest,
         };
-        Strips { inputs, lanes: isa.lanes(), full: panels(isa, STRIP), last: panels(isa, last) }
+        Cut { inputs, lanes: isa.lanes(), full: panels(isa, STRIP), last: panels(isa, last) }
     }
 
-    fn count(&self) -> usize {
+    fn strips(&self) -> usize {
         self.inputs.div_ceil(STRIP)
     }
 
     fn panels(&self, strip: usize) -> &[Panel] {
-        if strip + 1 < self.count() { &self.full } else { &self.last }
+        if strip + 1 < self.strips() { &self.full } else { &self.last }
     }
 
     /// Elements of scratch that [`backward`] needs on each thread for `count` pictures.
     pub fn scratch_len(&self, count: usize) -> usize {
-        let width: usize = self.full.iter().map(|p| p.vectors * self.lanes).sum();
-        // Packed weights, packed inputs, one tile of gradient.
-        (STRIP_ROWS + count) * width + TILE
+        let width = |panels: &[Panel]| panels.iter().map(|p| p.vectors * self.lanes).sum::<usize>();
+        // Packed inputs, the input gradient, packed weights, one tile of gradient.
+        (2 * count + STRIP_ROWS) * width(&self.full).max(width(&self.last)) + TILE
     }
 }
 
 /// At least a tile of gradient: 24 vectors of 16 lanes.
 const TILE: usize = 24 * 16;
+
+/// From an output of dyᵀ (O, N) to the next for `count` pictures: an odd number of lines, so that outputs fall into different sets
+/// of a cache.
+pub fn transposed_row(count: usize) -> usize {
+    const LINE: usize = 16;
+    (count.div_ceil(LINE) | 1) * LINE
+}
 
 /// What [`backward`] reads and writes besides x and dy.
 pub struct Backward<'a> {
@@ -232,9 +300,9 @@ pub struct Backward<'a> {
     pub dx: Option<&'a mut [f32]>,
     /// dx is zero where this, which lies like it, is not positive: x as it came out of a ReLU.
     pub relu: Option<&'a [f32]>,
-    /// (O, I)
+    /// (O, I), in its layout.
     pub w: &'a mut [f32],
-    /// Momentum, (O, I).
+    /// Momentum, as w.
     pub v: &'a mut [f32],
     /// How w moves.
     pub update: Update,
@@ -243,61 +311,63 @@ pub struct Backward<'a> {
 /// In one pass over the weights: dx = dy w, then w and v moved by dw = dyᵀ x. Returns whether all weights that moved are
 /// finite.
 ///
-/// Shapes: x (N, I), dy (N, O) and its transpose dy_t (O, N), for N = `count` pictures.
+/// Shapes: x (N, I) and dy_t (O, N), whose rows are [`transposed_row`] apart, for N = `count` pictures; w and v in `place`: whole
+/// rows, or [`strips`].
 pub fn backward(
     ctx: &mut Context,
-    strips: &Strips,
+    cut: &Cut,
+    place: Strips,
     count: usize,
     x: &[f32],
-    dy: &[f32],
     dy_t: &[f32],
     pass: Backward,
 ) -> bool {
-    run_backward(ctx, strips, count, x, dy, dy_t, pass, false)
+    run_backward(ctx, cut, place, count, x, dy_t, pass, false)
 }
 
 /// As [`backward`], but nothing moves: dw is written to `pass.v`, for updates that need the whole gradient first. The rate
 /// of `pass.update` must not be zero; the result is always true.
 pub fn backward_whole(
     ctx: &mut Context,
-    strips: &Strips,
+    cut: &Cut,
+    place: Strips,
     count: usize,
     x: &[f32],
-    dy: &[f32],
     dy_t: &[f32],
     pass: Backward,
 ) -> bool {
-    run_backward(ctx, strips, count, x, dy, dy_t, pass, true)
+    run_backward(ctx, cut, place, count, x, dy_t, pass, true)
 }
 
-#[allow(clippy::too_many_arguments)]
 fn run_backward(
     ctx: &mut Context,
-    strips: &Strips,
+    cut: &Cut,
+    place: Strips,
     count: usize,
     x: &[f32],
-    dy: &[f32],
     dy_t: &[f32],
     pass: Backward,
     whole: bool,
 ) -> bool {
-    let outputs = dy_t.len() / count;
-    assert!(outputs * count == dy_t.len() && dy.len() >= count * outputs, "output gradient");
-    let inputs = strips.inputs;
-    assert_eq!(strips.lanes, ctx.isa().lanes(), "planned for another instruction set");
-    assert!(pass.w.len() == outputs * inputs && pass.v.len() == pass.w.len(), "weights");
+    let inputs = cut.inputs;
+    assert_eq!(cut.lanes, ctx.isa().lanes(), "planned for another instruction set");
+    assert_eq!(dy_t.len(), place.rows * transposed_row(count), "output gradient");
+    assert!(
+        place.columns == inputs && (place.width == inputs || place.width.is_multiple_of(STRIP)),
+        "layout"
+    );
+    assert!(pass.w.len() == place.len() && pass.v.len() == place.len(), "weights");
     assert!(x.len() >= count * inputs, "inputs");
     assert!(pass.dx.as_ref().is_none_or(|dx| dx.len() >= count * inputs), "input gradient");
     assert!(pass.relu.is_none_or(|a| a.len() >= count * inputs), "activation");
-    let mut flags = [0.0f32; 256];
-    let units = strips.count();
+    let mut flags = [0.0f32; 512];
+    let units = cut.strips();
     assert!(units <= flags.len(), "more inputs than {} ", STRIP * flags.len());
     let kernel = BackwardKernel {
         count,
-        strips,
-        outputs,
+        cut,
+        place,
         x,
-        dy,
         dy_t,
         dx: pass.dx.map(Ptr::from_mut),
         relu: pass.relu,
@@ -313,10 +383,9 @@ fn run_backward(
 
 struct BackwardKernel<'a> {
     count: usize,
-    strips: &'a Strips,
-    outputs: usize,
+    cut: &'a Cut,
+    place: Strips,
     x: &'a [f32],
-    dy: &'a [f32],
     dy_t: &'a [f32],
     dx: Option<Ptr>,
     relu: Option<&'a [f32]>,
@@ -331,125 +400,189 @@ struct BackwardKernel<'a> {
 
 impl Kernel for BackwardKernel<'_> {
     fn units(&self) -> usize {
-        self.strips.count()
+        self.cut.strips()
     }
 
     fn scratch_len(&self) -> usize {
-        self.strips.scratch_len(self.count)
+        self.cut.scratch_len(self.count)
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
-        let (count, inputs, outputs) = (self.count, self.strips.inputs, self.outputs);
+        let (count, inputs, place) = (self.count, self.cut.inputs, self.place);
         let column = unit * STRIP;
-        let panels = self.strips.panels(unit);
+        let panels = self.cut.panels(unit);
         let width: usize = panels.iter().map(|p| p.vectors * S::LANES).sum();
-        let packed_w = scratch;
-        let packed_x = packed_w.wrapping_add(STRIP_ROWS * width);
-        let tile_dw = packed_x.wrapping_add(count * width);
+        let packed_x = scratch;
+        let dx_sums = packed_x.wrapping_add(count * width);
+        let packed_w = dx_sums.wrapping_add(count * width);
+        let tile_dw = packed_w.wrapping_add(STRIP_ROWS * width);
         let moves = self.update.lr != 0.0;
-        // SAFETY: `backward` checked all lengths, `scratch_len` covers the packed operands; this unit owns its columns
-        // of w, v and dx, and its flag.
+        // SAFETY: `run_backward` checked all lengths, `scratch_len` covers the packed operands and sums; this unit owns its
+        // columns of w, v and dx, and its flag.
         unsafe {
             let mut mover = Mover::<S>::new(self.update);
             if moves {
-                let mut to = packed_x;
-                for panel in panels {
-                    let from = self.x.as_ptr().add(column + panel.first);
-                    copy_rows::<S>(from, inputs, *panel, to, count);
-                    to = to.add(count * panel.vectors * S::LANES);
-                }
+                copy_panels::<S>(self.x.as_ptr().add(column), inputs, panels, packed_x, count);
             }
-            let mut row = 0;
-            while row < outputs {
-                let rows = STRIP_ROWS.min(outputs - row);
-                let w_rows = self.w.at(row * inputs + column);
-                if let Some(dx) = self.dx {
-                    let mut to = packed_w;
-                    for panel in panels {
-                        let panel_width = panel.vectors * S::LANES;
-                        copy_rows::<S>(w_rows.add(panel.first), inputs, *panel, to, rows);
-                        let run = [Run { x: row, w: 0, len: rows }];
-                        for (n, height) in tiles(count, S::ROWS[panel.vectors - 1]) {
-                            let at = n * inputs + column + panel.first;
-                            let finish = match self.relu {
-                                Some(a) if row + rows == outputs => Finish::Mask(a.as_ptr().add(at)),
-                                _ => Finish::Store,
-                            };
-                            tile::dot::<S>(
-                                panel.vectors,
-                                &run,
-                                self.dy.as_ptr().add(n * outputs),
-                                outputs,
-                                to,
-                                if row == 0 { Start::Zero } else { Start::Output },
-                                Output { y: dx.at(at), stride: inputs, rows: height, valid: panel.valid },
-                                finish,
-                            );
-                        }
-                        to = to.add(rows * panel_width);
-                    }
+            for row in (0..place.rows).step_by(STRIP_ROWS) {
+                let rows = STRIP_ROWS.min(place.rows - row);
+                let first = place.at(row, column);
+                if self.dx.is_some() {
+                    copy_panels::<S>(self.w.at(first), place.width, panels, packed_w, rows);
+                    self.add_to_dx::<S>(panels, row, rows, packed_w, dx_sums);
                 }
                 if moves {
-                    let mut from = packed_x;
-                    for panel in panels {
-                        let panel_width = panel.vectors * S::LANES;
-                        let run = [Run { x: 0, w: 0, len: count }];
-                        for (o, height) in tiles(rows, S::ROWS[panel.vectors - 1]) {
-                            tile::dot::<S>(
-                                panel.vectors,
-                                &run,
-                                self.dy_t.as_ptr().add((row + o) * count),
-                                count,
-                                from,
-                                Start::Zero,
-                                Output { y: tile_dw, stride: panel_width, rows: height, valid: panel_width },
-                                Finish::Store,
-                            );
-                            for j in 0..height {
-                                let at = (row + o + j) * inputs + column + panel.first;
-                                if self.whole {
-                                    let dw = tile_dw.add(j * panel_width);
-                                    std::ptr::copy_nonoverlapping(dw, self.v.at(at), panel.valid);
-                                    continue;
-                                }
-                                mover.step(
-                                    tile_dw.add(j * panel_width),
-                                    self.w.at(at),
-                                    self.v.at(at),
-                                    panel.valid,
-                                );
-                            }
-                        }
-                        from = from.add(count * panel_width);
-                    }
+                    self.move_weights::<S>(panels, row, rows, first, packed_x, tile_dw, &mut mover);
                 }
-                row += rows;
+            }
+            if let Some(dx) = self.dx {
+                self.store_dx::<S>(panels, column, dx_sums, dx);
             }
             *self.flags.at(unit) = mover.check();
         }
     }
 }
 
-/// Transposes the first `count` rows of `x` (N, M) into `t` (M, N = count).
-pub fn transpose(ctx: &mut Context, count: usize, x: &[f32], t: &mut [f32]) {
-    let columns = t.len() / count.max(1);
-    assert!(count * columns == t.len() && x.len() >= t.len(), "matrices");
+impl BackwardKernel<'_> {
+    /// dx += dy w over `rows` outputs from `row` on: sums panel by panel, (N, width).
+    #[inline(always)]
+    unsafe fn add_to_dx<S: Simd>(
+        &self,
+        panels: &[Panel],
+        row: usize,
+        rows: usize,
+        packed_w: *const f32,
+        sums: *mut f32,
+    ) {
+        let stride = transposed_row(self.count);
+        let run = [Run { x: row * stride, w: 0, len: rows }];
+        let start = if row == 0 { Start::Zero } else { Start::Output };
+        // SAFETY: the caller's promise that operands and sums are there.
+        unsafe {
+            let (mut w, mut sums) = (packed_w, sums);
+            for panel in panels {
+                let width = panel.vectors * S::LANES;
+                for (n, height) in tiles(self.count, S::ROWS[panel.vectors - 1]) {
+                    let out = Output { y: sums.add(n * width), stride: width, rows: height, valid: width };
+                    tile::outer::<S>(panel.vectors, &run, self.dy_t.as_ptr().add(n), stride, w, start, out);
+                }
+                (w, sums) = (w.add(rows * width), sums.add(self.count * width));
+            }
+        }
+    }
+
+    /// Moves `rows` outputs from `row` on, the first of them at `first`, by dw = dyᵀ x.
+    #[inline(always)]
+    unsafe fn move_weights<S: Simd>(
+        &self,
+        panels: &[Panel],
+        row: usize,
+        rows: usize,
+        first: usize,
+        packed_x: *const f32,
+        tile_dw: *mut f32,
+        mover: &mut Mover<S>,
+    ) {
+        let (place, stride) = (self.place, transposed_row(self.count));
+        let run = [Run { x: 0, w: 0, len: self.count }];
+        // The next rows of the strip, or the first of the next.
+        let ahead = |from: Ptr| {
+            let share = if place.width == STRIP { STRIP.div_ceil(panels.len()) } else { 0 };
+            Ahead { next: from.at(first + rows * place.width), share }
+        };
+        let (mut next_w, mut next_v) = (ahead(self.w), ahead(self.v));
+        // SAFETY: the caller's promise that operands and a tile of room are there.
+        unsafe {
+            let mut x = packed_x;
+            for panel in panels {
+                let width = panel.vectors * S::LANES;
+                for (o, height) in tiles(rows, S::ROWS[panel.vectors - 1]) {
+                    next_w.ask(height);
+                    next_v.ask(height);
+                    tile::dot::<S>(
+                        panel.vectors,
+                        &run,
+                        self.dy_t.as_ptr().add((row + o) * stride),
+                        stride,
+                        x,
+                        Start::Zero,
+                        Output { y: tile_dw, stride: width, rows: height, valid: width },
+                        Finish::Store,
+                    );
+                    for j in 0..height {
+                        let (dw, at) = (tile_dw.add(j * width), first + (o + j) * place.width + panel.first);
+                        if self.whole {
+                            std::ptr::copy_nonoverlapping(dw, self.v.at(at), panel.valid);
+                        } else {
+                            mover.step(dw, self.w.at(at), self.v.at(at), panel.valid);
+                        }
+                    }
+                }
+                x = x.add(self.count * width);
+            }
+        }
+    }
+
+    /// The sums of a strip's columns from `column` on to dx.
+    #[inline(always)]
+    unsafe fn store_dx<S: Simd>(&self, panels: &[Panel], column: usize, sums: *const f32, dx: Ptr) {
+        // SAFETY: the caller's promise that the sums are there; the columns are the unit's own.
+        unsafe {
+            let mut sums = sums;
+            for panel in panels {
+                let width = panel.vectors * S::LANES;
+                for n in 0..self.count {
+                    let at = n * self.cut.inputs + column + panel.first;
+                    for (c, lanes) in vectors(panel.valid, S::LANES) {
+                        let mut sum = S::load(sums.add(n * width + c));
+                        if let Some(a) = self.relu {
+                            sum = S::where_positive(S::load_part(a.as_ptr().add(at + c), lanes), sum);
+                        }
+                        S::store_part(dx.at(at + c), sum, lanes);
+                    }
+                }
+                sums = sums.add(self.count * width);
+            }
+        }
+    }
+}
+
+/// Copies `rows` rows at `stride` to panels, one after the other, of consecutive rows; zero where no column is.
+#[inline(always)]
+unsafe fn copy_panels<S: Simd>(from: *const f32, stride: usize, panels: &[Panel], to: *mut f32, rows: usize) {
+    // Row by row, as they lie in memory.
+    for n in 0..rows {
+        let mut to = to;
+        for panel in panels {
+            let width = panel.vectors * S::LANES;
+            // SAFETY: the caller's promise that rows and columns are within both arrays.
+            unsafe {
+                copy_rows::<S>(from.add(n * stride + panel.first), stride, *panel, to.add(n * width), 1);
+                to = to.add(rows * width);
+            }
+        }
+    }
+}
+
+/// Transposes the first `count` rows of `x` (N, M) into `t` (M, N), whose rows are `row` elements apart.
+pub fn transpose(ctx: &mut Context, count: usize, x: &[f32], row: usize, t: &mut [f32]) {
+    let columns = t.len() / row.max(1);
+    assert!(row >= count && row * columns == t.len() && x.len() >= count * columns, "matrices");
     // Sixteen columns of x at a time: whole cache lines on both sides.
-    ctx.for_each_chunk(t, 16 * count, |i, rows| {
+    ctx.for_each_chunk(t, 16 * row, |i, rows| {
         for n in 0..count {
             let from = &x[n * columns + i * 16..];
-            for (row, value) in rows.chunks_exact_mut(count).zip(from) {
+            for (row, value) in rows.chunks_exact_mut(row).zip(from) {
                 row[n] = *value;
             }
         }
     });
 }
 
-/// db: sums of the rows of dy_t (O, N), each over its pictures in order.
-pub fn bias_gradient(dy_t: &[f32], db: &mut [f32]) {
-    let count = dy_t.len() / db.len();
-    for (sum, row) in db.iter_mut().zip(dy_t.chunks_exact(count)) {
-        *sum = row.iter().sum();
+/// db: sums of the rows of dy_t (O, N), `row` elements apart, each over its `count` pictures in order.
+pub fn bias_gradient(dy_t: &[f32], row: usize, count: usize, db: &mut [f32]) {
+    for (sum, row) in db.iter_mut().zip(dy_t.chunks_exact(row)) {
+        *sum = row[..count].iter().sum();
     }
 }

@@ -2,7 +2,7 @@
 //! clipped to it (run #145 of the 2012 code has one after conv2). Maps are (blocks, H, W, block, C); all pictures and
 //! channels of a position are handled lane by lane.
 
-use crate::lrn::power;
+use crate::lrn::{power, power_and_inverse};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::{Simd, vectors};
 
@@ -143,9 +143,10 @@ impl Kernel for Terms<'_> {
                 let d = self.lrn.denominator::<S>(self.x, position, lane, n);
                 let x = S::load_part(self.x.as_ptr().add(at), n);
                 let g = S::load_part(self.dy.as_ptr().add(at), n);
-                let gp = S::mul(g, power::<S>(d, self.lrn.beta));
+                let [power, inverse] = power_and_inverse::<S>(d, self.lrn.beta);
+                let gp = S::mul(g, power);
                 S::store_part(self.dx.at(at), gp, n);
-                S::store_part(self.terms.at(at), S::div(S::mul(gp, x), d), n);
+                S::store_part(self.terms.at(at), S::mul(S::mul(gp, x), inverse), n);
             }
         }
     }

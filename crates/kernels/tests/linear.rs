@@ -3,10 +3,18 @@
 mod common;
 
 use alexnet_kernels::bf16::few::linear::{self as few_linear, Output, Plain};
-use alexnet_kernels::linear::{self, Backward, PackedPictures, Strips};
+use alexnet_kernels::linear::{self, Backward, Cut, PackedPictures, strips, transposed_row};
 use alexnet_kernels::sgd::{self, Update};
+use alexnet_kernels::strips::Strips;
 use alexnet_kernels::{Context, Isa};
 use common::{Random, assert_close};
+
+/// In a layout; what it has beyond the matrix is zero, and must stay so for what is compared.
+fn placed(place: &Strips, matrix: &[f32]) -> Vec<f32> {
+    let mut to = vec![0.0; place.len()];
+    place.place(matrix, &mut to);
+    to
+}
 
 #[test]
 fn forward_backward_and_update() {
@@ -49,47 +57,56 @@ fn forward_backward_and_update() {
                 // Room for more pictures than there are.
                 let mut packed = PackedPictures::new(isa, count + 5, inputs);
                 let plain = Plain::new(outputs, &w);
+                let places = [Strips::whole(outputs, inputs), strips(outputs, inputs)];
                 for relu in [false, true] {
                     let want: Vec<f64> = y.iter().map(|y| if relu { y.max(0.0) } else { *y }).collect();
                     let mut got = vec![f32::NAN; y.len()];
-                    linear::forward(&mut ctx, count, &x, &mut packed, &w, &bias, relu, &mut got);
-                    assert_close(&what, &got, &want, tolerance(inputs + 1));
+                    for place in places {
+                        got.fill(f32::NAN);
+                        let w = placed(&place, &w);
+                        linear::forward(&mut ctx, place, count, &x, &mut packed, &w, &bias, relu, &mut got);
+                        assert_close(&what, &got, &want, tolerance(inputs + 1));
+                    }
                     got.fill(f32::NAN);
                     few_linear::forward(&mut ctx, count, &x, &plain, &bias, relu, Output::Rows(&mut got));
                     assert_close(&what, &got, &want, tolerance(inputs + 1));
                 }
-                let mut dy_t = vec![f32::NAN; dy.len()];
-                linear::transpose(&mut ctx, count, &dy, &mut dy_t);
+                let row = transposed_row(count);
+                let mut dy_t = vec![f32::NAN; outputs * row];
+                linear::transpose(&mut ctx, count, &dy, row, &mut dy_t);
                 let mut got = vec![f32::NAN; outputs];
-                linear::bias_gradient(&dy_t, &mut got);
+                linear::bias_gradient(&dy_t, row, count, &mut got);
                 assert_close(&what, &got, &db, tolerance(count));
-                for (masked, lr) in [(false, 0.25), (true, 0.25), (true, 0.0)] {
-                    let (mut w2, mut v2, mut got) = (w.clone(), v.clone(), vec![f32::NAN; x.len()]);
-                    let finite = linear::backward(
-                        &mut ctx,
-                        &Strips::new(isa, inputs),
-                        count,
-                        &x,
-                        &dy,
-                        &dy_t,
-                        Backward {
-                            dx: Some(&mut got),
-                            relu: masked.then_some(&x[..]),
-                            w: &mut w2,
-                            v: &mut v2,
-                            update: Update { lr, ..update },
-                        },
-                    );
-                    assert!(finite);
+                let cut = Cut::new(isa, inputs);
+                for (place, (masked, lr)) in places
+                    .into_iter()
+                    .flat_map(|place| [(false, 0.25), (true, 0.25), (true, 0.0)].map(|case| (place, case)))
+                {
+                    let (old_w, old_v) = (placed(&place, &w), placed(&place, &v));
+                    let (mut w2, mut v2, mut got) = (old_w.clone(), old_v.clone(), vec![f32::NAN; x.len()]);
+                    let pass = Backward {
+                        dx: Some(&mut got),
+                        relu: masked.then_some(&x[..]),
+                        w: &mut w2,
+                        v: &mut v2,
+                        update: Update { lr, ..update },
+                    };
+                    assert!(linear::backward(&mut ctx, &cut, place, count, &x, &dy_t, pass));
                     let want: Vec<f64> =
                         dx.iter().zip(&x).map(|(d, x)| if masked && *x <= 0.0 { 0.0 } else { *d }).collect();
                     assert_close(&what, &got, &want, tolerance(outputs));
                     if lr == 0.0 {
-                        assert!(w2 == w && v2 == v);
-                    } else {
-                        assert_close(&what, &w2, &new_w, tolerance(count));
-                        assert_close(&what, &v2, &new_v, tolerance(count));
+                        assert!(w2 == old_w && v2 == old_v);
+                        continue;
                     }
+                    assert_close(&what, &place.collect(&w2), &new_w, tolerance(count));
+                    assert_close(&what, &place.collect(&v2), &new_v, tolerance(count));
+                    // Without the input gradient, and the whole weight gradient instead of the update.
+                    let (mut w2, mut v2) = (old_w.clone(), old_v);
+                    let pass = Backward { dx: None, relu: None, w: &mut w2, v: &mut v2, update };
+                    assert!(linear::backward_whole(&mut ctx, &cut, place, count, &x, &dy_t, pass));
+                    assert!(w2 == old_w);
+                    assert_close(&what, &place.collect(&v2), &dw, tolerance(count));
                 }
             }
         }
@@ -112,6 +129,8 @@ fn a_weight_that_is_not_finite_is_noticed() {
         let (x, dy) = ([1.0, 2.0], [f32::NAN]);
         let (mut w, mut v) = ([1.0, 1.0], [0.0, 0.0]);
         let pass = Backward { dx: None, relu: None, w: &mut w, v: &mut v, update };
-        assert!(!linear::backward(&mut ctx, &Strips::new(isa, 2), 1, &x, &dy, &dy, pass));
+        let mut dy_t = vec![0.0; transposed_row(1)];
+        linear::transpose(&mut ctx, 1, &dy, transposed_row(1), &mut dy_t);
+        assert!(!linear::backward(&mut ctx, &Cut::new(isa, 2), Strips::whole(1, 2), 1, &x, &dy_t, pass));
     }
 }

@@ -4,6 +4,7 @@ mod common;
 
 use alexnet_kernels::conv::Axis;
 use alexnet_kernels::lrn::{self, Lrn};
+use alexnet_kernels::lrn_pool::{self, LrnPool, Won};
 use alexnet_kernels::pooling::{self, Geometry, Share};
 use alexnet_kernels::spatial_lrn::{self, SpatialLrn};
 use alexnet_kernels::{Context, Isa};
@@ -111,7 +112,10 @@ fn pooling_forward_and_backward() {
             let mut ctx = Context::new(isa, 2);
             let what = format!("{isa:?} {g:?}");
             let (mut y, mut winner) = (vec![f32::NAN; dy.len()], vec![255; dy.len()]);
-            pooling::max_forward(&mut ctx, &g, &x, &mut y, &mut winner);
+            pooling::max_forward(&mut ctx, &g, &x, &mut y, None);
+            assert_close(&what, &y, &max, 0.0);
+            y.fill(f32::NAN);
+            pooling::max_forward(&mut ctx, &g, &x, &mut y, Some(&mut winner));
             assert_close(&what, &y, &max, 0.0);
             let mut average = vec![f32::NAN; dy.len()];
             pooling::average_forward(&mut ctx, &g, &x, &mut average);
@@ -125,6 +129,79 @@ fn pooling_forward_and_backward() {
             assert_close(&what, &dx, &masked, 0.0);
             pooling::backward(&mut ctx, &g, Share::Mean, &dy, None, &mut dx);
             assert_close(&what, &dx, &to_mean, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn a_window_with_a_nan_yields_it() {
+    let g = Geometry { rows: axis(3, 3, 2, 1), columns: axis(5, 3, 2, 2), depth: 35 };
+    for isa in Isa::all() {
+        let mut ctx = Context::new(isa, 1);
+        // At every place of the first window and every lane; the second shares the third column.
+        for (place, lane) in (0..9).flat_map(|place| (0..35).map(move |lane| (place, lane))) {
+            let mut x = vec![1.0; g.input_len(1)];
+            x[(place / 3 * 5 + place % 3) * 35 + lane] = f32::NAN;
+            let (mut y, mut winner) = (vec![0.0f32; 70], vec![255; 70]);
+            pooling::max_forward(&mut ctx, &g, &x, &mut y, Some(&mut winner));
+            for (i, y) in y.iter().enumerate() {
+                let is_there = i % 35 == lane && (i < 35 || place % 3 == 2);
+                assert_eq!(y.is_nan(), is_there, "{isa:?}: place {place}, lane {lane}, output {i}");
+            }
+            assert_eq!(usize::from(winner[lane]), place, "{isa:?}");
+        }
+    }
+}
+
+/// What one pass yields is what two yield, bit for bit, whatever the number of threads.
+#[test]
+fn normalization_and_pooling_in_one_pass() {
+    let shapes = [
+        // (block, channels, towers, size): more and fewer pictures than go together, and partial vectors.
+        (32, 16, 1, 5, axis(13, 3, 2, 6), axis(9, 3, 2, 4)),
+        (9, 10, 2, 5, axis(7, 3, 2, 3), axis(7, 3, 2, 3)),
+        (3, 7, 1, 4, axis(6, 3, 2, 3), axis(5, 2, 2, 3)),
+        // Windows that do not touch, and one that is the whole map.
+        (5, 6, 1, 3, axis(7, 2, 3, 3), axis(4, 1, 2, 2)),
+        (1, 33, 1, 5, axis(1, 3, 2, 1), axis(4, 4, 4, 1)),
+    ];
+    for (block, channels, towers, size, rows, columns) in shapes {
+        for beta in [0.75, 0.5] {
+            let lrn = Lrn { size, k: 2.0, alpha: 0.3, beta, channels, towers };
+            let pool = Geometry { rows, columns, depth: block * channels };
+            let op = LrnPool { lrn, pool };
+            let mut random = Random(channels as u64);
+            // Integers tie often, also after they are normalized.
+            let (x, dy) = (random.integers(pool.input_len(3)), random.integers(pool.output_len(3)));
+            for isa in Isa::all() {
+                let what = format!("{isa:?} {op:?}");
+                let mut ctx = Context::new(isa, 1);
+                let (mut middle, mut y) = (vec![0.0; x.len()], vec![0.0; dy.len()]);
+                let mut winners = vec![255; dy.len()];
+                lrn::forward(&mut ctx, &lrn, &x, &mut middle);
+                pooling::max_forward(&mut ctx, &pool, &middle, &mut y, Some(&mut winners));
+                for threads in [1, 2, 3] {
+                    let mut ctx = Context::new(isa, threads);
+                    let (mut got, mut won) = (vec![f32::NAN; dy.len()], vec![77; dy.len()]);
+                    lrn_pool::forward(&mut ctx, &op, &x, &mut got, None);
+                    assert_eq!(got, y, "{what}, no winners");
+                    got.fill(f32::NAN);
+                    lrn_pool::forward(&mut ctx, &op, &x, &mut got, Some(&mut won));
+                    assert_eq!((got, won), (y.clone(), winners.clone()), "{what}");
+                    let shares = [
+                        (Share::Winner(&winners), Won::Winner(&winners)),
+                        (Share::EveryMaximum { x: &middle, y: &y }, Won::EveryMaximum(&y)),
+                    ];
+                    for ((share, won), relu) in shares.into_iter().flat_map(|s| [(s, false), (s, true)]) {
+                        let (mut between, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+                        pooling::backward(&mut ctx, &pool, share, &dy, None, &mut between);
+                        lrn::backward(&mut ctx, &lrn, &x, &between, relu, &mut dx);
+                        let mut got = vec![f32::NAN; x.len()];
+                        lrn_pool::backward(&mut ctx, &op, &x, won, &dy, relu, &mut got);
+                        assert_eq!(got, dx, "{what}, {won:?}");
+                    }
+                }
+            }
         }
     }
 }

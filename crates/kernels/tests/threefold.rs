@@ -244,8 +244,8 @@ fn check_linear(count: usize, inputs: usize, outputs: usize, integers: bool) {
         }
 
         let (mut dy_t, mut db) = (vec![f32::NAN; dy.len()], vec![f32::NAN; outputs]);
-        transpose(&mut ctx, count, &dy, &mut dy_t);
-        bias_gradient(&dy_t, &mut db);
+        transpose(&mut ctx, count, &dy, count, &mut dy_t);
+        bias_gradient(&dy_t, count, count, &mut db);
         let mut parts = vec![f32::NAN; linear::backward_parts_len(outputs, count)];
         for (masked, lr, whole) in
             [(false, 0.25, false), (true, 0.25, false), (true, 0.0, false), (true, 0.25, true)]

@@ -116,13 +116,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans `net` for batches of `batch` pictures, for the executor in f32.
+    /// Plans `net` for batches of `batch` pictures, for the executor in f32. A max pooling and the normalization across maps before
+    /// it are one stage.
     ///
     /// # Errors
     /// As [`Network::trace`]; if the batch is empty or the mode names a layer that the network does not have.
     pub fn new(net: &Network, batch: usize, mode: Mode) -> Result<Plan> {
         let block = BLOCK.min(batch);
-        Plan::in_blocks(net, batch, block, mode, input_layout(net, batch, block), never)
+        let fuses = |before: &Op, _, pool: &Pool| matches!(before, Op::Lrn(_)) && pool.kind == PoolKind::Max;
+        Plan::in_blocks(net, batch, block, mode, input_layout(net, batch, block), fuses)
     }
 
     /// Plans `net` for the executor in mixed precision: blocks are whole, and the pixels come as they are, to be folded

@@ -12,7 +12,7 @@
 
 use super::engine::{Engine, run_vectors};
 use super::{MapLayout, PICTURES, pairs};
-use crate::lrn::power;
+use crate::lrn::power_and_inverse;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::spatial_lrn::SpatialLrn;
@@ -251,7 +251,8 @@ impl Down<'_> {
                     let sum = self.sum_rows::<S>(SQUARES, rows.clone(), place(w, lane));
                     let d0 = S::fma(S::splat(alpha), sum.0, S::splat(k));
                     let d1 = S::fma(S::splat(alpha), sum.1, S::splat(k));
-                    let (p0, p1) = (power::<S>(d0, beta), power::<S>(d1, beta));
+                    let [p0, inverse0] = power_and_inverse::<S>(d0, beta);
+                    let [p1, inverse1] = power_and_inverse::<S>(d1, beta);
                     let x = self.load::<S>(self.of.x, h, w, lane);
                     let Some(dy) = self.of.dy else {
                         let to = self.of.out.at(self.at(h, w, lane)).cast();
@@ -261,7 +262,10 @@ impl Down<'_> {
                     let g = self.load::<S>(dy, h, w, lane);
                     let products = (S::mul(g.0, p0), S::mul(g.1, p1));
                     store::<S>(self.ring(PRODUCTS, h).add(place(w, lane)), products);
-                    let terms = (S::div(S::mul(products.0, x.0), d0), S::div(S::mul(products.1, x.1), d1));
+                    let terms = (
+                        S::mul(S::mul(products.0, x.0), inverse0),
+                        S::mul(S::mul(products.1, x.1), inverse1),
+                    );
                     store::<S>(self.scratch.add(place(w, lane)), terms);
                 }
             }

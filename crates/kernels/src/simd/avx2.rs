@@ -1,6 +1,6 @@
 //! AVX2 with FMA.
 
-use super::Simd;
+use super::{FOURTH_ROOT, Simd};
 
 /// 256-bit vectors with fused multiply-add: 16 registers.
 #[derive(Clone, Copy)]
@@ -59,6 +59,35 @@ impl Simd for Avx2 {
     unsafe fn where_positive(a: Self::V, b: Self::V) -> Self::V {
         use std::arch::x86_64::{_CMP_GT_OQ, _mm256_and_ps, _mm256_cmp_ps, _mm256_setzero_ps};
         _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, _mm256_setzero_ps()), b)
+    }
+    #[inline(always)]
+    unsafe fn where_equal(a: Self::V, to: Self::V, b: Self::V) -> Self::V {
+        use std::arch::x86_64::{_CMP_EQ_OQ, _mm256_and_ps, _mm256_cmp_ps};
+        _mm256_and_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(a, to), b)
+    }
+    #[inline(always)]
+    unsafe fn where_larger(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
+        use std::arch::x86_64::{_CMP_GT_OQ, _CMP_UNORD_Q, _mm256_blendv_ps, _mm256_cmp_ps, _mm256_or_ps};
+        let larger = _mm256_or_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b), _mm256_cmp_ps::<_CMP_UNORD_Q>(a, a));
+        _mm256_blendv_ps(y, x, larger)
+    }
+    #[inline(always)]
+    unsafe fn fourth_root_guess(a: Self::V) -> Self::V {
+        use std::arch::x86_64::*;
+        let quarter = _mm256_srli_epi32::<2>(_mm256_castps_si256(a));
+        _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_set1_epi32(FOURTH_ROOT as i32), quarter))
+    }
+    #[inline(always)]
+    unsafe fn load_numbers(p: *const u8) -> Self::V {
+        use std::arch::x86_64::{_mm_loadl_epi64, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32};
+        _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn store_numbers(p: *mut u8, v: Self::V) {
+        use std::arch::x86_64::*;
+        let ints = _mm256_cvtps_epi32(v);
+        let shorts = _mm_packs_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256::<1>(ints));
+        _mm_storel_epi64(p.cast(), _mm_packus_epi16(shorts, shorts));
     }
     #[inline(always)]
     unsafe fn load_pairs_where(p: *const u32, masks: *const u16, bit: u16) -> (Self::V, Self::V) {

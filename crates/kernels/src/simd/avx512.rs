@@ -62,6 +62,33 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, _mm512_setzero_ps()), b)
     }
     #[inline(always)]
+    unsafe fn where_equal(a: Self::V, to: Self::V, b: Self::V) -> Self::V {
+        use std::arch::x86_64::{_CMP_EQ_OQ, _mm512_cmp_ps_mask, _mm512_maskz_mov_ps};
+        _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, to), b)
+    }
+    #[inline(always)]
+    unsafe fn where_larger(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
+        use std::arch::x86_64::{_CMP_GT_OQ, _CMP_UNORD_Q, _mm512_cmp_ps_mask, _mm512_mask_blend_ps};
+        let larger = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) | _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
+        _mm512_mask_blend_ps(larger, y, x)
+    }
+    #[inline(always)]
+    unsafe fn fourth_root_guess(a: Self::V) -> Self::V {
+        use std::arch::x86_64::*;
+        let quarter = _mm512_srli_epi32::<2>(_mm512_castps_si512(a));
+        _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_set1_epi32(super::FOURTH_ROOT as i32), quarter))
+    }
+    #[inline(always)]
+    unsafe fn load_numbers(p: *const u8) -> Self::V {
+        use std::arch::x86_64::{_mm_loadu_si128, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32};
+        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn store_numbers(p: *mut u8, v: Self::V) {
+        use std::arch::x86_64::{_mm_storeu_si128, _mm512_cvtepi32_epi8, _mm512_cvtps_epi32};
+        _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+    }
+    #[inline(always)]
     unsafe fn load_pairs_where(p: *const u32, masks: *const u16, bit: u16) -> (Self::V, Self::V) {
         use std::arch::x86_64::*;
         let wanted = _mm512_test_epi16_mask(_mm512_loadu_si512(masks.cast()), _mm512_set1_epi16(bit as i16));

@@ -72,6 +72,27 @@ impl Simd for Portable {
         lanes(|i| if a[i] > 0.0 { b[i] } else { 0.0 })
     }
     #[inline(always)]
+    unsafe fn where_equal(a: Self::V, to: Self::V, b: Self::V) -> Self::V {
+        lanes(|i| if a[i] == to[i] { b[i] } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn where_larger(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
+        lanes(|i| if a[i] > b[i] || a[i].is_nan() { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    unsafe fn fourth_root_guess(a: Self::V) -> Self::V {
+        lanes(|i| f32::from_bits(super::FOURTH_ROOT.wrapping_sub(a[i].to_bits() >> 2)))
+    }
+    #[inline(always)]
+    unsafe fn load_numbers(p: *const u8) -> Self::V {
+        let bytes = p.cast::<[u8; 4]>().read();
+        lanes(|i| f32::from(bytes[i]))
+    }
+    #[inline(always)]
+    unsafe fn store_numbers(p: *mut u8, v: Self::V) {
+        p.cast::<[u8; 4]>().write(v.map(|v| v as u8));
+    }
+    #[inline(always)]
     unsafe fn load_shorts(p: *const i16) -> Self::Shorts {
         p.cast::<[i16; 8]>().read_unaligned()
     }

@@ -8,7 +8,7 @@ use alexnet_kernels::Isa;
 use alexnet_kernels::arena::{Layouter, Region};
 use alexnet_kernels::bf16::Engine;
 use alexnet_kernels::bf16::few::{self, linear::Plain};
-use alexnet_kernels::linear::{self, Backward, PackedPictures};
+use alexnet_kernels::linear::{self, Backward, Cut, PackedPictures};
 use alexnet_kernels::strips::Strips;
 use alexnet_kernels::threefold::linear as threefold;
 
@@ -20,8 +20,10 @@ pub(super) struct State {
     inputs: usize,
     outputs: usize,
     relu: bool,
+    /// How the weights lie.
+    place: Strips,
     products: Products,
-    /// dyᵀ, (outputs, N)
+    /// dyᵀ, (outputs, N), see [`State::transposed_row`].
     transposed: Region,
 }
 
@@ -30,10 +32,9 @@ enum Products {
     Vectors {
         /// Absent where the plan is for a few pictures at test time: their rows are read where they lie.
         packed: Option<PackedPictures>,
-        strips: linear::Strips,
+        cut: Cut,
     },
-    /// With how the weights lie.
-    Tiles(Engine, Strips),
+    Tiles(Engine),
 }
 
 impl State {
@@ -49,35 +50,42 @@ impl State {
         let inputs = plan.maps[i].shape.len();
         let many = plan.trains() || plan.batch > FEW;
         let products = if let Some(engine) = tiles.filter(|_| many) {
-            Products::Tiles(engine, place(true, plan, outputs, inputs))
+            Products::Tiles(engine)
         } else {
             Products::Vectors {
                 packed: many.then(|| PackedPictures::new(isa, plan.batch, inputs)),
-                strips: linear::Strips::new(isa, inputs),
+                cut: Cut::new(isa, inputs),
             }
         };
-        State {
-            inputs,
-            outputs,
-            relu,
-            products,
-            transposed: layouter.reserve(if plan.trains() { outputs * plan.batch } else { 0 }),
+        let place = place(tiles.is_some(), plan, outputs, inputs);
+        let mut state = State { inputs, outputs, relu, place, products, transposed: Region::default() };
+        if plan.trains() {
+            state.transposed = layouter.reserve(outputs * state.transposed_row(plan.batch));
         }
+        state
     }
 
     pub(super) fn bytes(&self) -> usize {
         match &self.products {
             Products::Vectors { packed, .. } => packed.as_ref().map_or(0, PackedPictures::bytes),
-            Products::Tiles(..) => 0,
+            Products::Tiles(_) => 0,
         }
     }
 
     pub(super) fn scratch_len(&self, batch: usize) -> usize {
         match &self.products {
-            Products::Vectors { packed, strips } => {
-                packed.as_ref().map_or(0, PackedPictures::scratch_len).max(strips.scratch_len(batch))
+            Products::Vectors { packed, cut } => {
+                packed.as_ref().map_or(0, PackedPictures::scratch_len).max(cut.scratch_len(batch))
             }
-            Products::Tiles(..) => threefold::scratch_len(batch),
+            Products::Tiles(_) => threefold::scratch_len(batch),
+        }
+    }
+
+    /// From a row of dyᵀ to the next.
+    fn transposed_row(&self, count: usize) -> usize {
+        match &self.products {
+            Products::Vectors { .. } => linear::transposed_row(count),
+            Products::Tiles(_) => count,
         }
     }
 
@@ -85,7 +93,7 @@ impl State {
     pub(super) fn room(&self, plan: &Plan) -> usize {
         match &self.products {
             Products::Vectors { .. } => 0,
-            Products::Tiles(..) => {
+            Products::Tiles(_) => {
                 let dy =
                     if plan.trains() { threefold::backward_parts_len(self.outputs, plan.batch) } else { 0 };
                 threefold::forward_parts_len(self.inputs, plan.batch).max(dy)
@@ -94,9 +102,13 @@ impl State {
     }
 }
 
-/// How the weights of a linear stage lie: in strips where they train on tiles.
+/// How the weights of a linear stage lie: in strips where they train.
 pub(super) fn place(tiles: bool, plan: &Plan, outputs: usize, inputs: usize) -> Strips {
-    if tiles && plan.trains() { threefold::strips(outputs, inputs) } else { Strips::whole(outputs, inputs) }
+    match (plan.trains(), tiles) {
+        (true, true) => threefold::strips(outputs, inputs),
+        (true, false) => linear::strips(outputs, inputs),
+        (false, _) => Strips::whole(outputs, inputs),
+    }
 }
 
 impl Cpu {
@@ -108,11 +120,11 @@ impl Cpu {
             self.frame.arena.split([self.frame.maps[i], w, b], [self.frame.maps[i + 1], self.rooms[0]]);
         let ctx = &mut self.frame.ctx;
         match &mut state.products {
-            Products::Tiles(engine, place) => {
-                threefold::forward(ctx, *engine, *place, batch.count, x, parts, w, b, state.relu, y);
+            Products::Tiles(engine) => {
+                threefold::forward(ctx, *engine, state.place, batch.count, x, parts, w, b, state.relu, y);
             }
             Products::Vectors { packed: Some(packed), .. } => {
-                linear::forward(ctx, batch.count, x, packed, w, b, state.relu, y);
+                linear::forward(ctx, state.place, batch.count, x, packed, w, b, state.relu, y);
             }
             Products::Vectors { packed: None, .. } => {
                 let w = Plain::new(state.outputs, w);
@@ -127,12 +139,13 @@ impl Cpu {
         let [w, b] = self.frame.tensors_of(i);
         let StageState::Linear(state) = &self.stages[i] else { unreachable!("stage {i} is linear") };
         let count = batch.count;
-        let transposed = state.transposed.first(state.outputs * count);
+        let row = state.transposed_row(count);
+        let transposed = state.transposed.first(state.outputs * row);
         let ([dy], [dy_t]) = self.frame.arena.split([self.frame.gradients[i + 1]], [transposed]);
-        linear::transpose(&mut self.frame.ctx, count, &dy[..count * state.outputs], dy_t);
+        linear::transpose(&mut self.frame.ctx, count, &dy[..count * state.outputs], row, dy_t);
 
         let ([dy_t], [db]) = self.frame.arena.split([transposed], [b.gradient]);
-        linear::bias_gradient(dy_t, db);
+        linear::bias_gradient(dy_t, row, count, db);
         // With a rule that needs it, the whole weight gradient goes where the fused update has the momentum.
         let update = self.frame.rate_of(i, w, settings);
         let whole = self.frame.plan.rule.needs_whole_gradients();
@@ -151,12 +164,12 @@ impl Cpu {
         };
         let ctx = &mut self.frame.ctx;
         let mut finite = match &state.products {
-            Products::Tiles(engine, place) => {
-                threefold::backward(ctx, *engine, *place, count, x, dy, dy_t, parts, pass, whole)
+            Products::Tiles(engine) => {
+                threefold::backward(ctx, *engine, state.place, count, x, dy, dy_t, parts, pass, whole)
             }
-            Products::Vectors { strips, .. } => {
+            Products::Vectors { cut, .. } => {
                 let backward = if whole { linear::backward_whole } else { linear::backward };
-                backward(ctx, strips, count, x, dy, dy_t, pass)
+                backward(ctx, cut, state.place, count, x, dy_t, pass)
             }
         };
         finite &= self.frame.update(i, b, settings);

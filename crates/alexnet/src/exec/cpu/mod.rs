@@ -20,7 +20,7 @@ use crate::exec::contract::{Batch, StepSettings};
 use crate::exec::frame::{Draft, Frame, Stages};
 use crate::exec::plan::{Form, Kind, Plan};
 use crate::exec::stopwatch::Pass;
-use crate::net::{Network, Op};
+use crate::net::{Network, Op, Pool};
 use alexnet_kernels::Isa;
 use alexnet_kernels::arena::Region;
 use alexnet_kernels::bf16::Engine;
@@ -43,6 +43,7 @@ enum StageState {
     SpatialLrn(alexnet_kernels::spatial_lrn::SpatialLrn, Region),
     BatchNorm(Box<batch_norm::State>),
     Pool(norm_pool::PoolState),
+    LrnPool(alexnet_kernels::lrn::Lrn, norm_pool::PoolState),
     Plain,
 }
 
@@ -73,6 +74,10 @@ impl Cpu {
         for (i, stage) in plan.stages.iter().enumerate() {
             let op = stage.layers.clone().next().map(|layer| &net.layers[layer].op);
             let (input, output) = (plan.maps[i].shape, plan.maps[i + 1].shape);
+            let pool = |op: &Pool| {
+                let output_len = plan.map_len(i + 1);
+                norm_pool::PoolState::new(op, input, output, plan.block, output_len, stage.input_gradient)
+            };
             stages.push(match (&stage.kind, op) {
                 (Kind::Conv { relu, .. }, Some(Op::Conv(op))) => {
                     let state = conv::State::new(isa, tiles, &plan, i, op, *relu);
@@ -105,13 +110,15 @@ impl Cpu {
                 (Kind::BatchNorm, Some(Op::BatchNorm(op))) => {
                     StageState::BatchNorm(Box::new(batch_norm::State::new(&plan, i, op, &mut draft.layouter)))
                 }
-                (Kind::Pool, Some(Op::Pool(op))) => StageState::Pool(norm_pool::PoolState::new(
-                    op,
-                    input,
-                    output,
-                    plan.block,
-                    plan.map_len(i + 1),
-                )),
+                (Kind::Pool, Some(Op::Pool(op))) => StageState::Pool(pool(op)),
+                (Kind::LrnPool, Some(Op::Lrn(op))) => {
+                    let Op::Pool(after) = &net.layers[stage.layers.end - 1].op else {
+                        unreachable!("the stage ends with a pooling")
+                    };
+                    let (lrn, pool) = (constants::lrn(op, input.c), pool(after));
+                    draft.scratch(pool.after(lrn).scratch_len());
+                    StageState::LrnPool(lrn, pool)
+                }
                 _ => StageState::Plain,
             });
         }
@@ -163,7 +170,7 @@ impl Stages for Cpu {
         let bytes = self.stages.iter().map(|s| match s {
             StageState::Conv(state) => state.bytes(),
             StageState::Linear(state) => state.bytes(),
-            StageState::Pool(state) => state.bytes(),
+            StageState::Pool(state) | StageState::LrnPool(_, state) => state.bytes(),
             _ => 0,
         });
         bytes.sum()
@@ -182,11 +189,10 @@ impl Stages for Cpu {
         match self.frame.plan.stages[i].kind {
             Kind::Conv { .. } => self.conv_forward(i, batch),
             Kind::Linear { .. } => self.linear_forward(i, batch),
-            Kind::Lrn | Kind::SpatialLrn | Kind::Pool => self.norm_pool_forward(i, batch),
+            Kind::Lrn | Kind::SpatialLrn | Kind::Pool | Kind::LrnPool => self.norm_pool_forward(i, batch),
             Kind::Activation => self.activation_forward(i, batch),
             Kind::Dropout => self.dropout_forward(i, batch, masks),
             Kind::BatchNorm => self.batch_norm_forward(i, batch, masks),
-            Kind::LrnPool => unreachable!("planned for mixed precision only"),
             Kind::Flatten => self.flatten_forward(i, batch),
         }
     }
@@ -196,10 +202,9 @@ impl Stages for Cpu {
             Kind::Conv { .. } => return self.conv_backward(i, batch, settings),
             Kind::Linear { .. } => return self.linear_backward(i, batch, settings),
             Kind::BatchNorm => return self.batch_norm_backward(i, batch, settings),
-            Kind::Lrn | Kind::SpatialLrn | Kind::Pool => self.norm_pool_backward(i, batch),
+            Kind::Lrn | Kind::SpatialLrn | Kind::Pool | Kind::LrnPool => self.norm_pool_backward(i, batch),
             Kind::Activation => self.activation_backward(i, batch),
             Kind::Dropout => self.dropout_backward(i, batch, settings),
-            Kind::LrnPool => unreachable!("planned for mixed precision only"),
             Kind::Flatten => self.flatten_backward(i, batch),
         }
         true

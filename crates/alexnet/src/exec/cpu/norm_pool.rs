@@ -5,6 +5,7 @@ use crate::exec::constants::pool_axis;
 use crate::exec::contract::Batch;
 use crate::net::{self, PoolKind, Shape, Ties};
 use alexnet_kernels::lrn;
+use alexnet_kernels::lrn_pool::{self, LrnPool, Won};
 use alexnet_kernels::pooling::{self, Geometry, Share};
 use alexnet_kernels::spatial_lrn;
 
@@ -13,24 +14,48 @@ pub(super) struct PoolState {
     geometry: Geometry,
     kind: PoolKind,
     ties: Ties,
-    /// Which input each maximum came from; empty for averages.
+    /// Which input each maximum came from; empty where nobody asks.
     winners: Vec<u8>,
 }
 
 impl PoolState {
-    /// `output_len` is the length of the map after it.
-    pub(super) fn new(op: &net::Pool, input: Shape, output: Shape, block: usize, output_len: usize) -> Self {
+    /// `output_len` is the length of the map after it, `gradient` whether that of its input is wanted.
+    pub(super) fn new(
+        op: &net::Pool,
+        input: Shape,
+        output: Shape,
+        block: usize,
+        output_len: usize,
+        gradient: bool,
+    ) -> Self {
         let (rows, columns) = (pool_axis(op, input.h, output.h), pool_axis(op, input.w, output.w));
         PoolState {
             geometry: Geometry { rows, columns, depth: block * input.c },
             kind: op.kind,
             ties: op.ties,
-            winners: vec![0; if op.kind == PoolKind::Max { output_len } else { 0 }],
+            winners: vec![
+                0;
+                if gradient && (op.kind, op.ties) == (PoolKind::Max, Ties::First) {
+                    output_len
+                } else {
+                    0
+                }
+            ],
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.winners.len()
+    }
+
+    /// Where the winners of the first `len` outputs go, if they are wanted.
+    fn record(&mut self, len: usize) -> Option<&mut [u8]> {
+        (!self.winners.is_empty()).then(|| &mut self.winners[..len])
+    }
+
+    /// With the normalization before it.
+    pub(super) fn after(&self, lrn: lrn::Lrn) -> LrnPool {
+        LrnPool { lrn, pool: self.geometry }
     }
 }
 
@@ -47,16 +72,14 @@ impl Cpu {
             StageState::SpatialLrn(state, _) => spatial_lrn::forward(&mut self.frame.ctx, state, x, y),
             StageState::Pool(state) => match state.kind {
                 PoolKind::Max => {
-                    pooling::max_forward(
-                        &mut self.frame.ctx,
-                        &state.geometry,
-                        x,
-                        y,
-                        &mut state.winners[..to],
-                    );
+                    let geometry = state.geometry;
+                    pooling::max_forward(&mut self.frame.ctx, &geometry, x, y, state.record(to));
                 }
                 PoolKind::Average => pooling::average_forward(&mut self.frame.ctx, &state.geometry, x, y),
             },
+            StageState::LrnPool(lrn, state) => {
+                lrn_pool::forward(&mut self.frame.ctx, &state.after(*lrn), x, y, state.record(to));
+            }
             _ => unreachable!("stage {i} normalizes or pools"),
         }
     }
@@ -88,6 +111,13 @@ impl Cpu {
                     (PoolKind::Max, Ties::All) => Share::EveryMaximum { x, y },
                 };
                 pooling::backward(&mut self.frame.ctx, &state.geometry, share, dy, relu.then_some(x), dx);
+            }
+            StageState::LrnPool(lrn, state) => {
+                let won = match state.ties {
+                    Ties::First => Won::Winner(&state.winners[..to]),
+                    Ties::All => Won::EveryMaximum(y),
+                };
+                lrn_pool::backward(&mut self.frame.ctx, &state.after(*lrn), x, won, dy, relu, dx);
             }
             _ => unreachable!("stage {i} normalizes or pools"),
         }

@@ -24,8 +24,10 @@ use crate::tile::{self, Finish, Output, Run, Start};
 const CHUNK_BYTES: usize = 24 << 10;
 /// Channels of a chunk, at most: sums of this length are added up, and rounded with, their likes.
 pub(super) const CHUNK: usize = 96;
-/// Elements between the points of V, and of the sums, beyond their length: a line, so that they do not share the sets of L1.
-const GAP: usize = 16;
+/// Elements of a line of memory.
+const LINE: usize = 16;
+/// Elements between the points of V, and of the sums, beyond their length, so that they do not share the sets of L1.
+const GAP: usize = LINE;
 
 /// Elements of scratch of a unit of so many pictures: V, the sums of a panel, and the points of a picture.
 pub(super) fn scratch_len(g: &Geometry, longest: [Strip; 2], reads: usize, widest: usize) -> usize {
@@ -137,7 +139,7 @@ impl Kernel for Correlate<'_> {
                 let to = values.wrapping_add(piece * g.block * channels);
                 let lots = lots(pictures, in_c, channels);
                 // SAFETY: the map was checked; scratch has room for these points.
-                unsafe { inputs.at_points::<S>(lots, to, value_distance, buffer) };
+                unsafe { inputs.at_points::<S>(lots, to, lots[2], value_distance, buffer) };
             }
             for panel in &w.panels {
                 // SAFETY: as above, and for their sums; the unit owns its outputs.
@@ -146,6 +148,34 @@ impl Kernel for Correlate<'_> {
                     self.outputs::<S>(&tile, panel, sums);
                 }
             }
+        }
+    }
+}
+
+/// The weights of a panel that come next, asked for a little at a time: they are one stream through channels and points.
+struct Ahead {
+    weights: *const f32,
+    /// Elements for each picture that is multiplied.
+    share: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn ask(&mut self, pictures: usize) {
+        let share = pictures * self.share;
+        for line in (0..share).step_by(LINE) {
+            prefetch(self.weights.wrapping_add(line));
+        }
+        self.weights = self.weights.wrapping_add(share);
+    }
+}
+
+/// Asks for the first `len` elements of `rows` rows, if they are long enough for that to be worth it.
+#[inline(always)]
+fn ask_for_rows(x: *const f32, rows: usize, stride: usize, len: usize) {
+    for row in 0..if len < 2 * LINE { 0 } else { rows } {
+        for line in (0..len).step_by(LINE) {
+            prefetch(x.wrapping_add(row * stride + line));
         }
     }
 }
@@ -177,7 +207,22 @@ impl Correlate<'_> {
                     let (x, w) = (piece * g.block * channels, piece * channels * width);
                     *run = Run { x: x + first, w: w + first * width, len };
                 }
+                let mut ahead = Ahead {
+                    weights: data.wrapping_add((first + pieces * len) * width),
+                    share: pieces * len * width / tile.pictures,
+                };
                 for (n, rows) in tiles(tile.pictures, S::ROWS[panel.vectors - 1]) {
+                    ahead.ask(rows);
+                    let last = n + rows == tile.pictures;
+                    for run in &runs[..pieces] {
+                        // Of the next pictures; or of the first ones, the next channels, or else the next point.
+                        let next = match last {
+                            false => run.x + (n + rows) * channels,
+                            true if first + len < channels => run.x + len,
+                            true => run.x - first + distance(g.block, w.reads),
+                        };
+                        ask_for_rows(values.wrapping_add(next), rows, channels, len);
+                    }
                     // SAFETY: the caller's promise.
                     unsafe {
                         let (runs, x, y) = (&runs[..pieces], values.add(n * channels), sums.add(n * width));

@@ -40,7 +40,7 @@ impl Inputs {
     }
 
     /// All points of `pictures` pictures, which lie `stride` apart and have `channels` channels: for each point, at its place
-    /// among the longest strips', `distance` elements, of which the pictures are the first.
+    /// among the longest strips', `distance` elements, of which the pictures are the first, `step` elements each.
     ///
     /// # Safety
     /// The positions, `to` and `buffer` (the points of one picture) have them.
@@ -49,6 +49,7 @@ impl Inputs {
         &self,
         [pictures, stride, channels]: [usize; 3],
         to: *mut f32,
+        step: usize,
         distance: usize,
         buffer: *mut f32,
     ) {
@@ -79,7 +80,7 @@ impl Inputs {
                 for i in 0..row.points {
                     let from = buffer.add(i * column.points * channels);
                     let place = row.place(self.longest[0], i) * self.longest[1].points;
-                    let to = to.add(place * distance + n * channels);
+                    let to = to.add(place * distance + n * step);
                     match column.points {
                         3 => to_points::<S, 3>(from, channels, to, distance, last),
                         4 => to_points::<S, 4>(from, channels, to, distance, last),

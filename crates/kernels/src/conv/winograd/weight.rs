@@ -27,8 +27,10 @@ use crate::tile::{self, Output, Run, Start};
 
 /// Tiles whose products are summed before they are added to the sums: of 32 pictures the operand of a panel has half of L1.
 const TILES: usize = 4;
-/// Elements between the points of an operand, beyond their length: a line, so that they do not share the sets of L1.
-const GAP: usize = 16;
+/// Elements of a line of memory.
+const LINE: usize = 16;
+/// Elements between the points of an operand, beyond their length, so that they do not share the sets of L1.
+const GAP: usize = LINE;
 
 /// How [`backward_weight`] is cut; made once a plan.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub(in crate::conv) struct WeightPlan {
     longest: [Strip; 2],
     /// (groups, panels, points, channels, width)
     sums: Buffer,
-    /// V of a row of tiles: (groups, points, rows of a stride, depth, C/G).
+    /// V of a row of tiles: (groups, points, rows of a stride, depth, C/G), see [`WeightPlan::step_len`].
     values: Buffer,
 }
 
@@ -68,7 +70,8 @@ impl WeightPlan {
     pub(in crate::conv) fn scratch_len(&self) -> usize {
         let [down, across] = self.longest.map(|strip| strip.points);
         let width = self.panels.iter().map(|p| p.vectors).max().unwrap_or(1) * self.lanes;
-        (down * across * lot_len(self.g.c / self.g.groups)).max(across * (self.distance(width) + width))
+        (down * across * lot_len(self.g.c / self.g.groups))
+            .max(across * (self.gradient_distance(width) + width))
     }
 
     /// Channels that a group reads, (rows of a stride, C/G).
@@ -81,15 +84,27 @@ impl WeightPlan {
         strips(&self.g.columns) * self.g.block
     }
 
-    /// From an operand of so many channels at one point to that at the next.
-    fn distance(&self, channels: usize) -> usize {
-        self.depth() * channels + GAP
+    /// From one step of V to the next: the products go down a few channels of all steps, so these are an odd number of lines apart
+    /// and fall into all sets of L1.
+    fn step_len(&self) -> usize {
+        let channels = self.g.c / self.g.groups;
+        if channels.is_multiple_of(LINE) { (channels / LINE | 1) * LINE } else { channels }
+    }
+
+    /// From V at one point to that at the next.
+    fn values_distance(&self) -> usize {
+        pieces(&self.g) * self.depth() * self.step_len() + GAP
+    }
+
+    /// From A dy Aᵀ of a panel at one point to that at the next.
+    fn gradient_distance(&self, width: usize) -> usize {
+        self.depth() * width + GAP
     }
 
     /// Where V of a group begins.
     fn values_at(&self, group: usize) -> usize {
         let points: usize = self.longest.iter().map(|strip| strip.points).product();
-        group * points * self.distance(self.reads())
+        group * points * self.values_distance()
     }
 
     /// Where the sums of a panel begin at a point.
@@ -170,13 +185,13 @@ impl Kernel for Values<'_> {
         unsafe {
             let positions = g.rows.input * g.columns.input;
             let x = self.x.as_ptr().add((part.block * positions * g.block + first) * g.c + group * channels);
-            let distance = plan.distance(plan.reads());
+            let (distance, step_len) = (plan.values_distance(), plan.step_len());
             for piece in 0..pieces(g) {
                 let inputs = Inputs::of(x, g, g.block * g.c, strips, piece);
                 let step = piece * plan.depth() + tile * g.block + first;
-                let to = self.to.at(plan.values_at(group) + step * channels);
+                let to = self.to.at(plan.values_at(group) + step * step_len);
                 let lots = lots(pictures, g.c, channels);
-                inputs.at_points::<S>(lots, to, distance, scratch);
+                inputs.at_points::<S>(lots, to, step_len, distance, scratch);
             }
         }
     }
@@ -233,27 +248,34 @@ impl Kernel for Products<'_> {
         let (unit, panel) = (unit / plan.panels.len(), &plan.panels[unit % plan.panels.len()]);
         let (group, i) = (unit / down, unit % down);
         let (channels, width) = (g.c / g.groups, panel.vectors * S::LANES);
+        let step_len = plan.step_len();
         let Some(point) = Strip::at(&g.rows, part.row).point(plan.longest[0], i) else { return };
         let gradient = scratch;
         // SAFETY: the map was checked; scratch has room.
         unsafe {
             let filter = group * (g.k / g.groups) + panel.first;
-            self.gradient::<S>(point, filter, width, gradient, gradient.add(across * plan.distance(width)));
+            self.gradient::<S>(
+                point,
+                filter,
+                width,
+                gradient,
+                gradient.add(across * plan.gradient_distance(width)),
+            );
         }
         for j in 0..across {
             // Tiles that have a point are the first ones.
             let tiles_with = (0..strips(&g.columns))
                 .take_while(|&tile| Strip::at(&g.columns, tile).point(plan.longest[1], j).is_some())
                 .count();
-            let x = plan.values_at(group) + (i * across + j) * plan.distance(plan.reads());
-            let w = gradient.wrapping_add(j * plan.distance(width));
+            let x = plan.values_at(group) + (i * across + j) * plan.values_distance();
+            let w = gradient.wrapping_add(j * plan.gradient_distance(width));
             let sums = plan.at(group, panel, i, j);
             for first in (0..tiles_with).step_by(TILES) {
                 let mut runs = [Run::default(); TILES];
                 let used = (tiles_with - first).min(TILES);
                 for (tile, run) in runs[..used].iter_mut().enumerate() {
                     let step = (first + tile) * g.block;
-                    *run = Run { x: step * channels, w: step * width, len: part.pictures };
+                    *run = Run { x: step * step_len, w: step * width, len: part.pictures };
                 }
                 let is_first = part.block == 0 && part.row == 0 && first == 0;
                 let start = if is_first { Start::Zero } else { Start::Output };
@@ -263,8 +285,8 @@ impl Kernel for Products<'_> {
                         unsafe {
                             let y = self.sums.at(sums + (piece * channels + c) * width);
                             let out = Output { y, stride: width, rows, valid: width };
-                            let x = self.values[x + piece * plan.depth() * channels + c..].as_ptr();
-                            tile::outer::<S>(panel.vectors, &runs[..used], x, channels, w, start, out);
+                            let x = self.values[x + piece * plan.depth() * step_len + c..].as_ptr();
+                            tile::outer::<S>(panel.vectors, &runs[..used], x, step_len, w, start, out);
                         }
                     }
                 }
@@ -288,7 +310,7 @@ impl Products<'_> {
         buffer: *mut f32,
     ) {
         let (part, plan, g) = (&self.part, self.part.plan, &self.part.plan.g);
-        let (row, distance) = (Strip::at(&g.rows, part.row), plan.distance(width));
+        let (row, distance) = (Strip::at(&g.rows, part.row), plan.gradient_distance(width));
         let last = (plan.longest[1].points - 1) * distance;
         let mut factors = [[0.0; POINTS]];
         factors[0][..OUTPUTS].copy_from_slice(row.outputs_at(point));
