@@ -5,7 +5,7 @@
 use alexnet::data::{
     Augment, Form, Keep, Loader, LoaderConfig, Pack, PackOptions, Preprocess, Sample, list_folder,
 };
-use alexnet::exec::contract::InputLayout;
+use alexnet::exec::contract::{InputLayout, PixelType};
 use alexnet::net::Shape;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,15 +22,17 @@ fn main() -> alexnet::Result<()> {
     let out = std::env::temp_dir().join(format!("loader-rate-{}", std::process::id()));
     let crops = Augment::default();
     let areas = Augment { area: Some([0.08, 1.0]), ..Augment::default() };
-    // Columns folded by four, as the first convolution of AlexNet reads them in f32, in blocks of 32.
+    // As the first convolution of AlexNet reads them: in f32, columns folded by four in blocks of 32; in bf16, picture by picture.
     let shape = Shape { c: 3, h: 224, w: 224 };
-    let layout = InputLayout { block: 32, fold: 4, pad: 2, columns: 58, ..InputLayout::nhwc(128, shape) };
-    for (keep, form, augment, what) in [
-        (Keep::Square, Form::Raw, &crops, "raw squares, random crops"),
-        (Keep::Square, Form::Raw, &areas, "raw squares, random areas"),
-        (Keep::Square, Form::Jpeg, &crops, "JPEG squares, random crops"),
-        (Keep::Whole, Form::Raw, &areas, "raw whole pictures, random areas"),
-        (Keep::Original, Form::Raw, &areas, "originals, random areas"),
+    let in_f32 = InputLayout { block: 32, fold: 4, pad: 2, columns: 58, ..InputLayout::nhwc(128, shape) };
+    let in_bf16 = InputLayout { values: PixelType::Bf16, ..InputLayout::nhwc(128, shape) };
+    for (keep, form, augment, layout, what) in [
+        (Keep::Square, Form::Raw, &crops, &in_f32, "raw squares, random crops"),
+        (Keep::Square, Form::Raw, &crops, &in_bf16, "raw squares, random crops, in bf16"),
+        (Keep::Square, Form::Raw, &areas, &in_f32, "raw squares, random areas"),
+        (Keep::Square, Form::Jpeg, &crops, &in_f32, "JPEG squares, random crops"),
+        (Keep::Whole, Form::Raw, &areas, &in_f32, "raw whole pictures, random areas"),
+        (Keep::Original, Form::Raw, &areas, &in_f32, "originals, random areas"),
     ] {
         let options = PackOptions { keep, form, ..Default::default() };
         let pack = Arc::new(Pack::build(&listing, &options, &out, &mut |_, _| {})?);

@@ -240,8 +240,8 @@ fn a_convolution_and_its_pooling_are_one_stage() {
     assert!(!fused(&Plan::mixed(&average, 128, train).unwrap()));
 }
 
-/// A normalization and the max pooling behind it are one stage in bf16, wherever the kernel takes them and the plan does not
-/// end between them.
+/// A normalization and the max pooling behind it are one stage, wherever the kernel takes them and the plan does not end between
+/// them.
 #[test]
 fn a_normalization_and_its_pooling_are_one_stage() {
     let net = zoo::by_name("alexnet-2012", 1000).unwrap();
@@ -251,15 +251,19 @@ fn a_normalization_and_its_pooling_are_one_stage() {
     let train = Mode::Train { frozen_below: 0 };
     assert!(fused(&Plan::mixed(&net, 128, train).unwrap(), &net));
     assert!(fused(&Plan::mixed(&net, 128, Mode::Infer { last: None }).unwrap(), &net));
-    assert!(!fused(&Plan::new(&net, 128, train).unwrap(), &net), "f32 has no such kernel");
+    assert!(fused(&Plan::new(&net, 128, train).unwrap(), &net));
+    assert!(fused(&Plan::new(&net, 128, Mode::Infer { last: None }).unwrap(), &net));
     let norm1 = net.layers.iter().position(|l| l.name == "norm1").unwrap();
-    let plan = Plan::mixed(&net, 128, Mode::Infer { last: Some(norm1) }).unwrap();
-    assert!(stages(&plan, &net).last().unwrap().contains("norm1 "), "{}", plan.describe(&net));
+    for plan in [Plan::mixed, Plan::new] {
+        let plan = plan(&net, 128, Mode::Infer { last: Some(norm1) }).unwrap();
+        assert!(stages(&plan, &net).last().unwrap().contains("norm1 "), "{}", plan.describe(&net));
+    }
 
+    // In bf16 and in f32.
     let changed = |change: &dyn Fn(&mut Op)| {
         let mut net = net.clone();
         net.layers[norm1..norm1 + 2].iter_mut().for_each(|layer| change(&mut layer.op));
-        fused(&Plan::mixed(&net, 128, train).unwrap(), &net)
+        [Plan::mixed, Plan::new].map(|plan| fused(&plan(&net, 128, train).unwrap(), &net))
     };
     let with_size = |size: usize| {
         changed(&|op| {
@@ -268,10 +272,11 @@ fn a_normalization_and_its_pooling_are_one_stage() {
             }
         })
     };
-    assert!(with_size(5) && !with_size(3));
-    assert!(!changed(&|op| {
+    assert_eq!((with_size(5), with_size(3)), ([true, true], [false, true]));
+    let average = changed(&|op| {
         if let Op::Pool(pool) = op {
             pool.kind = PoolKind::Average;
         }
-    }));
+    });
+    assert_eq!(average, [false, false]);
 }

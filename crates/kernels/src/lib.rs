@@ -18,6 +18,7 @@ pub mod lrn;
 pub mod lrn_pool;
 pub mod panel;
 pub mod parallel;
+pub mod pixels;
 pub mod pooling;
 pub mod sgd;
 pub mod simd;

@@ -16,14 +16,12 @@ use crate::lrn::Lrn;
 use crate::panel::tiles;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::pooling::{self, Geometry, Largest, Share, Window};
-use crate::simd::{Simd, prefetch};
+use crate::simd::{Simd, prefetch_run};
 
 /// Pictures whose normalized rows are there at a time: 3 rows of 55 positions of 96 maps are a quarter of a MiB.
 const PICTURES: usize = 4;
 /// Pictures of a position whose gradient is computed at a time.
 const GATHERED: usize = 8;
-/// Elements of a line of memory.
-const LINE: usize = 16;
 
 /// A normalization and the pooling behind it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -116,7 +114,7 @@ impl Kernel for Forward<'_> {
                         let at = ((block * rows.input + h) * columns.input + w) * depth + first;
                         let x = self.x.as_ptr().add(at);
                         // Positions are too far apart for the processor to foresee the next one.
-                        ask_for(x.wrapping_add(depth), len);
+                        prefetch_run(x.wrapping_add(depth), len);
                         lrn.normalize_rows::<S>(pictures * lrn.towers, x, slot(h, w), lrn_scratch);
                     }
                     next = h + 1;
@@ -128,14 +126,6 @@ impl Kernel for Forward<'_> {
                 }
             }
         }
-    }
-}
-
-/// Asks for `len` elements.
-#[inline(always)]
-fn ask_for(x: *const f32, len: usize) {
-    for line in (0..len).step_by(LINE) {
-        prefetch(x.wrapping_add(line));
     }
 }
 
@@ -211,8 +201,8 @@ impl Kernel for Backward<'_> {
                     let elements = picture * lrn.channels..picture * lrn.channels + len;
                     let x = self.x.as_ptr().add(position + elements.start);
                     let dx = self.dx.at(position + elements.start);
-                    ask_for(x.wrapping_add(depth), len);
-                    ask_for(dx.wrapping_add(depth), len);
+                    prefetch_run(x.wrapping_add(depth), len);
+                    prefetch_run(dx.wrapping_add(depth), len);
                     if let Share::EveryMaximum { .. } = self.share {
                         // What the forward pass compared, bit for bit.
                         lrn.normalize_rows::<S>(lrn_rows, x, normalized, lrn_scratch);

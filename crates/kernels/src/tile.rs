@@ -9,7 +9,7 @@
 //! For AVX-512 a 6×4 tile takes 24 accumulators, 4 vectors of w and no register for x, whose broadcast is an operand
 //! of the FMA: 10 loads for 24 FMAs, and 24 independent chains against a latency of about 8 FMAs.
 
-use crate::simd::Simd;
+use crate::simd::{LINE, Simd, prefetch, prefetch_far};
 
 /// A run of the reduction: `len` steps, reading x from `x` and packed w from `w`, offsets in elements.
 #[derive(Clone, Copy, Default)]
@@ -52,6 +52,33 @@ pub(crate) struct Output {
     pub stride: usize,
     pub rows: usize,
     pub valid: usize,
+}
+
+/// An operand that comes next, asked for a little at a time while rows are multiplied.
+pub(crate) struct Ahead {
+    next: *const f32,
+    /// Elements for each row.
+    share: usize,
+    /// Whether for the first cache, or the second.
+    near: bool,
+}
+
+impl Ahead {
+    /// `share` elements from `next` on for each row; none if it is 0.
+    pub(crate) fn new(next: *const f32, share: usize, near: bool) -> Ahead {
+        Ahead { next, share, near }
+    }
+
+    /// Asks for the share of so many rows, in whole lines.
+    #[inline(always)]
+    pub(crate) fn ask(&mut self, rows: usize) {
+        let share = (rows * self.share).next_multiple_of(LINE);
+        for line in (0..share).step_by(LINE) {
+            let line = self.next.wrapping_add(line);
+            if self.near { prefetch(line) } else { prefetch_far(line) }
+        }
+        self.next = self.next.wrapping_add(share);
+    }
 }
 
 /// C[j][·] += Σ_runs Σ_c x[run.x + j·x_stride + c] · w[run.w + c·width + ·], `vectors` vectors wide, at most

@@ -8,6 +8,7 @@ use super::resize::{Filter, Fit, Frame, Squarer};
 use crate::exec::contract::InputLayout;
 use alexnet_kernels::bf16::convert::round_values;
 use alexnet_kernels::parallel::ChunkWork;
+use alexnet_kernels::pixels::copy_row;
 use alexnet_kernels::{Context, Isa};
 
 /// Writes views of stored pictures as numbers for a network.
@@ -227,25 +228,23 @@ impl Painter {
         row: &mut [f32],
         scratch: &mut Scratch,
     ) {
-        self.gather(views, y, scratch);
+        self.gather(ctx, views, y, scratch);
         let len = row.len();
         ctx.for_each_chunk_in_vectors(row, len, &Row { painter: self, views, layout, scratch });
     }
 
     /// Row `y` of all pictures as bytes, and where what is subtracted from each begins.
-    fn gather(&self, views: &[Option<Prepared>], y: usize, scratch: &mut Scratch) {
+    fn gather(&self, ctx: &mut Context, views: &[Option<Prepared>], y: usize, scratch: &mut Scratch) {
         let len = self.crop * 3;
         scratch.bytes.resize(views.len() * len, 0);
         scratch.means.clear();
         for (view, bytes) in views.iter().zip(scratch.bytes.chunks_exact_mut(len)) {
             if let Some(view) = view {
                 let frame = &view.frame;
-                let source = &frame.pixels[((frame.top + y) * frame.row_px + frame.left) * 3..][..len];
-                if view.mirrored {
-                    mirror(source, bytes);
-                } else {
-                    bytes.copy_from_slice(source);
-                }
+                let start = ((frame.top + y) * frame.row_px + frame.left) * 3;
+                let below = frame.pixels.len().min(start + frame.row_px * 3);
+                let next = &frame.pixels[below..frame.pixels.len().min(below + len)];
+                copy_row(ctx, &frame.pixels[start..][..len], view.mirrored, bytes, next);
             }
             scratch.means.push(view.as_ref().map_or(0, |view| self.mean_start(view, y)));
         }
@@ -324,26 +323,6 @@ impl ChunkWork<f32> for Row<'_> {
                 }
             }
         }
-    }
-}
-
-/// The pixels of a row, (W, C), from the last to the first.
-fn mirror(from: &[u8], to: &mut [u8]) {
-    let len = from.len().min(to.len());
-    if len < 3 {
-        return;
-    }
-    to[..3].copy_from_slice(&from[len - 3..len]);
-    let (mut at, mut source) = (3, len - 3);
-    // Four bytes at a time, of which the next pixel overwrites the last.
-    while source > 3 {
-        source -= 3;
-        let pixel: [u8; 4] = *from[source..].first_chunk().expect("a pixel follows");
-        *to[at..len].first_chunk_mut().expect("a pixel follows") = pixel;
-        at += 3;
-    }
-    if source == 3 {
-        to[len - 3..len].copy_from_slice(&from[..3]);
     }
 }
 
@@ -429,16 +408,6 @@ mod tests {
                 // Nothing else was written.
                 assert!(buffer.iter().zip(&touched).all(|(v, t)| *t || v.is_nan()), "fold {fold} pad {pad}");
             }
-        }
-    }
-
-    #[test]
-    fn a_mirrored_row_is_the_row_backwards() {
-        for width in 0..20 {
-            let row: Vec<u8> = (0..width * 3).collect();
-            let mut mirrored = vec![0; row.len()];
-            mirror(&row, &mut mirrored);
-            assert_eq!(mirrored, row.rchunks_exact(3).flatten().copied().collect::<Vec<_>>());
         }
     }
 

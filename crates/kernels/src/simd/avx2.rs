@@ -1,6 +1,6 @@
 //! AVX2 with FMA.
 
-use super::{FOURTH_ROOT, Simd};
+use super::{FIVE_PIXELS, FOURTH_ROOT, Simd};
 
 /// 256-bit vectors with fused multiply-add: 16 registers.
 #[derive(Clone, Copy)]
@@ -76,6 +76,12 @@ impl Simd for Avx2 {
         use std::arch::x86_64::*;
         let quarter = _mm256_srli_epi32::<2>(_mm256_castps_si256(a));
         _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_set1_epi32(FOURTH_ROOT as i32), quarter))
+    }
+    #[inline(always)]
+    unsafe fn mirror_pixels(from: *const u8, to: *mut u8) {
+        use std::arch::x86_64::{_mm_loadu_si128, _mm_shuffle_epi8, _mm_storeu_si128};
+        let order = _mm_loadu_si128(FIVE_PIXELS.as_ptr().cast());
+        _mm_storeu_si128(to.cast(), _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), order));
     }
     #[inline(always)]
     unsafe fn load_numbers(p: *const u8) -> Self::V {

@@ -79,6 +79,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_set1_epi32(super::FOURTH_ROOT as i32), quarter))
     }
     #[inline(always)]
+    unsafe fn mirror_pixels(from: *const u8, to: *mut u8) {
+        use std::arch::x86_64::{_mm_loadu_si128, _mm_shuffle_epi8, _mm_storeu_si128};
+        let order = _mm_loadu_si128(super::FIVE_PIXELS.as_ptr().cast());
+        _mm_storeu_si128(to.cast(), _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), order));
+    }
+    #[inline(always)]
     unsafe fn load_numbers(p: *const u8) -> Self::V {
         use std::arch::x86_64::{_mm_loadu_si128, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32};
         _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())))

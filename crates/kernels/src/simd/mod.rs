@@ -22,6 +22,9 @@ pub use avx512::Avx512;
 pub(crate) use avx512::INTERLEAVED;
 pub use portable::Portable;
 
+/// Where each byte of [`Simd::mirror_pixels`] comes from.
+const FIVE_PIXELS: [u8; 16] = [13, 14, 15, 10, 11, 12, 7, 8, 9, 4, 5, 6, 1, 2, 3, 0];
+
 /// These bits less a quarter of those of a are about the bits of a^(−1/4): exponents count powers of two, mantissas nearly so. The
 /// one of its kind that errs least.
 const FOURTH_ROOT: u32 = 0x4f58_51eb;
@@ -210,6 +213,13 @@ pub trait Simd: Copy {
     #[inline(always)]
     unsafe fn release_lines() {}
 
+    /// The last five pixels of three bytes of sixteen bytes, from the last to the first, and a byte that means nothing.
+    #[inline(always)]
+    unsafe fn mirror_pixels(from: *const u8, to: *mut u8) {
+        let bytes = from.cast::<[u8; 16]>().read();
+        to.cast::<[u8; 16]>().write(std::array::from_fn(|i| bytes[FIVE_PIXELS[i] as usize]));
+    }
+
     /// The sum of all lanes, in order.
     #[inline(always)]
     unsafe fn sum(a: Self::V) -> f32 {
@@ -286,6 +296,17 @@ macro_rules! for_vectors {
     }};
 }
 pub(crate) use for_vectors;
+
+/// Elements of a line of memory.
+pub(crate) const LINE: usize = 16;
+
+/// Asks for `len` elements.
+#[inline(always)]
+pub(crate) fn prefetch_run(p: *const f32, len: usize) {
+    for line in (0..len).step_by(LINE) {
+        prefetch(p.wrapping_add(line));
+    }
+}
 
 /// Asks for the line of memory at `p` to be brought into the caches. A hint: the line need not exist.
 #[inline(always)]

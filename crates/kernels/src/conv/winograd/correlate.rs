@@ -17,15 +17,13 @@ use super::{PIECES, pieces};
 use crate::conv::{Epilogue, Geometry};
 use crate::panel::{Panel, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::{Simd, prefetch};
-use crate::tile::{self, Finish, Output, Run, Start};
+use crate::simd::{LINE, Simd, prefetch, prefetch_run};
+use crate::tile::{self, Ahead, Finish, Output, Run, Start};
 
 /// Weights of a chunk, bytes: half of a 48-KiB L1.
 const CHUNK_BYTES: usize = 24 << 10;
 /// Channels of a chunk, at most: sums of this length are added up, and rounded with, their likes.
 pub(super) const CHUNK: usize = 96;
-/// Elements of a line of memory.
-const LINE: usize = 16;
 /// Elements between the points of V, and of the sums, beyond their length, so that they do not share the sets of L1.
 const GAP: usize = LINE;
 
@@ -152,31 +150,11 @@ impl Kernel for Correlate<'_> {
     }
 }
 
-/// The weights of a panel that come next, asked for a little at a time: they are one stream through channels and points.
-struct Ahead {
-    weights: *const f32,
-    /// Elements for each picture that is multiplied.
-    share: usize,
-}
-
-impl Ahead {
-    #[inline(always)]
-    fn ask(&mut self, pictures: usize) {
-        let share = pictures * self.share;
-        for line in (0..share).step_by(LINE) {
-            prefetch(self.weights.wrapping_add(line));
-        }
-        self.weights = self.weights.wrapping_add(share);
-    }
-}
-
 /// Asks for the first `len` elements of `rows` rows, if they are long enough for that to be worth it.
 #[inline(always)]
 fn ask_for_rows(x: *const f32, rows: usize, stride: usize, len: usize) {
-    for row in 0..if len < 2 * LINE { 0 } else { rows } {
-        for line in (0..len).step_by(LINE) {
-            prefetch(x.wrapping_add(row * stride + line));
-        }
+    if len >= 2 * LINE {
+        (0..rows).for_each(|row| prefetch_run(x.wrapping_add(row * stride), len));
     }
 }
 
@@ -207,10 +185,9 @@ impl Correlate<'_> {
                     let (x, w) = (piece * g.block * channels, piece * channels * width);
                     *run = Run { x: x + first, w: w + first * width, len };
                 }
-                let mut ahead = Ahead {
-                    weights: data.wrapping_add((first + pieces * len) * width),
-                    share: pieces * len * width / tile.pictures,
-                };
+                // Weights are one stream through channels and points.
+                let stream = data.wrapping_add((first + pieces * len) * width);
+                let mut ahead = Ahead::new(stream, pieces * len * width / tile.pictures, true);
                 for (n, rows) in tiles(tile.pictures, S::ROWS[panel.vectors - 1]) {
                     ahead.ask(rows);
                     let last = n + rows == tile.pictures;

@@ -22,13 +22,11 @@ use crate::conv::{Fold, Geometry};
 use crate::isa::Isa;
 use crate::panel::{Panel, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::Simd;
+use crate::simd::{LINE, Simd};
 use crate::tile::{self, Output, Run, Start};
 
 /// Tiles whose products are summed before they are added to the sums: of 32 pictures the operand of a panel has half of L1.
 const TILES: usize = 4;
-/// Elements of a line of memory.
-const LINE: usize = 16;
 /// Elements between the points of an operand, beyond their length, so that they do not share the sets of L1.
 const GAP: usize = LINE;
 

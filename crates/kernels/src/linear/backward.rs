@@ -1,252 +1,16 @@
-//! Linear layers: x (N, I), w (O, I) as [`Strips`] says, y (N, O).
-//!
-//! The weights are the large operand: each pass reads them from memory once, a block while the one before is multiplied. Forward, a
-//! tile is rows of w by a panel of pictures; backward, one pass over a strip of columns of w yields the input gradient and the
-//! weight gradient and applies the update, so that no weight gradient is ever stored.
-//!
-//! ```text
-//! forward, for some outputs                            (a unit)
-//!   for columns of a strip, panel of pictures          a block of w in L2, its x in L1
-//! backward, for a strip of columns                     (a unit)
-//!   for some outputs                                   a block of w in L2
-//!     dx += dy w                                       in L2 until the last
-//!     dw = dyᵀ x, tile by tile, and what it moves
-//! ```
+//! dx = dy w, dw = dyᵀ x, and what dw moves.
 
-use crate::arena::Buffer;
+use super::STRIP;
 use crate::panel::{Panel, copy_rows, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::sgd::{Mover, Update};
-use crate::simd::{Simd, prefetch_far, vectors};
+use crate::simd::{LINE, Simd, vectors};
 use crate::strips::Strips;
-use crate::tile::{self, Finish, Output, Run, Start};
+use crate::tile::{self, Ahead, Finish, Output, Run, Start};
 
-/// Bytes of a packed panel's chunk of the reduction: half of L1.
-const CHUNK_BYTES: usize = 24 << 10;
-/// Outputs of a unit of the forward pass.
-const FORWARD_ROWS: usize = 96;
-/// Columns of w of a unit of the backward pass.
-const STRIP: usize = 128;
 /// Outputs that a unit of the backward pass goes through at a time: what it needs for them, 0.4 MiB of 128 pictures, is in L2
 /// together with what comes next.
 const STRIP_ROWS: usize = 96;
-
-/// How weights lie that are trained: in strips, since both passes go through blocks of [`STRIP`] columns.
-pub fn strips(outputs: usize, inputs: usize) -> Strips {
-    Strips { rows: outputs, columns: inputs, width: STRIP.min(inputs) }
-}
-
-/// x (N, I) packed for [`forward`]: panels of pictures, in each one row of pictures an input.
-#[derive(Debug)]
-pub struct PackedPictures {
-    panels: Vec<Panel>,
-    offsets: Vec<usize>,
-    inputs: usize,
-    lanes: usize,
-    data: Buffer,
-}
-
-impl PackedPictures {
-    /// Room for `pictures` × `inputs`.
-    pub fn new(isa: crate::Isa, pictures: usize, inputs: usize) -> Self {
-        let (panels, lanes) = (panels(isa, pictures), isa.lanes());
-        let mut len = 0;
-        let offsets = panels
-            .iter()
-            .map(|p| {
-                len += p.vectors * lanes * inputs;
-                len - p.vectors * lanes * inputs
-            })
-            .collect();
-        PackedPictures { panels, offsets, inputs, lanes, data: Buffer::zeros(len) }
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.data.len() * size_of::<f32>()
-    }
-
-    /// Packs the first `count` rows of `x` (N, I); the others become zero.
-    fn pack(&mut self, ctx: &mut Context, count: usize, x: &[f32]) {
-        let data = Ptr::from_mut(&mut self.data);
-        ctx.run(&Pack { packed: self, count, x, data });
-    }
-
-    /// Elements of scratch that [`forward`] needs on each thread.
-    pub fn scratch_len(&self) -> usize {
-        FORWARD_ROWS * self.panels.iter().map(|p| p.vectors * self.lanes).sum::<usize>()
-    }
-}
-
-/// Inputs of a unit of packing.
-const PACK_INPUTS: usize = 256;
-
-struct Pack<'a> {
-    packed: &'a PackedPictures,
-    count: usize,
-    x: &'a [f32],
-    /// The packed pictures.
-    data: Ptr,
-}
-
-impl Kernel for Pack<'_> {
-    /// Some inputs of all pictures.
-    fn units(&self) -> usize {
-        self.packed.inputs.div_ceil(PACK_INPUTS)
-    }
-
-    #[inline(always)]
-    unsafe fn unit<S: Simd>(&self, unit: usize, _scratch: *mut f32) {
-        let inputs = self.packed.inputs;
-        let first = unit * PACK_INPUTS;
-        let last = (first + PACK_INPUTS).min(inputs);
-        for (panel, offset) in self.packed.panels.iter().zip(&self.packed.offsets) {
-            let width = panel.vectors * S::LANES;
-            for n in 0..width {
-                let picture = panel.first + n;
-                for i in first..last {
-                    let value = if picture < self.count { self.x[picture * inputs + i] } else { 0.0 };
-                    // SAFETY: within the panel's room, which `new` added up; this unit owns these inputs.
-                    unsafe { *self.data.at(offset + i * width + n) = value };
-                }
-            }
-        }
-    }
-}
-
-/// y = x wᵀ + b, then max(·, 0) if `relu`, for the first `count` pictures.
-///
-/// Shapes: x (N, I), w (O, I) in `place`, bias (O), y (N, O).
-pub fn forward(
-    ctx: &mut Context,
-    place: Strips,
-    count: usize,
-    x: &[f32],
-    packed: &mut PackedPictures,
-    w: &[f32],
-    bias: &[f32],
-    relu: bool,
-    y: &mut [f32],
-) {
-    let (inputs, outputs) = (packed.inputs, bias.len());
-    assert!(place.rows == outputs && place.columns == inputs && w.len() == place.len(), "weights");
-    assert!(x.len() >= count * inputs && y.len() >= count * outputs, "matrices");
-    let pictures: usize = packed.panels.iter().map(|p| p.valid).sum();
-    assert!(count <= pictures, "packed for {pictures} pictures");
-    assert_eq!(packed.lanes, ctx.isa().lanes(), "packed for another instruction set");
-    packed.pack(ctx, count, x);
-    let used = packed.panels.iter().take_while(|p| p.first < count).count();
-    let kernel = Forward { place, count, packed, used, w, bias, relu, y: Ptr::from_mut(y) };
-    ctx.run(&kernel);
-}
-
-struct Forward<'a> {
-    /// How w lies.
-    place: Strips,
-    count: usize,
-    packed: &'a PackedPictures,
-    /// Panels that have pictures.
-    used: usize,
-    w: &'a [f32],
-    bias: &'a [f32],
-    relu: bool,
-    y: Ptr,
-}
-
-impl Kernel for Forward<'_> {
-    fn units(&self) -> usize {
-        self.bias.len().div_ceil(FORWARD_ROWS)
-    }
-
-    fn scratch_len(&self) -> usize {
-        self.packed.scratch_len()
-    }
-
-    #[inline(always)]
-    unsafe fn unit<S: Simd>(&self, unit: usize, scratch: *mut f32) {
-        let (place, outputs) = (self.place, self.bias.len());
-        let first = unit * FORWARD_ROWS;
-        let rows = FORWARD_ROWS.min(outputs - first);
-        let panels = || self.packed.panels[..self.used].iter().zip(&self.packed.offsets);
-        let widest = panels().map(|(panel, _)| panel.vectors).max().unwrap_or(1) * S::LANES;
-        let chunk = CHUNK_BYTES / size_of::<f32>() / widest;
-        // SAFETY: `forward` checked all lengths; this unit owns outputs first..first + rows of every row of y.
-        unsafe {
-            let blocks = (0..place.columns).step_by(place.width).flat_map(|strip| {
-                tiles(place.width.min(place.columns - strip), chunk).map(move |(k, len)| (strip + k, len))
-            });
-            for (k, len) in blocks {
-                let w = self.w.as_ptr().add(place.at(first, k));
-                let mut ahead = Ahead::of_next(w, place, rows, len, self.used);
-                let mut sums = scratch;
-                for (panel, &offset) in panels() {
-                    let width = panel.vectors * S::LANES;
-                    let run = [Run { x: 0, w: offset + k * width, len }];
-                    for (row, n) in tiles(rows, S::ROWS[panel.vectors - 1]) {
-                        ahead.ask(n);
-                        let out = Output { y: sums.add(row * width), stride: width, rows: n, valid: width };
-                        tile::dot::<S>(
-                            panel.vectors,
-                            &run,
-                            w.add(row * place.width),
-                            place.width,
-                            self.packed.data.as_ptr(),
-                            if k == 0 { Start::Zero } else { Start::Output },
-                            out,
-                            Finish::Store,
-                        );
-                    }
-                    sums = sums.add(rows * width);
-                }
-            }
-            let mut sums = scratch.cast_const();
-            for (panel, _) in panels() {
-                let width = panel.vectors * S::LANES;
-                for n in 0..panel.valid.min(self.count - panel.first) {
-                    let y = self.y.at((panel.first + n) * outputs + first);
-                    for row in 0..rows {
-                        let value = *sums.add(row * width + n) + self.bias[first + row];
-                        // In this order a NaN passes through.
-                        *y.add(row) = if self.relu && value < 0.0 { 0.0 } else { value };
-                    }
-                }
-                sums = sums.add(rows * width);
-            }
-        }
-    }
-}
-
-/// The block of w that comes next, asked for a little at a time while one is multiplied.
-struct Ahead {
-    next: *const f32,
-    /// Elements for each row that is multiplied.
-    share: usize,
-}
-
-impl Ahead {
-    const LINE: usize = 16;
-
-    /// Of the block behind the one at `w`, of `rows` rows and `len` columns, if the layout lets it lie there; its rows are multiplied
-    /// `times` times.
-    fn of_next(w: *const f32, place: Strips, rows: usize, len: usize, times: usize) -> Ahead {
-        if len == place.width && place.rows > rows {
-            // The same rows of the next strip.
-            Ahead { next: w.wrapping_add(place.rows * place.width), share: len.div_ceil(times) }
-        } else {
-            Ahead { next: w, share: 0 }
-        }
-    }
-
-    /// Asks for the share of so many rows.
-    #[inline(always)]
-    fn ask(&mut self, rows: usize) {
-        let share = (rows * self.share).next_multiple_of(Self::LINE);
-        for line in (0..share).step_by(Self::LINE) {
-            prefetch_far(self.next.wrapping_add(line));
-        }
-        self.next = self.next.wrapping_add(share);
-    }
-}
 
 /// How the columns of w are cut for [`backward`]; made once a plan.
 #[derive(Clone, Debug)]
@@ -290,7 +54,6 @@ const TILE: usize = 24 * 16;
 /// From an output of dyᵀ (O, N) to the next for `count` pictures: an odd number of lines, so that outputs fall into different sets
 /// of a cache.
 pub fn transposed_row(count: usize) -> usize {
-    const LINE: usize = 16;
     (count.div_ceil(LINE) | 1) * LINE
 }
 
@@ -489,7 +252,7 @@ impl BackwardKernel<'_> {
         // The next rows of the strip, or the first of the next.
         let ahead = |from: Ptr| {
             let share = if place.width == STRIP { STRIP.div_ceil(panels.len()) } else { 0 };
-            Ahead { next: from.at(first + rows * place.width), share }
+            Ahead::new(from.at(first + rows * place.width), share, false)
         };
         let (mut next_w, mut next_v) = (ahead(self.w), ahead(self.v));
         // SAFETY: the caller's promise that operands and a tile of room are there.
