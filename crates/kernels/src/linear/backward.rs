@@ -4,7 +4,7 @@ use super::STRIP;
 use crate::panel::{Panel, copy_rows, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::sgd::{Mover, Update};
-use crate::simd::{LINE, Simd, vectors};
+use crate::simd::{Simd, odd_lines, vectors};
 use crate::strips::Strips;
 use crate::tile::{self, Ahead, Finish, Output, Run, Start};
 
@@ -54,7 +54,7 @@ const TILE: usize = 24 * 16;
 /// From an output of dyᵀ (O, N) to the next for `count` pictures: an odd number of lines, so that outputs fall into different sets
 /// of a cache.
 pub fn transposed_row(count: usize) -> usize {
-    (count.div_ceil(LINE) | 1) * LINE
+    odd_lines(count)
 }
 
 /// What [`backward`] reads and writes besides x and dy.
@@ -75,7 +75,7 @@ pub struct Backward<'a> {
 /// finite.
 ///
 /// Shapes: x (N, I) and dy_t (O, N), whose rows are [`transposed_row`] apart, for N = `count` pictures; w and v in `place`: whole
-/// rows, or [`strips`].
+/// rows, or [`super::strips`].
 pub fn backward(
     ctx: &mut Context,
     cut: &Cut,

@@ -24,7 +24,7 @@ use crate::strips::Strips;
 /// Columns of w of a unit of the backward pass.
 const STRIP: usize = 128;
 
-/// How weights lie that are trained: in strips, since both passes go through blocks of [`STRIP`] columns.
+/// How weights lie that are trained: in strips, since both passes go through blocks of 128 columns.
 pub fn strips(outputs: usize, inputs: usize) -> Strips {
     Strips { rows: outputs, columns: inputs, width: STRIP.min(inputs) }
 }

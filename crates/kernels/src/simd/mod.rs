@@ -61,7 +61,7 @@ pub trait Simd: Copy {
     unsafe fn where_equal(a: Self::V, to: Self::V, b: Self::V) -> Self::V;
     /// `x` where `a` > `b` or `a` is a NaN, else `y`.
     unsafe fn where_larger(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
-    /// a^(−1/4) of positive numbers, about: within 3.2 %, from [`FOURTH_ROOT`].
+    /// a^(−1/4) of positive numbers, about: within 3.2 %, from `FOURTH_ROOT`.
     unsafe fn fourth_root_guess(a: Self::V) -> Self::V;
     /// `LANES` bytes as numbers.
     unsafe fn load_numbers(p: *const u8) -> Self::V;
@@ -299,6 +299,11 @@ pub(crate) use for_vectors;
 
 /// Elements of a line of memory.
 pub(crate) const LINE: usize = 16;
+
+/// So many elements and the rest of an odd number of lines: what lies this far apart falls into all sets of a cache.
+pub(crate) fn odd_lines(len: usize) -> usize {
+    (len.div_ceil(LINE) | 1) * LINE
+}
 
 /// Asks for `len` elements.
 #[inline(always)]

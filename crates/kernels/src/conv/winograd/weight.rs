@@ -22,7 +22,7 @@ use crate::conv::{Fold, Geometry};
 use crate::isa::Isa;
 use crate::panel::{Panel, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::{LINE, Simd};
+use crate::simd::{LINE, Simd, odd_lines};
 use crate::tile::{self, Output, Run, Start};
 
 /// Tiles whose products are summed before they are added to the sums: of 32 pictures the operand of a panel has half of L1.
@@ -86,7 +86,7 @@ impl WeightPlan {
     /// and fall into all sets of L1.
     fn step_len(&self) -> usize {
         let channels = self.g.c / self.g.groups;
-        if channels.is_multiple_of(LINE) { (channels / LINE | 1) * LINE } else { channels }
+        if channels.is_multiple_of(LINE) { odd_lines(channels) } else { channels }
     }
 
     /// From V at one point to that at the next.
