@@ -91,7 +91,7 @@ fn forward_backward_and_update() {
                         v: &mut v2,
                         update: Update { lr, ..update },
                     };
-                    assert!(linear::backward(&mut ctx, &cut, place, count, &x, &dy_t, pass));
+                    assert!(linear::backward(&mut ctx, &cut, place, count, &x, &dy_t, pass, false));
                     let want: Vec<f64> =
                         dx.iter().zip(&x).map(|(d, x)| if masked && *x <= 0.0 { 0.0 } else { *d }).collect();
                     assert_close(&what, &got, &want, tolerance(outputs));
@@ -104,7 +104,7 @@ fn forward_backward_and_update() {
                     // Without the input gradient, and the whole weight gradient instead of the update.
                     let (mut w2, mut v2) = (old_w.clone(), old_v);
                     let pass = Backward { dx: None, relu: None, w: &mut w2, v: &mut v2, update };
-                    assert!(linear::backward_whole(&mut ctx, &cut, place, count, &x, &dy_t, pass));
+                    assert!(linear::backward(&mut ctx, &cut, place, count, &x, &dy_t, pass, true));
                     assert!(w2 == old_w);
                     assert_close(&what, &place.collect(&v2), &dw, tolerance(count));
                 }
@@ -131,6 +131,15 @@ fn a_weight_that_is_not_finite_is_noticed() {
         let pass = Backward { dx: None, relu: None, w: &mut w, v: &mut v, update };
         let mut dy_t = vec![0.0; transposed_row(1)];
         linear::transpose(&mut ctx, 1, &dy, transposed_row(1), &mut dy_t);
-        assert!(!linear::backward(&mut ctx, &Cut::new(isa, 2), Strips::whole(1, 2), 1, &x, &dy_t, pass));
+        assert!(!linear::backward(
+            &mut ctx,
+            &Cut::new(isa, 2),
+            Strips::whole(1, 2),
+            1,
+            &x,
+            &dy_t,
+            pass,
+            false
+        ));
     }
 }

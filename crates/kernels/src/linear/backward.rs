@@ -72,37 +72,12 @@ pub struct Backward<'a> {
 }
 
 /// In one pass over the weights: dx = dy w, then w and v moved by dw = dyᵀ x. Returns whether all weights that moved are
-/// finite.
+/// finite. With `whole` nothing moves, and dw is written to `pass.v`, for updates that need the whole gradient first; the rate of
+/// `pass.update` must not be zero then.
 ///
 /// Shapes: x (N, I) and dy_t (O, N), whose rows are [`transposed_row`] apart, for N = `count` pictures; w and v in `place`: whole
 /// rows, or [`super::strips`].
 pub fn backward(
-    ctx: &mut Context,
-    cut: &Cut,
-    place: Strips,
-    count: usize,
-    x: &[f32],
-    dy_t: &[f32],
-    pass: Backward,
-) -> bool {
-    run_backward(ctx, cut, place, count, x, dy_t, pass, false)
-}
-
-/// As [`backward`], but nothing moves: dw is written to `pass.v`, for updates that need the whole gradient first. The rate
-/// of `pass.update` must not be zero; the result is always true.
-pub fn backward_whole(
-    ctx: &mut Context,
-    cut: &Cut,
-    place: Strips,
-    count: usize,
-    x: &[f32],
-    dy_t: &[f32],
-    pass: Backward,
-) -> bool {
-    run_backward(ctx, cut, place, count, x, dy_t, pass, true)
-}
-
-fn run_backward(
     ctx: &mut Context,
     cut: &Cut,
     place: Strips,
@@ -181,7 +156,7 @@ impl Kernel for BackwardKernel<'_> {
         let packed_w = dx_sums.wrapping_add(count * width);
         let tile_dw = packed_w.wrapping_add(STRIP_ROWS * width);
         let moves = self.update.lr != 0.0;
-        // SAFETY: `run_backward` checked all lengths, `scratch_len` covers the packed operands and sums; this unit owns its
+        // SAFETY: `backward` checked all lengths, `scratch_len` covers the packed operands and sums; this unit owns its
         // columns of w, v and dx, and its flag.
         unsafe {
             let mut mover = Mover::<S>::new(self.update);

@@ -16,7 +16,7 @@
 mod backward;
 mod forward;
 
-pub use backward::{Backward, Cut, backward, backward_whole, bias_gradient, transpose, transposed_row};
+pub use backward::{Backward, Cut, backward, bias_gradient, transpose, transposed_row};
 pub use forward::{PackedPictures, forward};
 
 use crate::strips::Strips;

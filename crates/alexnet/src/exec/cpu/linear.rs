@@ -168,8 +168,7 @@ impl Cpu {
                 threefold::backward(ctx, *engine, state.place, count, x, dy, dy_t, parts, pass, whole)
             }
             Products::Vectors { cut, .. } => {
-                let backward = if whole { linear::backward_whole } else { linear::backward };
-                backward(ctx, cut, state.place, count, x, dy_t, pass)
+                linear::backward(ctx, cut, state.place, count, x, dy_t, pass, whole)
             }
         };
         finite &= self.frame.update(i, b, settings);
