@@ -7,6 +7,7 @@ use alexnet::data::{
 };
 use alexnet::exec::contract::{InputLayout, PixelType};
 use alexnet::net::Shape;
+use alexnet_kernels::threads::Threads;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,14 +44,14 @@ fn main() -> alexnet::Result<()> {
             preprocess,
             augment: augment.clone(),
             seed: 0,
-            threads: 1,
         });
+        let mut threads = Threads::new(1);
         let pictures: Vec<u32> = (0..pack.len() as u32).collect();
         let (mut best, begun) = (0f64, Instant::now());
         for epoch in 0.. {
             let start = Instant::now();
             loader.begin(Sample::shuffled(&pictures, 0, epoch), epoch, 0);
-            while loader.next().is_some() {}
+            while loader.next(&mut threads).is_some() {}
             best = best.max(pictures.len() as f64 / start.elapsed().as_secs_f64());
             if begun.elapsed().as_secs_f64() > seconds {
                 break;

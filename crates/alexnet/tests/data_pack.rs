@@ -10,6 +10,7 @@ use alexnet::data::{
 use alexnet::exec::contract::InputLayout;
 use alexnet::net::Shape;
 use alexnet::rng::{Purpose, Stream};
+use alexnet_kernels::threads::Threads;
 use image::{ImageFormat, RgbImage};
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -166,11 +167,11 @@ fn load(pack: &Arc<Pack>, keep: Keep, augment: &Augment, views: &[View], threads
         preprocess: Arc::new(preprocess),
         augment: augment.clone(),
         seed: 3,
-        threads,
     });
     loader.begin(Sample::of(&(0..pack.len() as u32).collect::<Vec<_>>(), views), 1, 0);
     let mut all = Vec::new();
-    while let Some(batch) = loader.next() {
+    let mut threads = Threads::new(threads);
+    while let Some(batch) = loader.next(&mut threads) {
         assert!(batch.damaged.is_empty());
         all.push(batch.input.pixels().as_f32().iter().map(|v| v.to_bits()).collect());
     }
@@ -324,10 +325,9 @@ fn a_pack_that_is_damaged_in_use_loses_the_picture_and_says_so() {
         preprocess: Arc::new(Preprocess { side: SIDE, crop: 12, ..Preprocess::torchvision() }),
         augment: Augment::none(),
         seed: 3,
-        threads: 2,
     });
     loader.begin(Sample::of(&[0, 1, 2], &[View::Centre]), 0, 0);
-    let batch = loader.next().unwrap();
+    let batch = loader.next(&mut Threads::new(2)).unwrap();
     fs::remove_file(&file).unwrap();
     assert_eq!(batch.weights, [0.0, 1.0, 1.0]);
     assert!(batch.damaged.len() == 1 && batch.damaged[0].path == pack.path(0), "{:?}", batch.damaged);

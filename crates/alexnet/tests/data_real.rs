@@ -5,6 +5,7 @@ use alexnet::data::{
 };
 use alexnet::exec::contract::InputLayout;
 use alexnet::net::Shape;
+use alexnet_kernels::threads::Threads;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -41,12 +42,12 @@ fn caltech_is_read_split_and_loaded() {
         preprocess: Arc::new(Preprocess::paper(64, crop, stats.mean_picture)),
         augment: Augment::default(),
         seed: 1,
-        threads: 2,
     };
     let mut loader = Loader::new(config);
     loader.begin(Sample::of(&sides.train, &[View::Centre]), 0, 0);
     let (mut sum, mut n) = (0.0f64, 0usize);
-    while let Some(batch) = loader.next() {
+    let mut threads = Threads::new(2);
+    while let Some(batch) = loader.next(&mut threads) {
         sum += batch.input.pixels().as_f32().iter().map(|&v| f64::from(v)).sum::<f64>();
         n += batch.samples.len() * crop * crop * 3;
     }

@@ -18,6 +18,7 @@ use alexnet::train::schedule::{Moment, PlateauState};
 use alexnet::train::start::weights;
 use alexnet::train::trainer::{Saving, Setup, Start, train};
 use alexnet::zoo;
+use alexnet_kernels::threads::Threads;
 use serde::Deserialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -176,10 +177,10 @@ fn views_noise_and_mean_are_the_scripts() {
             preprocess: Arc::new(preprocess.clone()),
             augment: augment.clone(),
             seed: golden.seed,
-            threads: 2,
         });
         loader.begin(samples, epoch, 0);
-        while let Some(batch) = loader.next() {
+        let mut threads = Threads::new(2);
+        while let Some(batch) = loader.next(&mut threads) {
             for (i, sample) in batch.samples.iter().enumerate() {
                 let want = views.next().unwrap();
                 assert_eq!((want.epoch, want.picture), (epoch, sample.picture));
@@ -263,7 +264,6 @@ fn run(make: &dyn Fn(&Network, usize) -> Box<dyn Executor>, after: u64) -> (Vec<
         pack,
         split: SplitConfig::Given,
         seed: golden.seed,
-        threads: 2,
         saving: Saving::default(),
         start: Start::Fresh { params, preprocess, colour_axes },
     };

@@ -42,7 +42,6 @@ fn accuracy(recipe: &Recipe, pack: &Arc<Pack>, folder: &Path) -> f64 {
         pack: Arc::clone(pack),
         split: split_config,
         seed: 1,
-        threads: 2,
         saving: Saving::default(),
         start: Start::Fresh { params, preprocess, colour_axes },
     };

@@ -88,7 +88,6 @@ fn run(recipe: Recipe, pack: Arc<Pack>) -> (Told, Checkpoint) {
         pack,
         split: SplitConfig::Given,
         seed: SEED,
-        threads: 2,
         saving: Saving::default(),
         start: Start::Fresh { params, preprocess, colour_axes },
     };

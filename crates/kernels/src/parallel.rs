@@ -32,6 +32,11 @@ impl Context {
         self.threads.count()
     }
 
+    /// The threads, for other work between kernels.
+    pub fn threads_mut(&mut self) -> &mut Threads {
+        &mut self.threads
+    }
+
     /// Makes sure that each thread has at least `len` elements of scratch. Plans call it beforehand, so that no kernel
     /// allocates.
     pub fn reserve_scratch(&mut self, len: usize) {
@@ -49,17 +54,7 @@ impl Context {
 
     /// Runs `work` on every item, the items shared out among the threads.
     pub fn for_each<T: Send>(&mut self, items: &mut [T], work: impl Fn(&mut T) + Sync) {
-        struct Items<T>(*mut T);
-        // SAFETY: each item is touched by one unit only.
-        unsafe impl<T: Send> Sync for Items<T> {}
-        impl<T> Items<T> {
-            fn at(&self, i: usize) -> *mut T {
-                self.0.wrapping_add(i)
-            }
-        }
-        let base = Items(items.as_mut_ptr());
-        // SAFETY: units are below the length and each runs once, so the references are valid and unique.
-        self.threads.run(items.len(), &|unit, _| work(unsafe { &mut *base.at(unit) }));
+        self.threads.for_each(items, |item, _| work(item));
     }
 
     /// Cuts `data` into chunks of `len` and runs `work(index, chunk)` on each, shared out among the threads.

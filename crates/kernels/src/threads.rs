@@ -92,6 +92,21 @@ impl Threads {
         self.workers.len() + 1
     }
 
+    /// Runs `work(item, thread)` on every item, the items shared out among the threads; see [`Threads::run`].
+    pub fn for_each<T: Send>(&mut self, items: &mut [T], work: impl Fn(&mut T, usize) + Sync) {
+        struct Items<T>(*mut T);
+        // SAFETY: each item is touched by one unit only.
+        unsafe impl<T: Send> Sync for Items<T> {}
+        impl<T> Items<T> {
+            fn at(&self, i: usize) -> *mut T {
+                self.0.wrapping_add(i)
+            }
+        }
+        let base = Items(items.as_mut_ptr());
+        // SAFETY: units are below the length and each runs once, so the references are valid and unique.
+        self.run(items.len(), &|unit, thread| work(unsafe { &mut *base.at(unit) }, thread));
+    }
+
     /// Runs `job(unit, thread)` for every unit in `0..units`, and returns when all are done. `thread` is below
     /// [`Threads::count`], and no two units run at once on the same thread.
     ///

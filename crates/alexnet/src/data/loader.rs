@@ -1,5 +1,6 @@
-//! Batches of numbers from stored pictures, made beside the computing. What is in a batch depends on the seed, the
-//! epoch and the samples, never on the number of threads or on what was loaded before.
+//! Batches of numbers from stored pictures, filled between steps by the threads that compute: the pictures of the next
+//! batches are asked for meanwhile, so that they are in memory by then. What is in a batch depends on the seed, the epoch
+//! and the samples, never on the number of threads or on what was loaded before.
 
 use super::augment::{Augment, Key, View};
 use super::pack::{Keep, Pack, PackOptions, Unreadable};
@@ -7,11 +8,10 @@ use super::paint::{Painter, Prepared, Scratch, Value};
 use super::preprocess::Preprocess;
 use super::resize::{Frame, Squarer};
 use crate::error::{Error, Result};
-use crate::exec::contract::{Batch, InputLayout, PixelBuffer, PixelType};
+use crate::exec::contract::{Batch, InputLayout, PixelBuffer};
 use crate::rng::{Purpose, Stream};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use alexnet_kernels::threads::Threads;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A view of a picture that is to be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +49,6 @@ pub struct LoaderConfig {
     pub augment: Augment,
     /// The run's seed.
     pub seed: u64,
-    /// Threads that fill one batch; at least one is used.
-    pub threads: usize,
 }
 
 impl LoaderConfig {
@@ -77,7 +75,7 @@ impl LoaderConfig {
     }
 }
 
-/// A batch, filled. Its memory goes back to the loader when it is dropped.
+/// A batch, filled.
 #[derive(Debug)]
 pub struct LoadedBatch {
     /// In the loader's [`InputLayout`]; zero in padding, unused places and unreadable pictures.
@@ -91,7 +89,6 @@ pub struct LoadedBatch {
     pub damaged: Vec<Unreadable>,
     /// What is in it; may be fewer than the layout's batch.
     pub samples: Vec<Sample>,
-    home: Sender<PixelBuffer>,
 }
 
 impl LoadedBatch {
@@ -102,184 +99,108 @@ impl LoadedBatch {
     }
 }
 
-impl Drop for LoadedBatch {
-    fn drop(&mut self) {
-        // The loader may be gone already.
-        let empty = PixelBuffer::zeros(PixelType::F32, 0);
-        let _ = self.home.send(std::mem::replace(&mut self.input, empty));
-    }
-}
+/// Batches whose pictures are asked for before they are needed.
+const ASKED_AHEAD: usize = 2;
 
-struct Job {
-    samples: Vec<Sample>,
-    epoch: u64,
-    first_batch: usize,
-    out: SyncSender<LoadedBatch>,
-}
-
-/// Fills batches in threads of its own: one ahead waits, the next is being filled.
+/// Fills one batch after the other, with whatever threads it is lent.
 #[derive(Debug)]
 pub struct Loader {
-    jobs: Option<Sender<Job>>,
-    batches: Option<Receiver<LoadedBatch>>,
-    left: usize,
-    batch: usize,
-    worker: Option<JoinHandle<()>>,
+    config: LoaderConfig,
+    painter: Painter,
+    samples: Vec<Sample>,
+    epoch: u64,
+    /// The number of the next batch.
+    next: usize,
+    filled: LoadedBatch,
+    /// One a thread; no two threads want the same.
+    tools: Vec<Mutex<Tools>>,
 }
 
 impl Loader {
-    /// Starts the threads.
+    /// Allocates the memory of a batch.
     ///
     /// Panics if [`LoaderConfig::check`] fails; call it first where the parts come from a user.
     pub fn new(config: LoaderConfig) -> Loader {
         if let Err(e) = config.check() {
             panic!("{e}");
         }
-        let batch = config.layout.batch;
-        let (jobs, todo) = channel::<Job>();
-        let worker = std::thread::spawn(move || work(&config, &todo));
-        Loader { jobs: Some(jobs), batches: None, left: 0, batch, worker: Some(worker) }
+        let filled = LoadedBatch {
+            input: PixelBuffer::zeros(config.layout.values, config.layout.len()),
+            labels: vec![],
+            weights: vec![],
+            damaged: vec![],
+            samples: vec![],
+        };
+        let painter = Painter::new(&config.preprocess, &config.augment);
+        Loader { config, painter, samples: vec![], epoch: 0, next: 0, filled, tools: vec![] }
     }
 
     /// Begins with these samples, in this order, from batch `first_batch` on; what is left of an earlier list is
-    /// dropped. The first batches are filled at once.
+    /// dropped.
     pub fn begin(&mut self, samples: Vec<Sample>, epoch: u64, first_batch: usize) {
-        self.left = samples.len().div_ceil(self.batch).saturating_sub(first_batch);
-        // Dropping the old receiver ends the old job.
-        let (out, batches) = sync_channel(1);
-        self.batches = Some(batches);
-        if let Some(jobs) = &self.jobs {
-            // Fails only if the worker panicked, which `next` reports.
-            let _ = jobs.send(Job { samples, epoch, first_batch, out });
-        }
+        (self.samples, self.epoch, self.next) = (samples, epoch, first_batch);
+        (first_batch..first_batch + ASKED_AHEAD).for_each(|batch| self.ask_for(batch));
     }
 
-    /// The next batch, or `None` after the last. Waits if it is not filled yet.
-    ///
-    /// Panics if a loading thread did.
-    #[allow(clippy::should_implement_trait)] // batches are lent out one after the other, not collected
-    pub fn next(&mut self) -> Option<LoadedBatch> {
-        if self.left == 0 {
+    /// The next batch, filled by these threads, or `None` after the last.
+    pub fn next(&mut self, threads: &mut Threads) -> Option<&LoadedBatch> {
+        if self.remaining() == 0 {
             return None;
         }
-        self.left -= 1;
-        match self.batches.as_ref().map(Receiver::recv) {
-            Some(Ok(batch)) => Some(batch),
-            _ => {
-                self.left = 0;
-                self.stop();
-                None
-            }
-        }
+        let number = self.next;
+        self.next += 1;
+        self.ask_for(number + ASKED_AHEAD);
+        self.tools.resize_with(self.tools.len().max(threads.count()), Default::default);
+        let Loader { config, painter, epoch, filled, tools, .. } = self;
+        let batch = config.layout.batch;
+        let place = Place { epoch: *epoch, first: (number * batch) as u64 };
+        filled.samples.clear();
+        filled.samples.extend(self.samples.chunks(batch).nth(number).unwrap_or_default());
+        let samples = &filled.samples;
+        let filling = Filling { config, painter, samples, place, tools };
+        let lost = match &mut filled.input {
+            PixelBuffer::F32(values) => filling.fill(threads, values),
+            PixelBuffer::Bf16(bits) => filling.fill(threads, bits),
+        };
+        let pack = &config.pack;
+        filled.labels = samples.iter().map(|s| pack.label(s.picture as usize)).collect();
+        filled.weights = samples.iter().map(|s| f32::from(pack.is_readable(s.picture as usize))).collect();
+        lost.iter().for_each(|(n, _)| filled.weights[*n] = 0.0);
+        filled.damaged = lost.into_iter().map(|(n, why)| unreadable(pack, samples[n], why)).collect();
+        Some(&self.filled)
     }
 
     /// Batches that [`Loader::next`] will still give.
     pub fn remaining(&self) -> usize {
-        self.left
+        self.samples.len().div_ceil(self.config.layout.batch).saturating_sub(self.next)
     }
 
-    fn stop(&mut self) {
-        self.batches = None;
-        self.jobs = None;
-        if let Some(worker) = self.worker.take()
-            && let Err(panic) = worker.join()
-            && !std::thread::panicking()
-        {
-            std::panic::resume_unwind(panic);
+    /// Has the system read the pictures of a batch, if there is such a batch.
+    fn ask_for(&self, batch: usize) {
+        let samples = self.samples.chunks(self.config.layout.batch).nth(batch).unwrap_or_default();
+        for views in samples.chunk_by(|a, b| a.picture == b.picture) {
+            self.config.pack.ask_for(views[0].picture as usize);
         }
     }
 }
 
-impl Drop for Loader {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-fn work(config: &LoaderConfig, todo: &Receiver<Job>) {
-    let painter = Painter::new(&config.preprocess, &config.augment);
-    let (home, returned) = channel();
-    for job in todo {
-        let batch = config.layout.batch;
-        for (i, samples) in job.samples.chunks(batch).enumerate().skip(job.first_batch) {
-            // Three are in flight at most, unless the user holds on to them.
-            let (values, len) = (config.layout.values, config.layout.len());
-            let mut input = returned.try_recv().unwrap_or_else(|_| PixelBuffer::zeros(values, len));
-            let first = (i * batch) as u64;
-            let mut lost = match &mut input {
-                PixelBuffer::F32(values) => fill(config, &painter, samples, job.epoch, first, values),
-                PixelBuffer::Bf16(bits) => fill(config, &painter, samples, job.epoch, first, bits),
-            };
-            // Threads come to blocks in any order.
-            lost.sort();
-            let shown = |(n, s): (usize, &Sample)| {
-                config.pack.is_readable(s.picture as usize) && !lost.iter().any(|(l, _)| *l == n)
-            };
-            let loaded = LoadedBatch {
-                labels: samples.iter().map(|s| config.pack.label(s.picture as usize)).collect(),
-                weights: samples.iter().enumerate().map(|s| f32::from(u8::from(shown(s)))).collect(),
-                damaged: lost.into_iter().map(|(n, why)| unreadable(config, samples[n], why)).collect(),
-                samples: samples.to_vec(),
-                input,
-                home: home.clone(),
-            };
-            if job.out.send(loaded).is_err() {
-                break;
-            }
-        }
-    }
-}
-
-fn unreadable(config: &LoaderConfig, sample: Sample, reason: String) -> Unreadable {
-    let path = config.pack.path(sample.picture as usize).into();
-    Unreadable { index: sample.picture, path, reason }
+fn unreadable(pack: &Pack, sample: Sample, reason: String) -> Unreadable {
+    Unreadable { index: sample.picture, path: pack.path(sample.picture as usize).into(), reason }
 }
 
 /// The place of a sample in its batch, and why it has no pixels though it had when it was packed.
 type Lost = (usize, String);
 
-/// Fills a batch; the unit of work is a block, which is one piece of the buffer and hangs on nothing but its samples.
-fn fill<T: Value>(
-    config: &LoaderConfig,
-    painter: &Painter,
-    samples: &[Sample],
+/// Where a batch stands in a run.
+#[derive(Clone, Copy)]
+struct Place {
     epoch: u64,
+    /// The position in the epoch of its first sample.
     first: u64,
-    input: &mut [T],
-) -> Vec<Lost> {
-    let layout = &config.layout;
-    let blocks = input.chunks_exact_mut(layout.block_len()).enumerate();
-    let work = |b: usize, block: &mut [T], tools: &mut Tools| {
-        let start = (b * layout.block).min(samples.len());
-        let end = ((b + 1) * layout.block).min(samples.len());
-        fill_block(config, painter, &samples[start..end], epoch, (first, start), block, tools)
-    };
-    if config.threads <= 1 {
-        let mut tools = Tools::default();
-        return blocks.flat_map(|(b, block)| work(b, block, &mut tools)).collect();
-    }
-    let blocks = Mutex::new(blocks);
-    let all_lost = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..config.threads.min(layout.blocks()) {
-            scope.spawn(|| {
-                let mut tools = Tools::default();
-                loop {
-                    let next = blocks.lock().expect("taking a block does not panic").next();
-                    let Some((b, block)) = next else { break };
-                    let lost = work(b, block, &mut tools);
-                    if !lost.is_empty() {
-                        all_lost.lock().expect("adding to a list does not panic").extend(lost);
-                    }
-                }
-            });
-        }
-    });
-    all_lost.into_inner().expect("adding to a list does not panic")
 }
 
-/// What a thread keeps from block to block.
-#[derive(Default)]
+/// What a thread keeps from batch to batch.
+#[derive(Debug, Default)]
 struct Tools {
     scratch: Scratch,
     squarer: Squarer,
@@ -294,87 +215,120 @@ impl Tools {
     }
 }
 
-/// What a block has of a sample before its views are drawn.
-enum Shown<'a> {
-    Nothing,
-    /// A view of the frame of this number.
-    Of(usize),
-    /// A view of an original, which is too large to be kept until all are there.
-    Drawn(Box<Prepared<'a>>),
+/// Views of one stored picture that follow each other in a batch, the first at place `first`.
+struct Shown<'a> {
+    first: usize,
+    samples: &'a [Sample],
+    /// As many, once they are drawn: none if there is no picture.
+    views: Vec<Option<Prepared<'a>>>,
+    /// Why there is none, if there was when it was packed.
+    lost: Option<String>,
 }
 
-/// Fills a block with the samples that begin at place `start` of the batch and `first + start` of the epoch.
-fn fill_block<T: Value>(
-    config: &LoaderConfig,
-    painter: &Painter,
-    samples: &[Sample],
-    epoch: u64,
-    (first, start): (u64, usize),
-    block: &mut [T],
-    tools: &mut Tools,
-) -> Vec<Lost> {
-    let layout = &config.layout;
-    let key = |n: usize| Key {
-        seed: config.seed,
-        epoch,
-        picture: samples[n].picture,
-        position: first + (start + n) as u64,
-    };
-    let mut lost = Vec::new();
-    let mut frames: Vec<((u32, Keep), Frame)> = Vec::new();
-    let mut shown = Vec::with_capacity(samples.len());
-    for (n, sample) in samples.iter().enumerate() {
-        let keep = painter.needs(sample.view);
-        // Several views of a picture come one after the other.
-        if frames.last().is_some_and(|(of, _)| *of == (sample.picture, keep)) {
-            shown.push(Shown::Of(frames.len() - 1));
-            continue;
+/// Some rows of a block of pictures, which are one piece of the buffer.
+struct Rows<'a, T> {
+    block: usize,
+    first: usize,
+    values: &'a mut [T],
+}
+
+/// Rows of pictures that a thread writes at a time: as many as one picture has in most networks.
+const ROWS_AT_A_TIME: usize = 256;
+
+/// A batch that is being filled.
+struct Filling<'a> {
+    config: &'a LoaderConfig,
+    painter: &'a Painter,
+    samples: &'a [Sample],
+    place: Place,
+    tools: &'a [Mutex<Tools>],
+}
+
+impl Filling<'_> {
+    /// First all views are drawn, then all rows written; neither hangs on which thread does what.
+    fn fill<T: Value>(&self, threads: &mut Threads, input: &mut [T]) -> Vec<Lost> {
+        let layout = &self.config.layout;
+        let same = |a: &Sample, b: &Sample| {
+            a.picture == b.picture && self.painter.needs(a.view) == self.painter.needs(b.view)
+        };
+        let mut first = 0;
+        let mut shown: Vec<Shown> = self
+            .samples
+            .chunk_by(same)
+            .map(|samples| {
+                let shown = Shown { first, samples, views: vec![], lost: None };
+                first += samples.len();
+                shown
+            })
+            .collect();
+        threads.for_each(&mut shown, |shown, thread| self.draw(shown, &mut self.tools_of(thread)));
+        let lost = shown
+            .iter()
+            .flat_map(|s| {
+                let places = s.first..s.first + s.samples.len();
+                places.filter_map(|n| Some((n, s.lost.clone()?)))
+            })
+            .collect();
+
+        let views: Vec<Option<Prepared>> = shown.into_iter().flat_map(|s| s.views).collect();
+        let rows = (ROWS_AT_A_TIME / layout.block).max(1);
+        let mut pieces: Vec<Rows<T>> = Vec::new();
+        for (block, values) in input.chunks_exact_mut(layout.block_len()).enumerate() {
+            let of_block = values.chunks_mut(rows * layout.row_len()).enumerate();
+            pieces.extend(of_block.map(|(i, values)| Rows { block, first: i * rows, values }));
         }
-        shown.push(match config.pack.frame(sample.picture as usize, keep, &mut tools.squarer) {
-            Some(Ok(frame)) if keep == Keep::Original => {
-                let view = painter.prepare(&frame, sample.view, key(n), &mut tools.squarer).into_owned();
-                tools.reuse(frame);
-                Shown::Drawn(Box::new(view))
+        threads.for_each(&mut pieces, |piece, thread| {
+            let start = (piece.block * layout.block).min(views.len());
+            let end = (start + layout.block).min(views.len());
+            let views = &views[start..end];
+            // The buffer holds an earlier batch where this one has no picture.
+            if views.len() < layout.block || views.iter().any(Option::is_none) {
+                piece.values.fill(T::default());
             }
-            Some(Ok(frame)) => {
-                frames.push(((sample.picture, keep), frame));
-                Shown::Of(frames.len() - 1)
-            }
-            Some(Err(why)) => {
-                lost.push((start + n, why));
-                Shown::Nothing
-            }
-            None => Shown::Nothing,
+            let scratch = &mut self.tools_of(thread).scratch;
+            self.painter.write_rows(views, layout, piece.first, piece.values, scratch);
         });
+        for (i, view) in views.into_iter().flatten().enumerate() {
+            self.tools_of(i % threads.count()).reuse(view.into_frame());
+        }
+        lost
     }
-    let views: Vec<Option<Prepared>> = shown
-        .into_iter()
-        .enumerate()
-        .map(|(n, shown)| match shown {
-            Shown::Nothing => None,
-            Shown::Of(i) => Some(painter.prepare(&frames[i].1, samples[n].view, key(n), &mut tools.squarer)),
-            Shown::Drawn(view) => Some(*view),
-        })
-        .collect();
-    // The buffer may hold an earlier batch where this one has no picture.
-    if samples.len() < layout.block || views.iter().any(Option::is_none) {
-        block.fill(T::default());
+
+    fn tools_of(&self, thread: usize) -> MutexGuard<'_, Tools> {
+        // After a panic, which ends the run, nobody looks at what it left.
+        self.tools[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
-    painter.write_block(&views, layout, block, &mut tools.scratch);
-    views.into_iter().flatten().for_each(|view| tools.reuse(view.into_frame()));
-    frames.into_iter().for_each(|(_, frame)| tools.reuse(frame));
-    lost
+
+    /// Draws all views of a picture. Pixels stay where they are stored if they are stored as they are seen.
+    fn draw<'a>(&'a self, shown: &mut Shown<'a>, tools: &mut Tools) {
+        let (picture, needed) = (shown.samples[0].picture, self.painter.needs(shown.samples[0].view));
+        let frame = match self.config.pack.frame(picture as usize, needed, &mut tools.squarer) {
+            Some(Ok(frame)) => frame,
+            gone => {
+                shown.views.resize_with(shown.samples.len(), || None);
+                shown.lost = gone.and_then(|frame| frame.err());
+                return;
+            }
+        };
+        for (i, sample) in shown.samples.iter().enumerate() {
+            let position = self.place.first + (shown.first + i) as u64;
+            let key = Key { seed: self.config.seed, epoch: self.place.epoch, picture, position };
+            shown.views.push(Some(self.painter.prepare(&frame, sample.view, key, &mut tools.squarer)));
+        }
+        tools.reuse(frame);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::pack::NewPicture;
+    use crate::exec::contract::PixelType;
     use crate::net::Shape;
 
     const BAD: u32 = 5;
 
-    fn config(threads: usize, block: usize) -> LoaderConfig {
+    fn config(block: usize) -> LoaderConfig {
         let (side, crop) = (12, 8);
         let mut random = Stream::new(1, Purpose::Synthetic, 0, 0);
         let pictures = (0..23).map(|i| NewPicture {
@@ -393,14 +347,15 @@ mod tests {
         let shape = Shape { c: 3, h: crop, w: crop };
         let layout = InputLayout { block, fold: 4, pad: 2, columns: 4, ..InputLayout::nhwc(8, shape) };
         let preprocess = Arc::new(Preprocess { side, crop, ..Preprocess::torchvision() });
-        LoaderConfig { pack, layout, preprocess, augment: Augment::default(), seed: 9, threads }
+        LoaderConfig { pack, layout, preprocess, augment: Augment::default(), seed: 9 }
     }
 
     type Plain = (Vec<u32>, Vec<u32>, Vec<u32>, Vec<Sample>);
 
-    fn drain(loader: &mut Loader) -> Vec<Plain> {
+    fn drain(loader: &mut Loader, threads: usize) -> Vec<Plain> {
         let mut all = Vec::new();
-        while let Some(b) = loader.next() {
+        let mut threads = Threads::new(threads);
+        while let Some(b) = loader.next(&mut threads) {
             let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             let input = match &b.input {
                 PixelBuffer::F32(values) => bits(values),
@@ -416,11 +371,11 @@ mod tests {
         let pictures: Vec<u32> = (0..23).collect();
         for block in [1, 3, 8] {
             let run = |threads| {
-                let mut loader = Loader::new(config(threads, block));
+                let mut loader = Loader::new(config(block));
                 (0..3u64)
                     .map(|epoch| {
                         loader.begin(Sample::shuffled(&pictures, 9, epoch), epoch, 0);
-                        drain(&mut loader)
+                        drain(&mut loader, threads)
                     })
                     .collect::<Vec<_>>()
             };
@@ -438,7 +393,7 @@ mod tests {
         // An odd number of values in a row, and pictures that are not there.
         for (block, fold) in [(1, 1usize), (3, 4), (8, 1)] {
             let run = |values| {
-                let mut config = config(2, block);
+                let mut config = config(block);
                 let pad = fold / 2;
                 let columns = (9 + pad).div_ceil(fold);
                 let shape = Shape { c: 3, h: 9, w: 9 };
@@ -447,7 +402,7 @@ mod tests {
                 config.preprocess = Arc::new(Preprocess { crop: 9, ..(*config.preprocess).clone() });
                 let mut loader = Loader::new(config);
                 loader.begin(Sample::shuffled(&(0..23).collect::<Vec<_>>(), 9, 0), 0, 0);
-                drain(&mut loader)
+                drain(&mut loader, 2)
             };
             let (whole, rounded) = (run(PixelType::F32), run(PixelType::Bf16));
             assert_eq!(rounded.len(), 3);
@@ -462,32 +417,32 @@ mod tests {
     #[test]
     fn beginning_in_the_middle_is_the_rest_of_the_whole() {
         let samples = Sample::shuffled(&(0..23).collect::<Vec<_>>(), 9, 4);
-        let mut loader = Loader::new(config(2, 3));
+        let mut loader = Loader::new(config(3));
         loader.begin(samples.clone(), 4, 0);
-        let whole = drain(&mut loader);
+        let whole = drain(&mut loader, 1);
         for first in 0..4 {
             loader.begin(samples.clone(), 4, first);
             assert_eq!(loader.remaining(), 3 - first);
-            assert_eq!(drain(&mut loader), whole[first..]);
+            assert_eq!(drain(&mut loader, 2), whole[first..]);
         }
         // Begun, left, and begun again.
         loader.begin(samples.clone(), 4, 0);
-        drop(loader.next());
+        loader.next(&mut Threads::new(1)).unwrap();
         loader.begin(samples, 4, 1);
-        assert_eq!(drain(&mut loader), whole[1..]);
+        assert_eq!(drain(&mut loader, 2), whole[1..]);
     }
 
     #[test]
     fn nothing_of_an_earlier_batch_is_left() {
         // After full batches, a short one: places without a picture, and padding, are zero.
-        let mut loader = Loader::new(config(1, 3));
+        let mut loader = Loader::new(config(3));
         loader.begin(Sample::of(&(6..23).collect::<Vec<_>>(), &[View::Centre]), 0, 0);
-        drain(&mut loader);
+        drain(&mut loader, 1);
         loader.begin(Sample::of(&[0, BAD], &[View::Centre]), 0, 0);
-        let batch = loader.next().unwrap();
+        let batch = loader.next(&mut Threads::new(1)).unwrap();
         assert_eq!(batch.weights, [1.0, 0.0]);
         assert_eq!(batch.labels, [0, BAD % 3]);
-        let layout = &config(1, 3).layout;
+        let layout = &config(3).layout;
         let mut pixel = vec![false; layout.len()];
         for i in 0..8 * 8 * 3 {
             pixel[layout.offset(0, i % 3, i / 24, i / 3 % 8)] = true;
@@ -499,18 +454,18 @@ mod tests {
 
     #[test]
     fn an_empty_list_gives_no_batch() {
-        let mut loader = Loader::new(config(2, 3));
-        assert!(loader.next().is_none());
+        let mut loader = Loader::new(config(3));
+        assert!(loader.next(&mut Threads::new(2)).is_none());
         loader.begin(Vec::new(), 0, 0);
-        assert!(loader.next().is_none());
+        assert!(loader.next(&mut Threads::new(2)).is_none());
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let mut c = config(1, 1);
+        let mut c = config(1);
         c.layout.shape = Shape { c: 3, h: 9, w: 9 };
         assert!(c.check().unwrap_err().to_string().contains("3×8×8"));
-        let mut c = config(1, 1);
+        let mut c = config(1);
         c.preprocess = Arc::new(Preprocess { side: 13, crop: 8, ..Preprocess::torchvision() });
         assert!(c.check().unwrap_err().to_string().contains("12 pixels"));
     }

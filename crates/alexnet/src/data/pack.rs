@@ -30,6 +30,7 @@ use super::stats::Sums;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use xxhash_rust::xxh3::xxh3_64;
@@ -263,13 +264,28 @@ impl Pack {
 
     /// What the file holds of picture `i`, readable or not.
     pub(super) fn stored_bytes(&self, i: usize) -> &[u8] {
-        let (begin, end) = match &self.index.offsets[..] {
-            [] => (i * picture_len(self.options.side), (i + 1) * picture_len(self.options.side)),
-            offsets => (offsets[i] as usize, offsets[i + 1] as usize),
-        };
+        let Range { start: begin, end } = self.range(i);
         match &self.pixels {
             Pixels::Owned(p) => &p[begin..end],
             Pixels::Mapped { map, start, .. } => &map[start + begin..start + end],
+        }
+    }
+
+    /// Where picture `i` lies among the pictures.
+    fn range(&self, i: usize) -> Range<usize> {
+        match &self.index.offsets[..] {
+            [] => i * picture_len(self.options.side)..(i + 1) * picture_len(self.options.side),
+            offsets => offsets[i] as usize..offsets[i + 1] as usize,
+        }
+    }
+
+    /// Has the system read picture `i`, if the pack lies in a file and the system can: whoever needs it soon does not wait.
+    pub(super) fn ask_for(&self, i: usize) {
+        #[cfg(unix)]
+        if let Pixels::Mapped { map, start, .. } = &self.pixels {
+            let range = self.range(i);
+            // Only advice: whether it is taken changes no result.
+            let _ = map.advise_range(memmap2::Advice::WillNeed, start + range.start, range.len());
         }
     }
 

@@ -27,7 +27,7 @@ pub enum Form {
     #[default]
     Raw,
     /// JPEG of quality 95 with halved chroma, as OpenCV writes it and the tool of 2014 stored: about a seventh of the
-    /// bytes. The loader's threads decode it.
+    /// bytes. The loader decodes it.
     Jpeg,
 }
 

@@ -10,6 +10,7 @@ use alexnet_kernels::bf16::convert::round_values;
 use alexnet_kernels::parallel::ChunkWork;
 use alexnet_kernels::pixels::copy_row;
 use alexnet_kernels::{Context, Isa};
+use std::borrow::Cow;
 
 /// Writes views of stored pictures as numbers for a network.
 #[derive(Clone, Debug)]
@@ -49,17 +50,6 @@ impl<'a> Prepared<'a> {
     pub(super) fn into_frame(self) -> Frame<'a> {
         self.frame
     }
-
-    /// The same with pixels of its own.
-    pub fn into_owned(self) -> Prepared<'static> {
-        let Prepared { frame, mirrored, factor, offset, mean_factor, mean_part } = self;
-        let (width, height) = (frame.width, frame.height);
-        let frame = match frame.pixels {
-            std::borrow::Cow::Owned(pixels) => Frame { pixels: pixels.into(), ..frame },
-            std::borrow::Cow::Borrowed(_) => Frame::whole(frame.to_pixels(), width, height),
-        };
-        Prepared { frame, mirrored, factor, offset, mean_factor, mean_part }
-    }
 }
 
 /// Most numbers of a picture that lie side by side in a layout and are written at once: 16 columns, three vectors of 16.
@@ -78,26 +68,28 @@ pub struct Scratch {
 
 /// What pixels become.
 pub trait Value: Copy + Default + Send {
-    /// As [`Painter::write_block`].
-    fn write_block(
+    /// As [`Painter::write_rows`].
+    fn write_rows(
         painter: &Painter,
         views: &[Option<Prepared>],
         layout: &InputLayout,
-        block: &mut [Self],
+        first: usize,
+        rows: &mut [Self],
         scratch: &mut Scratch,
     );
 }
 
 impl Value for f32 {
-    fn write_block(
+    fn write_rows(
         painter: &Painter,
         views: &[Option<Prepared>],
         layout: &InputLayout,
-        block: &mut [f32],
+        first: usize,
+        rows: &mut [f32],
         scratch: &mut Scratch,
     ) {
         let mut ctx = any_tier();
-        for (y, row) in block.chunks_exact_mut(layout.row_len()).enumerate().take(painter.crop) {
+        for (y, row) in (first..painter.crop).zip(rows.chunks_exact_mut(layout.row_len())) {
             painter.write_row(&mut ctx, views, y, layout, row, scratch);
         }
     }
@@ -110,18 +102,19 @@ fn any_tier() -> Context {
 
 /// The bits of a bf16. Padding and the places of pictures that are not there become zero.
 impl Value for u16 {
-    fn write_block(
+    fn write_rows(
         painter: &Painter,
         views: &[Option<Prepared>],
         layout: &InputLayout,
-        block: &mut [u16],
+        first: usize,
+        rows: &mut [u16],
         scratch: &mut Scratch,
     ) {
         let mut row = std::mem::take(&mut scratch.row);
         row.clear();
         row.resize(layout.row_len(), 0.0);
         let mut ctx = any_tier();
-        for (y, rounded) in block.chunks_exact_mut(layout.row_len()).enumerate().take(painter.crop) {
+        for (y, rounded) in (first..painter.crop).zip(rows.chunks_exact_mut(layout.row_len())) {
             painter.write_row(&mut ctx, views, y, layout, &mut row, scratch);
             round_values(&mut ctx, &row, rounded);
         }
@@ -167,8 +160,15 @@ impl Painter {
         }
     }
 
-    /// Draws what is to be drawn for a view of a picture, as much of which is given as [`Painter::needs`] says.
-    pub fn prepare<'a>(&self, frame: &'a Frame, view: View, key: Key, squarer: &mut Squarer) -> Prepared<'a> {
+    /// Draws what is to be drawn for a view of a picture, as much of which is given as [`Painter::needs`] says. The view
+    /// borrows pixels that the frame borrows, if they need no resizing, and else has pixels of its own.
+    pub fn prepare<'a>(
+        &self,
+        frame: &Frame<'a>,
+        view: View,
+        key: Key,
+        squarer: &mut Squarer,
+    ) -> Prepared<'a> {
         let draw = self.augment.draw(view, key, (frame.width, frame.height), self.crop);
         let noisy = view == View::Train && self.augment.colour.is_some() && self.augment.colour_noise != 0.0;
         let damp = if noisy { 1.0 / (1.0 + self.augment.colour_noise) } else { 1.0 };
@@ -184,17 +184,20 @@ impl Painter {
             _ => ((self.side - self.crop) / 2, (self.side - self.crop) / 2, false),
         };
         let part = Frame {
-            pixels: std::borrow::Cow::Borrowed(&frame.pixels[..]),
+            pixels: Cow::Borrowed(&frame.pixels[..]),
             row_px: frame.row_px,
             left: frame.left + left,
             top: frame.top + top,
             width,
             height,
         };
-        let frame = if (width, height) == (self.crop, self.crop) {
-            part
-        } else {
-            Frame::whole(squarer.resized(&part, self.crop, self.crop, self.resize), self.crop, self.crop)
+        let frame = match frame.pixels {
+            Cow::Borrowed(pixels) if (width, height) == (self.crop, self.crop) => {
+                Frame { pixels: Cow::Borrowed(pixels), ..part }
+            }
+            _ => {
+                Frame::whole(squarer.resized(&part, self.crop, self.crop, self.resize), self.crop, self.crop)
+            }
         };
         Prepared {
             frame,
@@ -206,16 +209,17 @@ impl Painter {
         }
     }
 
-    /// Writes views as the pictures of a block, (H, columns, block, fold·C). Padding is left as it is, and so are the
-    /// places of pictures that are not there.
-    pub fn write_block<T: Value>(
+    /// Writes views as rows of the pictures of a block, (rows, columns, block, fold·C), the first of which has number `first`.
+    /// Padding is left as it is, and so are the places of pictures that are not there.
+    pub fn write_rows<T: Value>(
         &self,
         views: &[Option<Prepared>],
         layout: &InputLayout,
-        block: &mut [T],
+        first: usize,
+        rows: &mut [T],
         scratch: &mut Scratch,
     ) {
-        T::write_block(self, views, layout, block, scratch);
+        T::write_rows(self, views, layout, first, rows, scratch);
     }
 
     /// Writes row `y` of all pictures.
@@ -357,7 +361,7 @@ mod tests {
         let mut block = vec![0.0; layout.len()];
         let frame = Frame::whole(pixels, SIDE, SIDE);
         let view = painter.prepare(&frame, view, key, &mut Squarer::default());
-        painter.write_block(&[Some(view)], &layout, &mut block, &mut Scratch::default());
+        painter.write_rows(&[Some(view)], &layout, 0, &mut block, &mut Scratch::default());
         block
     }
 
@@ -383,14 +387,17 @@ mod tests {
                 let pictures: Vec<Vec<u8>> = (0..block).map(|n| stored(n as u64)).collect();
                 let frames: Vec<Frame> =
                     pictures.iter().map(|pixels| Frame::whole(&pixels[..], SIDE, SIDE)).collect();
-                let prepare = |(n, frame): (usize, &'_ Frame<'_>)| {
-                    painter.prepare(frame, View::Train, key(n as u32), &mut Squarer::default()).into_owned()
-                };
                 // The second of three is not there.
                 let there = |n: usize| n != 1;
-                let views: Vec<Option<Prepared>> =
-                    frames.iter().enumerate().map(|f| there(f.0).then(|| prepare(f))).collect();
-                painter.write_block(&views, &layout, &mut buffer, &mut Scratch::default());
+                let views: Vec<Option<Prepared>> = frames
+                    .iter()
+                    .enumerate()
+                    .map(|(n, frame)| {
+                        let key = key(n as u32);
+                        there(n).then(|| painter.prepare(frame, View::Train, key, &mut Squarer::default()))
+                    })
+                    .collect();
+                painter.write_rows(&views, &layout, 0, &mut buffer, &mut Scratch::default());
                 for n in (0..block).filter(|&n| there(n)) {
                     let pixels = &pictures[n];
                     let draw = augment.draw(View::Train, key(n as u32), (SIDE, SIDE), CROP);

@@ -4,8 +4,9 @@
 use super::decode::Picture;
 use super::resample::{Part, Rule, resample};
 use super::spare::Spare;
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
 /// How a picture becomes a square.
@@ -233,18 +234,18 @@ impl Squarer {
             .crop(left, top, width, height);
         let px = |v: usize| u32::try_from(v).expect("decoded pictures are below 2^32 pixels");
         let rows = frame.pixels.len() / (frame.row_px * 3);
-        let source = ImageRef::new(px(frame.row_px), px(rows), &frame.pixels, PixelType::U8x3)
+        let source = TypedImageRef::<U8x3>::from_buffer(px(frame.row_px), px(rows), &frame.pixels)
             .expect("three bytes a pixel");
-        let source =
-            CroppedImage::new(&source, px(frame.left), px(frame.top), px(frame.width), px(frame.height))
-                .expect("the part lies inside");
+        let (left, top) = (px(frame.left), px(frame.top));
+        let source = TypedCroppedImage::from_ref(&source, left, top, px(frame.width), px(frame.height))
+            .expect("the part lies inside");
         let mut pixels = self.spare.take_filled(window.width * window.height * 3);
-        let mut target =
-            Image::from_slice_u8(px(window.width), px(window.height), &mut pixels, PixelType::U8x3)
-                .expect("three bytes a pixel");
+        let mut target = TypedImage::<U8x3>::from_buffer(px(window.width), px(window.height), &mut pixels)
+            .expect("three bytes a pixel");
+        // Views that know their pixels' type: of one that does not, the compiler makes code for all fifteen.
         self.resizer
-            .resize(&source, &mut target, &options)
-            .expect("both have the same pixel type and at least a pixel, and the window lies inside");
+            .resize_typed(&source, &mut target, &options)
+            .expect("both have at least a pixel, and the window lies inside");
         pixels
     }
 }

@@ -130,7 +130,7 @@ pub fn outputs(
             let mut tell = |i: u32, output: Option<&[f32]>| {
                 each(&chunk[i as usize], output.ok_or(reasons[i as usize].unwrap_or("it cannot be decoded")))
             };
-            mean_outputs(executor, &pack, &pictures, preprocess, views, threads, &mut tell)?;
+            mean_outputs(executor, &pack, &pictures, preprocess, views, &mut tell)?;
         }
         Ok(())
     })

@@ -28,7 +28,7 @@ pub fn of_number(n: usize) -> Result<&'static [View]> {
 pub type EachPicture<'a> = dyn FnMut(u32, Option<&[f32]>) -> Result<()> + 'a;
 
 /// Runs the views of each picture through an executor for inference, and hands each picture's mean output to `each`
-/// in the order of `pictures`; `None` for a picture that could not be decoded. `threads` fill the batches.
+/// in the order of `pictures`; `None` for a picture that could not be decoded.
 ///
 /// # Errors
 /// [`Error::Config`] if pictures, preparation and the network's input do not fit together; whatever `each` returns.
@@ -38,7 +38,6 @@ pub fn mean_outputs(
     pictures: &[u32],
     preprocess: &Arc<Preprocess>,
     views: &[View],
-    threads: usize,
     each: &mut EachPicture,
 ) -> Result<()> {
     let config = LoaderConfig {
@@ -47,7 +46,6 @@ pub fn mean_outputs(
         preprocess: Arc::clone(preprocess),
         augment: Augment::none(),
         seed: 0,
-        threads,
     };
     config.check()?;
     let width = executor.output_len();
@@ -57,7 +55,7 @@ pub fn mean_outputs(
     let mut seen = 0;
     for listed in pictures.chunks(LISTED) {
         loader.begin(Sample::of(listed, views), 0, 0);
-        while let Some(loaded) = loader.next() {
+        while let Some(loaded) = loader.next(executor.threads()) {
             let rows = &mut output[..loaded.samples.len() * width];
             executor.infer(loaded.as_batch(), rows);
             for (n, sample) in loaded.samples.iter().enumerate() {
@@ -87,7 +85,6 @@ pub fn tally(
     pictures: &[u32],
     preprocess: &Arc<Preprocess>,
     views: &[View],
-    threads: usize,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Tally> {
     let classes = executor.output_len();
@@ -99,7 +96,7 @@ pub fn tally(
     }
     let mut tally = Tally::new(classes);
     let mut done = 0;
-    mean_outputs(executor, pack, pictures, preprocess, views, threads, &mut |picture, probabilities| {
+    mean_outputs(executor, pack, pictures, preprocess, views, &mut |picture, probabilities| {
         if let Some(probabilities) = probabilities {
             tally.add(probabilities, pack.label(picture as usize));
         }
@@ -155,19 +152,11 @@ mod tests {
     fn outputs(batch: usize, views: &[View]) -> Vec<Option<Vec<f32>>> {
         let mut found = Vec::new();
         let order = [4, 2, 0, 1];
-        mean_outputs(
-            &mut executor(batch),
-            &pack(),
-            &order,
-            &preprocess(),
-            views,
-            1,
-            &mut |picture, output| {
-                assert_eq!(picture, order[found.len()]);
-                found.push(output.map(<[f32]>::to_vec));
-                Ok(())
-            },
-        )
+        mean_outputs(&mut executor(batch), &pack(), &order, &preprocess(), views, &mut |picture, output| {
+            assert_eq!(picture, order[found.len()]);
+            found.push(output.map(<[f32]>::to_vec));
+            Ok(())
+        })
         .unwrap();
         found
     }
@@ -194,10 +183,8 @@ mod tests {
         let (mut executor, all) = (executor(4), [0, 1, 2, 3, 4]);
         let mut told = 0;
         let counted =
-            tally(&mut executor, &pack(), &all, &preprocess(), &[View::Centre], 1, &mut |done, _| {
-                told = done
-            })
-            .unwrap();
+            tally(&mut executor, &pack(), &all, &preprocess(), &[View::Centre], &mut |done, _| told = done)
+                .unwrap();
         assert_eq!((counted.pictures(), told), (4, 5));
         assert!(of_number(7).is_err());
     }

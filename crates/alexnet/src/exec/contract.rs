@@ -7,6 +7,7 @@ use crate::net::{Network, Op, Shape};
 use alexnet_kernels::arena::{Buffer, Halves};
 pub use alexnet_kernels::bf16::entry::Pixels;
 use alexnet_kernels::bf16::round;
+use alexnet_kernels::threads::Threads;
 
 /// Where the loader writes pixel values for the first layer.
 ///
@@ -286,6 +287,10 @@ pub trait Executor: Send {
 
     /// The plan in words: stages, kernels by name, bytes.
     fn describe(&self) -> String;
+
+    /// The threads that compute, for other work between steps: the loader fills batches with them. Threads of its own would take
+    /// the processor from these in the middle of a stage, at whose end all wait for the last.
+    fn threads(&mut self) -> &mut Threads;
 
     /// Name of the instruction set or device that computes, for example `AVX-512 f32`.
     fn kernel_name(&self) -> String;

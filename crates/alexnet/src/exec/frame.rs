@@ -12,6 +12,7 @@ use crate::ops::{loss, update::limit_rms};
 use alexnet_kernels::arena::{Arena, Layouter, Region};
 use alexnet_kernels::sgd::{self, Update};
 use alexnet_kernels::strips::Strips;
+use alexnet_kernels::threads::Threads;
 use alexnet_kernels::{Context, Isa};
 
 /// What is reserved while an executor is made, before anything is allocated.
@@ -305,6 +306,10 @@ impl<S: Stages> Executor for S {
             self.planned_bytes() as f64 / (1 << 20) as f64,
             frame.plan.describe(&frame.net)
         )
+    }
+
+    fn threads(&mut self) -> &mut Threads {
+        self.frame_mut().ctx.threads_mut()
     }
 
     fn kernel_name(&self) -> String {

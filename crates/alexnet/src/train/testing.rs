@@ -10,6 +10,7 @@ use crate::rng::{Purpose, Stream};
 use crate::train::checkpoint::State;
 use crate::train::recipe;
 use crate::train::run_directory::SplitConfig;
+use alexnet_kernels::threads::Threads;
 
 /// conv1 (4 filters, 3×3, stride 2) on 3×8×8, ReLU, fc1 (6), ReLU, dropout, fc2.
 pub fn small_net(classes: usize) -> Network {
@@ -81,6 +82,10 @@ impl Executor for Faulty {
 
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn threads(&mut self) -> &mut Threads {
+        self.inner.threads()
     }
 
     fn precision(&self) -> &'static str {

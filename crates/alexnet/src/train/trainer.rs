@@ -74,8 +74,6 @@ pub struct Setup {
     pub split: SplitConfig,
     /// Keys every random number of the run.
     pub seed: u64,
-    /// Threads that fill batches.
-    pub threads: usize,
     /// When checkpoints are written.
     pub saving: Saving,
     /// Where the run begins.
@@ -123,7 +121,6 @@ struct Trainer<'a, 'b> {
     recipe: Recipe,
     pack: Arc<Pack>,
     partition: Partition,
-    threads: usize,
     saving: Saving,
     run: &'a mut RunDirectory,
     compile: &'a mut Compile<'b>,
@@ -156,7 +153,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
         observer: &'a mut dyn Observer,
         stop: &'a AtomicBool,
     ) -> Result<Self> {
-        let Setup { net, recipe, pack, split: split_config, seed, threads, saving, start } = setup;
+        let Setup { net, recipe, pack, split: split_config, seed, saving, start } = setup;
         recipe.check()?;
         let partition = split(&pack, &split_config.rule(seed))?;
         if net.classes() != pack.classes().len() {
@@ -237,7 +234,6 @@ impl<'a, 'b> Trainer<'a, 'b> {
             recipe,
             pack,
             partition,
-            threads,
             saving,
             run,
             compile,
@@ -346,7 +342,6 @@ impl<'a, 'b> Trainer<'a, 'b> {
             preprocess: Arc::clone(&self.preprocess),
             augment: self.recipe.augment_at(position.epoch, self.state.colour_axes.as_ref()),
             seed: self.state.seed,
-            threads: self.threads,
         };
         config.check()?;
         let order_of = if self.recipe.reshuffle { position.epoch } else { 0 };
@@ -368,7 +363,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
                 layout = self.executor().input_layout();
                 loader = self.loader()?;
             }
-            let Some(loaded) = loader.next() else {
+            let Some(loaded) = loader.next(self.executor().threads()) else {
                 return Err(Error::Data("the loader ended before the epoch; the run can be resumed".into()));
             };
             let rates = rates(&self.recipe, &self.net, &self.names, at, &self.state.plateau);
@@ -386,7 +381,6 @@ impl<'a, 'b> Trainer<'a, 'b> {
             };
             let pictures = loaded.samples.len();
             self.note_damaged(&loaded.damaged)?;
-            drop(loaded);
             self.check_finite(&report, &rates)?;
             self.count(&report);
             let seconds = clock.elapsed().as_secs_f64();

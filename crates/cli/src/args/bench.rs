@@ -27,7 +27,7 @@ pub struct BenchRun {
     /// Steps that are timed, after two that are not
     #[arg(long, value_name = "N", default_value = "10")]
     pub steps: usize,
-    /// Also from this pack (`alexnet data pack`), through the loader
+    /// Also from this pack (`alexnet data pack`), through the loader, step by step in turns
     #[arg(long, value_name = "PACK")]
     pub data: Option<PathBuf>,
     /// How to compute.

@@ -139,7 +139,6 @@ impl Session<'_> {
             pack: Arc::clone(&pack),
             split: self.material.split,
             seed,
-            threads,
             saving: Saving::default(),
             start,
         };

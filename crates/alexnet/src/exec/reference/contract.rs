@@ -2,6 +2,7 @@
 
 use super::{Mode, Reference, ops::Real, ops::loss};
 use crate::exec::contract::{Batch, Executor, InputLayout, Params, StepReport, StepSettings};
+use alexnet_kernels::threads::Threads;
 
 impl<T: Real> Reference<T> {
     /// Computes every layer for a batch in the layout that the contract promises, (N, H, W, C).
@@ -67,6 +68,10 @@ impl<T: Real> Executor for Reference<T> {
             text += &format!("{:8} {:12} {from} -> {to}\n", layer.name, layer.op.kind());
         }
         text
+    }
+
+    fn threads(&mut self) -> &mut Threads {
+        &mut self.threads
     }
 
     fn kernel_name(&self) -> String {

@@ -11,6 +11,7 @@ use crate::exec::contract::{Params, Rate, Role, StepSettings};
 use crate::net::{Network, Op, Shape};
 use crate::ops::update::{self, Rule};
 use crate::ops::{self, Real, activation, batch_norm, conv, dropout, linear, loss, lrn, pool};
+use alexnet_kernels::threads::Threads;
 
 /// Whether dropout draws its masks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,6 @@ pub enum Mode {
 }
 
 /// A network with its parameters and everything that one step computes. All tensors are canonical.
-#[derive(Clone, Debug)]
 pub struct Reference<T> {
     net: Network,
     /// The largest number of pictures in a batch.
@@ -57,6 +57,8 @@ pub struct Reference<T> {
     /// For each layer whether it is a batch normalization that is used in training as at test time.
     held: Vec<bool>,
     rule: Rule,
+    /// The one that computes, for other work.
+    threads: Threads,
 }
 
 impl<T: Real> Reference<T> {
@@ -103,6 +105,7 @@ impl<T: Real> Reference<T> {
                 .collect(),
             held: vec![false; count],
             rule: Rule::default(),
+            threads: Threads::new(1),
             net: net.clone(),
             shapes,
             names,

@@ -28,7 +28,7 @@ fn setup(epochs: u64) -> Setup {
     let (preprocess, colour_axes) = recipe.measure(&net, &pack, &train, 1).unwrap();
     let params = weights(&recipe, &net, 7).unwrap().0;
     let start = Start::Fresh { params, preprocess, colour_axes };
-    Setup { net, recipe, pack, split: split_config, seed: 7, threads: 2, saving: Saving::default(), start }
+    Setup { net, recipe, pack, split: split_config, seed: 7, saving: Saving::default(), start }
 }
 
 fn resumed(mut setup: Setup, run: &RunDirectory) -> Setup {
@@ -199,8 +199,6 @@ fn killed_anywhere_and_resumed_equals_undisturbed() {
         } else {
             assert!(run.store().is_empty());
         }
-        // Another number of loader threads changes nothing either.
-        again.threads = 1;
         go(again, &mut run, &mut Silent, &AtomicBool::new(false)).unwrap();
         assert_eq!(outcome(&run), expected, "killed in step {dies_at}");
     }

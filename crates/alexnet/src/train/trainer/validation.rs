@@ -30,15 +30,8 @@ impl Trainer<'_, '_> {
                 false => Ok(()),
             }
         };
-        let result = mean_outputs(
-            executor,
-            &self.pack,
-            &self.partition.val,
-            &self.preprocess,
-            views,
-            self.threads,
-            &mut each,
-        );
+        let result =
+            mean_outputs(executor, &self.pack, &self.partition.val, &self.preprocess, views, &mut each);
         match result {
             Err(Error::Interrupted(_)) => {
                 // All steps of the epoch are done: the resumed run begins with the validation.

@@ -50,18 +50,13 @@ fn measure(args: &BenchRun, train: bool) -> Outcome {
     ))?;
 
     let layout = executor.input_layout();
-    let made_up = Pictures::made_up(&layout, net.classes());
-    let mut steps = Steps::new(&net, executor.as_ref(), made_up, train)?;
-    let made_up_ms = times(&mut steps, executor.as_mut(), args.steps)?;
-    let packed_ms = match &args.data {
-        None => None,
-        Some(path) => {
-            // Loading begins before the clock does, as in a run; each step then waits for its batch.
-            steps.pictures = Pictures::packed(path, &net, layout, train, compute.threads)?;
-            Some(times(&mut steps, executor.as_mut(), args.steps)?)
-        }
-    };
-    report(args, train, &compute, executor.as_ref(), &words, made_up_ms, packed_ms)
+    let mut sources = vec![Pictures::made_up(&layout, net.classes())];
+    if let Some(path) = &args.data {
+        sources.push(Pictures::packed(path, &net, layout, train)?);
+    }
+    let mut steps = Steps::new(&net, executor.as_ref(), train)?;
+    let times_ms = times(&mut steps, executor.as_mut(), &mut sources, args.steps);
+    report(args, train, &compute, executor.as_ref(), &words, &times_ms)
 }
 
 /// What the executor holds, and the made-up pictures.
@@ -69,70 +64,80 @@ fn planned_bytes(executor: &dyn Executor) -> usize {
     executor.planned_bytes() + executor.input_layout().bytes()
 }
 
-/// Milliseconds of each step after those that warm up, in rising order.
-fn times(steps: &mut Steps, executor: &mut dyn Executor, count: usize) -> Result<Vec<f64>, Failure> {
+/// Milliseconds of each step after those that warm up, for each source of pictures. Sources take turns, so that a machine
+/// whose rate changes changes it for all; a step includes the filling of its batch.
+fn times(
+    steps: &mut Steps,
+    executor: &mut dyn Executor,
+    sources: &mut [Pictures],
+    count: usize,
+) -> Vec<Vec<f64>> {
     let mut progress = Progress::new("measuring");
-    let mut times_ms = Vec::with_capacity(count);
+    let mut times_ms = vec![Vec::with_capacity(count); sources.len()];
     for step in 0..WARM_UP + count {
-        let start = Instant::now();
-        steps.run(executor, step)?;
-        if step >= WARM_UP {
-            times_ms.push(start.elapsed().as_secs_f64() * 1e3);
+        for (pictures, times_ms) in sources.iter_mut().zip(&mut times_ms) {
+            let start = Instant::now();
+            steps.run(executor, pictures, step);
+            if step >= WARM_UP {
+                times_ms.push(start.elapsed().as_secs_f64() * 1e3);
+            }
         }
         progress.update(step + 1, WARM_UP + count, "");
     }
     progress.finish();
-    times_ms.sort_by(f64::total_cmp);
-    Ok(times_ms)
+    times_ms
+}
+
+/// In rising order.
+fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values
 }
 
 /// What steps need.
 struct Steps {
     train: bool,
-    pictures: Pictures,
     rates: Vec<Rate>,
     output: Vec<f32>,
 }
 
 impl Steps {
-    fn new(
-        net: &Network,
-        executor: &dyn Executor,
-        pictures: Pictures,
-        train: bool,
-    ) -> Result<Steps, Failure> {
+    fn new(net: &Network, executor: &dyn Executor, train: bool) -> Result<Steps, Failure> {
         let rates = vec![Rate { lr: 0.01, decay: 5e-4 }; Params::zeros(net)?.0.len()];
         let output = vec![0.0; executor.input_layout().batch * executor.output_len()];
-        Ok(Steps { train, pictures, rates, output })
+        Ok(Steps { train, rates, output })
     }
 
     /// One step of training, or one forward pass.
-    fn run(&mut self, executor: &mut dyn Executor, step: usize) -> Result<(), Failure> {
+    fn run(&mut self, executor: &mut dyn Executor, pictures: &mut Pictures, step: usize) {
         let settings = StepSettings { step: step as u64, seed: 0, momentum: 0.9, rates: &self.rates };
         let (train, output) = (self.train, &mut self.output);
-        self.pictures.next(|batch| {
+        pictures.next(executor, |executor, batch| {
             if train {
                 executor.train_step(batch, &settings);
             } else {
                 executor.infer(batch, output);
             }
-        })
+        });
     }
 }
 
-/// A line of words and an object for programs. Times are in rising order.
+/// A line of words and an object for programs. The times of made-up pictures come first, then those of a pack, if there is one.
 fn report(
     args: &args::BenchRun,
     train: bool,
     compute: &plan::Compute,
     executor: &dyn Executor,
     words: &Words,
-    made_up_ms: Vec<f64>,
-    packed_ms: Option<Vec<f64>>,
+    times_ms: &[Vec<f64>],
 ) -> Outcome {
-    let made_up = made_up_ms[made_up_ms.len() / 2];
-    let packed = packed_ms.is_some();
-    let times_ms = packed_ms.unwrap_or(made_up_ms);
+    let packed = times_ms.len() > 1;
+    let (made_up_ms, last_ms) = (&times_ms[0], &times_ms[times_ms.len() - 1]);
+    // Of neighbouring steps.
+    let ratios = sorted(made_up_ms.iter().zip(last_ms).map(|(made_up, last)| made_up / last));
+    let of_made_up = ratios[ratios.len() / 2];
+    let times_ms = sorted(last_ms.iter().copied());
     let mean = times_ms.iter().sum::<f64>() / times_ms.len() as f64;
     let (least, median, most) = (times_ms[0], times_ms[times_ms.len() / 2], times_ms[times_ms.len() - 1]);
     let img_s = args.batch as f64 * 1e3 / median;
@@ -144,8 +149,8 @@ fn report(
     ))?;
     if packed {
         words.line(&format!(
-            "pictures from the pack: {:.1} % of the rate on pictures already in memory ({made_up:.2} ms a step)",
-            made_up / median * 100.0,
+            "pictures from the pack: {:.1} % of the rate on pictures already in memory (median of steps in turns)",
+            of_made_up * 100.0,
         ))?;
     }
     if args.json {
@@ -163,7 +168,7 @@ fn report(
             "ms_most": most,
             "img_s": img_s,
             "from_pack": packed,
-            "of_made_up": made_up / median,
+            "of_made_up": of_made_up,
             "planned_bytes": planned_bytes(executor),
             "peak_resident_bytes": resident,
         });

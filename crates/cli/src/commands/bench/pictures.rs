@@ -3,6 +3,7 @@
 
 use crate::failure::Failure;
 use alexnet::data::{Augment, Loader, LoaderConfig, Pack, Preprocess, Sample, View};
+use alexnet::exec::Executor;
 use alexnet::exec::contract::{Batch, InputLayout, PixelBuffer};
 use alexnet::net::Network;
 use alexnet::rng::{Purpose, Stream};
@@ -27,10 +28,11 @@ pub enum Pictures {
 /// A pack and its loader.
 pub struct Packed {
     loader: Loader,
-    samples: usize,
+    /// Pictures of whole batches.
+    whole: usize,
+    pictures: usize,
     train: bool,
     epoch: u64,
-    batch: usize,
 }
 
 impl Pictures {
@@ -45,13 +47,7 @@ impl Pictures {
     ///
     /// # Errors
     /// Of opening the pack; if it has fewer pictures than a batch, more classes than the network, or does not fit it.
-    pub fn packed(
-        path: &Path,
-        net: &Network,
-        layout: InputLayout,
-        train: bool,
-        threads: usize,
-    ) -> Result<Pictures, Failure> {
+    pub fn packed(path: &Path, net: &Network, layout: InputLayout, train: bool) -> Result<Pictures, Failure> {
         let pack = Arc::new(Pack::open(path)?);
         let batch = layout.batch;
         let config = |why: String| Failure::from(alexnet::Error::Config(why));
@@ -72,45 +68,40 @@ impl Pictures {
             ..Preprocess::torchvision()
         };
         let augment = if train { Augment::default() } else { Augment::none() };
-        let samples = pack.len();
-        let loader =
-            LoaderConfig { pack, layout, preprocess: Arc::new(preprocess), augment, seed: 0, threads };
+        let pictures = pack.len();
+        let loader = LoaderConfig { pack, layout, preprocess: Arc::new(preprocess), augment, seed: 0 };
         loader.check()?;
-        let mut packed = Packed { loader: Loader::new(loader), samples, train, epoch: 0, batch };
-        packed.begin();
+        let whole = pictures / batch * batch;
+        let packed = Packed { loader: Loader::new(loader), whole, pictures, train, epoch: 0 };
         Ok(Pictures::Packed(Box::new(packed)))
     }
 
-    /// Hands the next batch to `work`.
-    pub fn next(&mut self, work: impl FnOnce(Batch)) -> Result<(), Failure> {
+    /// Hands the next batch, which the executor's threads fill, to `work`.
+    pub fn next(&mut self, executor: &mut dyn Executor, work: impl FnOnce(&mut dyn Executor, Batch)) {
         match self {
             Pictures::MadeUp { input, labels, weights } => {
-                work(Batch { input: input.pixels(), count: labels.len(), labels, weights });
+                work(executor, Batch { input: input.pixels(), count: labels.len(), labels, weights });
             }
             Pictures::Packed(packed) => {
-                let loaded = loop {
-                    match packed.loader.next() {
-                        Some(loaded) if loaded.as_batch().count == packed.batch => break loaded,
-                        Some(_) => {}
-                        None if packed.loader.remaining() == 0 => packed.begin(),
-                        None => return Err(alexnet::Error::Data("the loader stopped".into()).into()),
-                    }
-                };
-                work(loaded.as_batch());
+                if packed.loader.remaining() == 0 {
+                    packed.begin();
+                }
+                let loaded = packed.loader.next(executor.threads()).expect("an epoch has a batch");
+                work(executor, loaded.as_batch());
             }
         }
-        Ok(())
     }
 }
 
 impl Packed {
     /// The next epoch.
     fn begin(&mut self) {
-        let all: Vec<u32> = (0..self.samples as u32).collect();
-        let samples = match self.train {
+        let all: Vec<u32> = (0..self.pictures as u32).collect();
+        let mut samples = match self.train {
             true => Sample::shuffled(&all, 0, self.epoch),
             false => Sample::of(&all, &[View::Centre]),
         };
+        samples.truncate(self.whole);
         self.loader.begin(samples, self.epoch, 0);
         self.epoch += 1;
     }

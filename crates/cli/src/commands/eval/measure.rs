@@ -250,7 +250,6 @@ impl<'a> Work<'a> {
             pictures,
             &computed.model.preprocess,
             views,
-            self.compute.threads,
             &mut |picture, answer| {
                 stop::check(self.stop)?;
                 let row = answer.ok_or_else(|| {
