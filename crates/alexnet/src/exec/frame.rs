@@ -387,8 +387,11 @@ impl<S: Stages> Executor for S {
             return;
         }
         let (logits, _) = self.logits(batch.count);
-        let Frame { net, arena, .. } = self.frame();
-        loss::probabilities(net.loss, net.classes(), &arena.get(logits)[..output.len()], output);
+        let Frame { net, arena, ctx, .. } = self.frame_mut();
+        let (kind, classes, z) = (net.loss, net.classes(), arena.get(logits));
+        ctx.for_each_chunk(output, classes, |n, p| {
+            loss::probabilities(kind, classes, &z[n * classes..][..classes], p);
+        });
     }
 
     fn output_len(&self) -> usize {

@@ -11,7 +11,7 @@
 //! ```
 
 use super::pack::Packed;
-use super::points::{OUTPUTS, Strip, outputs_of, strips};
+use super::points::{OUTPUTS, POINTS, Strip, outputs_of, strips};
 use super::values::{Inputs, lot_len, lots};
 use super::{PIECES, pieces};
 use crate::conv::{Epilogue, Geometry};
@@ -211,36 +211,12 @@ impl Correlate<'_> {
         }
     }
 
-    /// The outputs of a tile, of a panel.
+    /// The outputs of a tile, of a panel: Aᵀ M A, along the rows of points first.
     ///
     /// # Safety
     /// The sums are there; the outputs are the unit's own.
     #[inline(always)]
     unsafe fn outputs<S: Simd>(&self, tile: &Tile, panel: &Panel, sums: *const f32) {
-        // SAFETY: passed on from the caller.
-        unsafe {
-            match (tile.strips[1].points, tile.strips[1].outputs) {
-                (3, 1) => self.outputs_across::<S, 3, 1>(tile, panel, sums),
-                (4, 2) => self.outputs_across::<S, 4, 2>(tile, panel, sums),
-                (5, 3) => self.outputs_across::<S, 5, 3>(tile, panel, sums),
-                (6, 4) => self.outputs_across::<S, 6, 4>(tile, panel, sums),
-                (5, 1) => self.outputs_across::<S, 5, 1>(tile, panel, sums),
-                _ => self.outputs_across::<S, 6, 2>(tile, panel, sums),
-            }
-        }
-    }
-
-    /// [`Correlate::outputs`] of a tile M outputs and N points wide: Aᵀ M A.
-    ///
-    /// # Safety
-    /// The sums are there; the outputs are the unit's own.
-    #[inline(always)]
-    unsafe fn outputs_across<S: Simd, const N: usize, const M: usize>(
-        &self,
-        tile: &Tile,
-        panel: &Panel,
-        sums: *const f32,
-    ) {
         let (g, w, out_c) = (&self.g, self.w, self.channels[1]);
         let [row, column] = tile.strips;
         let across = w.longest[1].points;
@@ -250,48 +226,34 @@ impl Correlate<'_> {
         let position = tile.before + row.first * g.columns.output + column.first;
         // From a position's outputs to those of the one below, and of the next.
         let (below, next) = (g.columns.output * g.block * out_c, g.block * out_c);
+        // SAFETY: the caller's promise of the instructions.
+        let mut lines = [[unsafe { S::zero() }; OUTPUTS]; POINTS];
         for n in 0..tile.pictures {
             for c in (0..width).step_by(S::LANES) {
+                let first = (position * g.block + n) * out_c + channel + c;
+                // So many places lie too far apart for the processor to foresee the next picture's.
+                for (p, q) in (0..row.outputs).flat_map(|p| (0..column.outputs).map(move |q| (p, q))) {
+                    let at = first + p * below + q * next + out_c;
+                    prefetch(self.y.at(at).cast_const());
+                    if let Finish::Mask(mask) = self.finish {
+                        prefetch(mask.wrapping_add(at));
+                    }
+                }
                 // SAFETY: the caller's promise.
                 unsafe {
-                    let first = (position * g.block + n) * out_c + channel + c;
-                    let mut outputs = [[S::zero(); M]; OUTPUTS];
-                    for i in 0..row.points {
+                    for (i, line) in lines[..row.points].iter_mut().enumerate() {
                         let sums = sums.add(row.place(w.longest[0], i) * across * distance + n * width + c);
-                        let mut m = [S::zero(); N];
-                        for j in 0..N {
-                            let place = if j + 1 < N { j } else { across - 1 };
-                            m[j] = S::load(sums.add(place * distance));
-                        }
-                        if i < row.outputs {
-                            // So many places lie too far apart for the processor to foresee the next picture's.
-                            for q in 0..M {
-                                let at = first + i * below + q * next + out_c;
-                                prefetch(self.y.at(at).cast_const());
-                                if let Finish::Mask(mask) = self.finish {
-                                    prefetch(mask.wrapping_add(at));
-                                }
-                            }
-                        }
-                        let m = outputs_of::<S, N, M>(m);
-                        let factors = row.outputs_at(i);
-                        for p in 0..OUTPUTS {
-                            let factor = S::splat(factors[p]);
-                            for q in 0..M {
-                                outputs[p][q] = S::fma(factor, m[q], outputs[p][q]);
-                            }
-                        }
+                        let last = (across - 1) * distance;
+                        *line = along::<S>(column, |j, is_last| {
+                            S::load(sums.add(if is_last { last } else { j * distance }))
+                        });
                     }
-                    for p in 0..OUTPUTS {
-                        if p == row.outputs {
-                            break;
-                        }
-                        for q in 0..M {
+                    let bias = self.bias.map(|bias| S::load(bias[channel + c..].as_ptr()));
+                    for q in 0..column.outputs {
+                        let outputs = along::<S>(row, |i, _| lines[i][q]);
+                        for (p, &sum) in outputs[..row.outputs].iter().enumerate() {
                             let at = first + p * below + q * next;
-                            let mut sum = outputs[p][q];
-                            if let Some(bias) = self.bias {
-                                sum = S::add(S::load(bias[channel + c..].as_ptr()), sum);
-                            }
+                            let sum = bias.map_or(sum, |bias| S::add(bias, sum));
                             let sum = match self.finish {
                                 Finish::Store => sum,
                                 // In this order a NaN passes through.
@@ -304,5 +266,38 @@ impl Correlate<'_> {
                 }
             }
         }
+    }
+}
+
+/// Aᵀ of the points of a strip, which `at` says, of each also whether it is the last: its outputs, and others that mean nothing.
+#[inline(always)]
+unsafe fn along<S: Simd>(strip: Strip, at: impl Fn(usize, bool) -> S::V) -> [S::V; OUTPUTS] {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match (strip.points, strip.outputs) {
+            (3, 1) => along_points::<S, 3, 1>(at),
+            (4, 2) => along_points::<S, 4, 2>(at),
+            (5, 3) => along_points::<S, 5, 3>(at),
+            (6, 4) => along_points::<S, 6, 4>(at),
+            (5, 1) => along_points::<S, 5, 1>(at),
+            _ => along_points::<S, 6, 2>(at),
+        }
+    }
+}
+
+/// [`along`] a strip of N points and M outputs.
+#[inline(always)]
+unsafe fn along_points<S: Simd, const N: usize, const M: usize>(
+    at: impl Fn(usize, bool) -> S::V,
+) -> [S::V; OUTPUTS] {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let mut m = [S::zero(); N];
+        for j in 0..N {
+            m[j] = at(j, j + 1 == N);
+        }
+        let mut outputs = [S::zero(); OUTPUTS];
+        outputs[..M].copy_from_slice(&outputs_of::<S, N, M>(m));
+        outputs
     }
 }

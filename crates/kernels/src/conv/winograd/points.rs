@@ -81,29 +81,12 @@ impl Strip {
         }
     }
 
-    /// Row `point` of Bᵀ.
-    #[inline(always)]
-    pub(super) fn inputs_at(self, point: usize) -> &'static [f32; POINTS] {
-        &INPUTS[self.points][point]
-    }
-
     /// Column `point` of Aᵀ.
     #[inline(always)]
     pub(super) fn outputs_at(self, point: usize) -> &'static [f32; OUTPUTS] {
         &RESULTS[self.points][self.outputs][point]
     }
 }
-
-/// Bᵀ for every number of points.
-static INPUTS: [[[f32; POINTS]; POINTS]; POINTS + 1] = {
-    let mut all = [[[0.0; POINTS]; POINTS]; POINTS + 1];
-    let mut n = 1;
-    while n <= POINTS {
-        all[n] = inputs(n);
-        n += 1;
-    }
-    all
-};
 
 /// A for every number of points and outputs.
 static RESULTS: [[[[f32; OUTPUTS]; POINTS]; OUTPUTS + 1]; POINTS + 1] = {
@@ -247,62 +230,55 @@ pub(super) unsafe fn points_of<S: Simd, const N: usize, const M: usize>(dy: [S::
     unsafe { times::<S, N, M>(|i, k| a[i][k], dy) }
 }
 
-/// Rows of vectors, `len` elements each, that are sums of the rows at `from`: row r has coefficient `factors[r][k]` for row k,
-/// and goes to `to + r * distance`. What lies `ahead` elements beyond the rows at `from` is asked for.
+/// A line of `len` elements that is the sum of the lines at `from`, each with its factor. What lies `ahead` elements beyond these
+/// is asked for.
 ///
 /// # Safety
-/// All rows have so many elements, whole vectors.
+/// All lines have so many elements, whole vectors.
 #[inline(always)]
 pub(super) unsafe fn combine<S: Simd>(
     from: &[*const f32],
-    factors: &[[f32; POINTS]],
+    factors: &[f32; OUTPUTS],
     len: usize,
     ahead: usize,
     to: *mut f32,
-    distance: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         match from.len() {
-            0 => sums_of::<S, 0>(from, factors, len, ahead, to, distance),
-            1 => sums_of::<S, 1>(from, factors, len, ahead, to, distance),
-            2 => sums_of::<S, 2>(from, factors, len, ahead, to, distance),
-            3 => sums_of::<S, 3>(from, factors, len, ahead, to, distance),
-            4 => sums_of::<S, 4>(from, factors, len, ahead, to, distance),
-            5 => sums_of::<S, 5>(from, factors, len, ahead, to, distance),
-            _ => sums_of::<S, 6>(from, factors, len, ahead, to, distance),
+            1 => sum_of::<S, 1>(from, factors, len, ahead, to),
+            2 => sum_of::<S, 2>(from, factors, len, ahead, to),
+            3 => sum_of::<S, 3>(from, factors, len, ahead, to),
+            _ => sum_of::<S, 4>(from, factors, len, ahead, to),
         }
     }
 }
 
-/// [`combine`] for K rows.
+/// [`combine`] for K lines.
 #[inline(always)]
-unsafe fn sums_of<S: Simd, const K: usize>(
+unsafe fn sum_of<S: Simd, const K: usize>(
     from: &[*const f32],
-    factors: &[[f32; POINTS]],
+    factors: &[f32; OUTPUTS],
     len: usize,
     ahead: usize,
     to: *mut f32,
-    distance: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut rows = [std::ptr::null(); K];
-        rows.copy_from_slice(&from[..K]);
+        let mut lines = [std::ptr::null(); K];
+        lines.copy_from_slice(&from[..K]);
+        let mut factor = [S::zero(); K];
+        for k in 0..K {
+            factor[k] = S::splat(factors[k]);
+        }
         for i in (0..len).step_by(S::LANES) {
-            let mut v = [S::zero(); K];
+            let mut sum = S::zero();
             for k in 0..K {
-                v[k] = S::load(rows[k].add(i));
-                prefetch(rows[k].wrapping_add(i + ahead));
+                let v = S::load(lines[k].add(i));
+                prefetch(lines[k].wrapping_add(i + ahead));
+                sum = if k == 0 { S::mul(factor[0], v) } else { S::fma(factor[k], v, sum) };
             }
-            for (r, factors) in factors.iter().enumerate() {
-                let mut sum = S::zero();
-                for k in 0..K {
-                    let factor = S::splat(factors[k]);
-                    sum = if k == 0 { S::mul(factor, v[0]) } else { S::fma(factor, v[k], sum) };
-                }
-                S::store(to.add(r * distance + i), sum);
-            }
+            S::store(to.add(i), sum);
         }
     }
 }
@@ -332,7 +308,7 @@ mod tests {
                                 let place = strip.place(longest, i);
                                 assert_eq!(strip.point(longest, place), Some(i));
                                 let u: f64 = (0..kernel).map(|k| f64::from(g[place][k]) * tap(k)).sum();
-                                let b = strip.inputs_at(i);
+                                let b = inputs(strip.points)[i];
                                 let v: f64 = (0..strip.points).map(|k| f64::from(b[k]) * input(k)).sum();
                                 f64::from(strip.outputs_at(i)[o]) * u * v
                             })

@@ -1,9 +1,9 @@
 //! V = Bᵀ d B: what the tiles of a map are at the points.
 
-use super::points::{POINTS, Strip, at_points, combine};
+use super::points::{POINTS, Strip, at_points};
 use super::{CHANNELS, PICTURES};
 use crate::conv::{Axis, Geometry};
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch};
 use std::ops::Range;
 
 /// The inputs of a tile.
@@ -56,37 +56,36 @@ impl Inputs {
         let [row, column] = self.strips;
         let [down, across] = &self.inside;
         let last = (self.longest[1].points - 1) * distance;
-        let mut factors = [[0.0; POINTS]; POINTS];
-        for (i, factors) in factors[..row.points].iter_mut().enumerate() {
-            factors[..down.len()].copy_from_slice(&row.inputs_at(i)[down.clone()]);
-        }
-        let factors = &factors[..row.points];
         for n in 0..pictures {
+            let first = self.first.wrapping_add(n * stride);
             // SAFETY: the caller's promise.
             unsafe {
                 for j in 0..column.points {
-                    let mut from = [std::ptr::null(); POINTS];
-                    let mut used = 0;
+                    let mut lines = [std::ptr::null(); POINTS];
                     if across.contains(&j) {
-                        let first = self.first.add((j - across.start) * self.len + n * stride);
-                        for k in 0..down.len() {
-                            from[k] = first.add(k * self.below);
+                        let first = first.add((j - across.start) * self.len);
+                        for k in down.clone() {
+                            lines[k] = first.add((k - down.start) * self.below);
                         }
-                        used = down.len();
                     }
-                    let to = buffer.add(j * channels);
-                    combine::<S>(&from[..used], factors, channels, stride, to, column.points * channels);
+                    let distance = column.points * channels;
+                    let last = (row.points - 1) * distance;
+                    let to = Lines { first: buffer.add(j * channels), distance, last };
+                    transform::<S>(&lines[..row.points], channels, Some(stride), to);
                 }
                 for i in 0..row.points {
-                    let from = buffer.add(i * column.points * channels);
+                    let mut lines = [std::ptr::null(); POINTS];
+                    for (j, line) in lines[..column.points].iter_mut().enumerate() {
+                        *line = buffer.add((i * column.points + j) * channels).cast_const();
+                    }
                     let place = row.place(self.longest[0], i) * self.longest[1].points;
                     let to = to.add(place * distance + n * step);
-                    match column.points {
-                        3 => to_points::<S, 3>(from, channels, to, distance, last),
-                        4 => to_points::<S, 4>(from, channels, to, distance, last),
-                        5 => to_points::<S, 5>(from, channels, to, distance, last),
-                        _ => to_points::<S, 6>(from, channels, to, distance, last),
-                    }
+                    transform::<S>(
+                        &lines[..column.points],
+                        channels,
+                        None,
+                        Lines { first: to, distance, last },
+                    );
                 }
             }
         }
@@ -110,26 +109,59 @@ pub(super) fn lots(pictures: usize, stride: usize, channels: usize) -> [usize; 3
     }
 }
 
-/// Bᵀ along a row of N columns at `from`, `channels` elements each, to N points `distance` apart, the last of them at `last`.
-#[inline(always)]
-unsafe fn to_points<S: Simd, const N: usize>(
-    from: *const f32,
-    channels: usize,
-    to: *mut f32,
+/// Where the points of some lines go: `distance` elements apart, but for the last one, infinity.
+#[derive(Clone, Copy)]
+struct Lines {
+    first: *mut f32,
     distance: usize,
+    /// From the first to the last.
     last: usize,
+}
+
+/// Bᵀ of lines of `len` elements, those of padding null: as many lines. What lies `ahead` of them is asked for.
+///
+/// # Safety
+/// All lines have so many elements, whole vectors.
+#[inline(always)]
+unsafe fn transform<S: Simd>(lines: &[*const f32], len: usize, ahead: Option<usize>, to: Lines) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match lines.len() {
+            3 => transform_lines::<S, 3>(lines, len, ahead, to),
+            4 => transform_lines::<S, 4>(lines, len, ahead, to),
+            5 => transform_lines::<S, 5>(lines, len, ahead, to),
+            _ => transform_lines::<S, 6>(lines, len, ahead, to),
+        }
+    }
+}
+
+/// [`transform`] of N lines.
+#[inline(always)]
+unsafe fn transform_lines<S: Simd, const N: usize>(
+    from: &[*const f32],
+    len: usize,
+    ahead: Option<usize>,
+    to: Lines,
 ) {
-    for c in (0..channels).step_by(S::LANES) {
+    let mut lines = [std::ptr::null(); N];
+    lines.copy_from_slice(from);
+    let padded = lines.iter().any(|line| line.is_null());
+    for c in (0..len).step_by(S::LANES) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut d = [S::zero(); N];
             for k in 0..N {
-                d[k] = S::load(from.add(k * channels + c));
+                if !padded || !lines[k].is_null() {
+                    d[k] = S::load(lines[k].add(c));
+                }
+                if let Some(ahead) = ahead {
+                    prefetch(lines[k].wrapping_add(c + ahead));
+                }
             }
             let v = at_points::<S, N>(d);
             for j in 0..N {
-                let at = if j + 1 < N { j * distance } else { last };
-                S::store(to.add(at + c), v[j]);
+                let at = if j + 1 < N { j * to.distance } else { to.last };
+                S::store(to.first.add(at + c), v[j]);
             }
         }
     }

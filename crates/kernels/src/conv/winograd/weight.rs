@@ -310,8 +310,7 @@ impl Products<'_> {
         let (part, plan, g) = (&self.part, self.part.plan, &self.part.plan.g);
         let (row, distance) = (Strip::at(&g.rows, part.row), plan.gradient_distance(width));
         let last = (plan.longest[1].points - 1) * distance;
-        let mut factors = [[0.0; POINTS]];
-        factors[0][..OUTPUTS].copy_from_slice(row.outputs_at(point));
+        let factors = row.outputs_at(point);
         for tile in 0..strips(&g.columns) {
             let column = Strip::at(&g.columns, tile);
             let position = (part.block * g.rows.output + row.first) * g.columns.output + column.first;
@@ -324,7 +323,7 @@ impl Products<'_> {
                             let position = position + p * g.columns.output + q;
                             from[p] = self.dy.as_ptr().add((position * g.block + n) * g.k + filter);
                         }
-                        combine::<S>(&from[..row.outputs], &factors, width, g.k, buffer.add(q * width), 0);
+                        combine::<S>(&from[..row.outputs], factors, width, g.k, buffer.add(q * width));
                     }
                     let to = to.add((tile * g.block + n) * width);
                     match (column.points, column.outputs) {
