@@ -57,11 +57,11 @@ pub(super) fn fits_first(g: &Geometry) -> bool {
 
 /// Whether it is faster than the direct method.
 pub(super) fn pays(g: &Geometry) -> bool {
-    // With fewer channels the sums of a point are too short for the work around them, with fewer pictures its weights are
-    // read for too little, and in smaller maps most taps of the direct method fall on padding.
+    // With fewer channels the sums of a point are too short for the work around them, for one picture its weights, four times
+    // as many as the window's, are read for too little, and in smaller maps most taps of the direct method fall on padding.
     (fits(g) || fits_first(g))
         && [g.c * pieces(g), g.k].iter().all(|c| c / g.groups >= 16)
-        && g.block >= 16
+        && g.block >= 2
         && g.rows.output.min(g.columns.output) >= 4
 }
 
