@@ -98,7 +98,7 @@ impl Observer for Screen {
             self.kernel,
             self.compute.threads
         ));
-        self.line(&format!("memory    plan {}{available}", bytes(executor.planned_bytes() as u64)));
+        self.line(&format!("memory    plan {}{available}", bytes(executor.bytes_with_batch() as u64)));
         if frozen_below > 0 {
             self.line(&format!("frozen    the first {frozen_below} layers have no backward pass"));
         }

@@ -306,6 +306,11 @@ pub trait Executor: Send {
     /// Bytes that the plan holds: weights, momentum, activations, gradients.
     fn planned_bytes(&self) -> usize;
 
+    /// The same and the pixels of a batch, which whoever fills it holds.
+    fn bytes_with_batch(&self) -> usize {
+        self.planned_bytes() + self.input_layout().bytes()
+    }
+
     /// Replaces the parameters.
     fn set_params(&mut self, params: &Params);
 

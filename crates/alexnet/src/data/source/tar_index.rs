@@ -12,6 +12,8 @@ use std::path::{Component, Path, PathBuf};
 
 /// Headers and sizes are counted in blocks of this many bytes.
 const BLOCK_BYTES: u64 = 512;
+/// Bytes that are read at a time: a page, which the system reads anyway.
+const WINDOW_BYTES: u64 = 4096;
 /// Longest name that is read; longer ones are a lie or a nuisance.
 const MAX_NAME_BYTES: u64 = 4096;
 /// Longest extended header (PAX) that is read.
@@ -50,6 +52,7 @@ pub fn walk(
     let end = offset.checked_add(bytes).ok_or("an archive of more than 2^64 bytes")?;
     let mut at = offset;
     let mut extended = Extended::default();
+    let mut window = Window { at: 0, bytes: Vec::with_capacity(WINDOW_BYTES as usize) };
     loop {
         let place = at - offset;
         if at == end {
@@ -58,12 +61,11 @@ pub fn walk(
         if end - at < BLOCK_BYTES {
             return Err(format!("cut short: it ends within the header at byte {place}"));
         }
-        let mut block = [0; BLOCK_BYTES as usize];
-        file.fill_at(&mut block, at)?;
+        let block = window.block(file, at, end)?;
         if block.iter().all(|&b| b == 0) {
             return Ok(());
         }
-        let header = Header(&block);
+        let header = Header(block);
         header.check_sum().map_err(|why| match place {
             0 => format!("not a tar: {why}"),
             _ => format!("damaged: {why} at byte {place}"),
@@ -105,6 +107,25 @@ pub fn walk(
         }
         // The padding of the last member may be missing; then the end mark is, too, and that is noticed above.
         at = data + size.next_multiple_of(BLOCK_BYTES).min(end - data);
+    }
+}
+
+/// What is read of the archive around a header: small members and their headers come with the one before them.
+struct Window {
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// The block at `at`; an archive that ends at `end` has it.
+    fn block(&mut self, file: &dyn ReadAt, at: u64, end: u64) -> Result<&[u8; BLOCK_BYTES as usize], String> {
+        if at < self.at || at + BLOCK_BYTES > self.at + self.bytes.len() as u64 {
+            self.at = at;
+            self.bytes.resize(WINDOW_BYTES.min(end - at) as usize, 0);
+            file.fill_at(&mut self.bytes, at)?;
+        }
+        let block = self.bytes[(at - self.at) as usize..].first_chunk();
+        Ok(block.expect("a window from the block on has it"))
     }
 }
 

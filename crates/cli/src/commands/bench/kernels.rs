@@ -45,7 +45,7 @@ pub fn run(args: &BenchKernels) -> Outcome {
         args.batch,
         executor.kernel_name(),
         compute.threads,
-        bytes(executor.planned_bytes() as u64),
+        bytes(executor.bytes_with_batch() as u64),
     ))?;
 
     let engine = Engine::best().map_err(alexnet::Error::Config)?;

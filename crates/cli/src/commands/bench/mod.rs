@@ -46,7 +46,7 @@ fn measure(args: &BenchRun, train: bool) -> Outcome {
         args.batch,
         executor.kernel_name(),
         compute.threads,
-        bytes(planned_bytes(executor.as_ref()) as u64),
+        bytes(executor.bytes_with_batch() as u64),
     ))?;
 
     let layout = executor.input_layout();
@@ -57,11 +57,6 @@ fn measure(args: &BenchRun, train: bool) -> Outcome {
     let mut steps = Steps::new(&net, executor.as_ref(), train)?;
     let times_ms = times(&mut steps, executor.as_mut(), &mut sources, args.steps);
     report(args, train, &compute, executor.as_ref(), &words, &times_ms)
-}
-
-/// What the executor holds, and the made-up pictures.
-fn planned_bytes(executor: &dyn Executor) -> usize {
-    executor.planned_bytes() + executor.input_layout().bytes()
 }
 
 /// Milliseconds of each step after those that warm up, for each source of pictures. Sources take turns, so that a machine
@@ -169,7 +164,7 @@ fn report(
             "img_s": img_s,
             "from_pack": packed,
             "of_made_up": of_made_up,
-            "planned_bytes": planned_bytes(executor),
+            "planned_bytes": executor.bytes_with_batch(),
             "peak_resident_bytes": resident,
         });
         print_line(&object.to_string()).map_err(Failure::from)?;
