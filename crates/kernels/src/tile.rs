@@ -10,6 +10,7 @@
 //! of the FMA: 10 loads for 24 FMAs, and 24 independent chains against a latency of about 8 FMAs.
 
 use crate::simd::{LINE, Simd, prefetch, prefetch_far};
+use std::mem::MaybeUninit;
 
 /// A run of the reduction: `len` steps, reading x from `x` and packed w from `w`, offsets in elements.
 #[derive(Clone, Copy, Default)]
@@ -240,8 +241,13 @@ unsafe fn end<S: Simd, const KV: usize, const NR: usize>(
     let width = KV * S::LANES;
     // SAFETY: the caller's promise; a partial panel is only read and written up to `valid`.
     unsafe {
-        let mut buffer = [0.0f32; TILE];
-        let (y, stride) = if out.valid == width { (out.y, out.stride) } else { (buffer.as_mut_ptr(), width) };
+        // Zeroed only where it is used: for every tile, that took 9 % of conv2's time (bench/records).
+        let mut buffer = MaybeUninit::<[f32; TILE]>::uninit();
+        let (y, stride) = if out.valid == width {
+            (out.y, out.stride)
+        } else {
+            (buffer.write([0.0; TILE]).as_mut_ptr(), width)
+        };
         if let Start::Output = start {
             if out.valid != width {
                 copy_part(out.y, out.stride, y, width, NR, out.valid);
@@ -285,7 +291,7 @@ unsafe fn end<S: Simd, const KV: usize, const NR: usize>(
             }
         }
         if out.valid != width {
-            copy_part(buffer.as_ptr(), width, out.y, out.stride, NR, out.valid);
+            copy_part(y, width, out.y, out.stride, NR, out.valid);
         }
     }
 }
