@@ -8,9 +8,8 @@
 //! measured against PyTorch (golden_steps.rs), and how exact each stage is, kernel by kernel, in alexnet-kernels. Here the
 //! orders of all networks are at stake, and that all engines make the same decisions.
 
-#[cfg(target_arch = "x86_64")]
-#[path = "../../kernels/tests/amx_emulator/mod.rs"]
-mod amx_emulator;
+#[path = "../../kernels/tests/engines/mod.rs"]
+mod engines;
 mod executors;
 
 use alexnet::Network;
@@ -23,15 +22,8 @@ use alexnet::exec::{self, Options, Precision};
 use alexnet::net::{Activation, Op, PoolKind};
 use alexnet::zoo;
 use alexnet_kernels::bf16::Engine;
+use engines::engines;
 use executors::{distance, input, narrow, params, train};
-
-fn engines() -> Vec<Engine> {
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
-    let mut engines: Vec<Engine> = Engine::all().into_iter().filter(|e| e.name() != "amx").collect();
-    #[cfg(target_arch = "x86_64")]
-    engines.extend(amx_emulator::engine());
-    engines
-}
 
 fn rates(params: &Params) -> Vec<Rate> {
     let rate = |matrix| Rate { lr: if matrix { 0.01 } else { 0.02 }, decay: if matrix { 5e-4 } else { 0.0 } };

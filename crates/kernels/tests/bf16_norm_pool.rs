@@ -1,4 +1,4 @@
-//! Normalization and pooling on bf16 maps against their definitions in f64. Bounds as in `bf16.rs`.
+//! Normalization and pooling on bf16 maps against their definitions in f64. Bounds as in `bf16_conv.rs`.
 
 mod common;
 

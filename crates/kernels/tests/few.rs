@@ -1,9 +1,8 @@
 //! The kernels for a few pictures against their definitions in f64 on the rounded operands, on every engine (AMX emulated
-//! where the machine lacks it), at sizes around their tiles. Bounds as in `bf16.rs`.
+//! where the machine lacks it), at sizes around their tiles. Bounds as in `bf16_conv.rs`.
 
-#[cfg(target_arch = "x86_64")]
-mod amx_emulator;
 mod common;
+mod engines;
 
 use alexnet_kernels::bf16::conv::Fold;
 use alexnet_kernels::bf16::few::convert::{self, Entry, flat_len};
@@ -15,14 +14,7 @@ use alexnet_kernels::spatial_lrn::SpatialLrn;
 use alexnet_kernels::{Context, Isa};
 use common::Random;
 use common::maps::{assert_rounded, rounded};
-
-fn engines() -> Vec<Engine> {
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
-    let mut engines: Vec<Engine> = Engine::all().into_iter().filter(|e| e.name() != "amx").collect();
-    #[cfg(target_arch = "x86_64")]
-    engines.extend(amx_emulator::engine());
-    engines
-}
+use engines::engines;
 
 fn rows(c: usize, splits: usize, [height, width]: [usize; 2], border: [usize; 2]) -> PictureLayout {
     let border = Border { before: border[0], after: border[1] };

@@ -2,9 +2,8 @@
 //! where the machine lacks it), at sizes around their tiles: within 1e-5·√K, as f32's own kernels, and exactly on small
 //! integers.
 
-#[cfg(target_arch = "x86_64")]
-mod amx_emulator;
 mod common;
+mod engines;
 
 use alexnet_kernels::Context;
 use alexnet_kernels::bf16::Engine;
@@ -17,14 +16,7 @@ use alexnet_kernels::threefold::weight::{WeightPlan, backward_weight};
 use alexnet_kernels::threefold::{linear, split};
 use common::convolution::each_product;
 use common::{Random, assert_close};
-
-fn engines() -> Vec<Engine> {
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
-    let mut engines: Vec<Engine> = Engine::all().into_iter().filter(|e| e.name() != "amx").collect();
-    #[cfg(target_arch = "x86_64")]
-    engines.extend(amx_emulator::engine());
-    engines
-}
+use engines::engines;
 
 /// What a sum of `terms` products of values up to 1 may be off by.
 fn tolerance(terms: usize, integers: bool) -> f64 {
