@@ -195,6 +195,8 @@ unsafe fn outer_tile<S: Simd, const KV: usize, const MR: usize>(
                 for v in 0..KV {
                     wv[v] = S::load(wp.add(v * S::LANES));
                 }
+                // What the tile to the right of this one reads.
+                prefetch(xp.wrapping_add(LINE));
                 for i in 0..MR {
                     let b = S::splat(*xp.add(i));
                     for v in 0..KV {

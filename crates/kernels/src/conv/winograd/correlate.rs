@@ -11,7 +11,7 @@
 //! ```
 
 use super::pack::Packed;
-use super::points::{OUTPUTS, POINTS, Strip, outputs_of, strips};
+use super::points::{OUTPUTS, POINTS, Strip, of_strip, outputs_of, strips};
 use super::values::{Inputs, lot_len, lots};
 use super::{PIECES, pieces};
 use crate::conv::{Epilogue, Geometry};
@@ -274,30 +274,14 @@ impl Correlate<'_> {
 unsafe fn along<S: Simd>(strip: Strip, at: impl Fn(usize, bool) -> S::V) -> [S::V; OUTPUTS] {
     // SAFETY: passed on from the caller.
     unsafe {
-        match (strip.points, strip.outputs) {
-            (3, 1) => along_points::<S, 3, 1>(at),
-            (4, 2) => along_points::<S, 4, 2>(at),
-            (5, 3) => along_points::<S, 5, 3>(at),
-            (6, 4) => along_points::<S, 6, 4>(at),
-            (5, 1) => along_points::<S, 5, 1>(at),
-            _ => along_points::<S, 6, 2>(at),
-        }
-    }
-}
-
-/// [`along`] a strip of N points and M outputs.
-#[inline(always)]
-unsafe fn along_points<S: Simd, const N: usize, const M: usize>(
-    at: impl Fn(usize, bool) -> S::V,
-) -> [S::V; OUTPUTS] {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        let mut m = [S::zero(); N];
-        for j in 0..N {
-            m[j] = at(j, j + 1 == N);
-        }
-        let mut outputs = [S::zero(); OUTPUTS];
-        outputs[..M].copy_from_slice(&outputs_of::<S, N, M>(m));
-        outputs
+        of_strip!(strip, N, M => {
+            let mut m = [S::zero(); N];
+            for j in 0..N {
+                m[j] = at(j, j + 1 == N);
+            }
+            let mut outputs = [S::zero(); OUTPUTS];
+            outputs[..M].copy_from_slice(&outputs_of::<S, N, M>(m));
+            outputs
+        })
     }
 }

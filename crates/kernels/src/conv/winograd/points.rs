@@ -18,7 +18,7 @@
 //! outputs of 5 taps, single elements would be off by more than 1e-5·√K.
 
 use crate::conv::Axis;
-use crate::simd::{Simd, prefetch};
+use crate::simd::Simd;
 
 /// Points along an axis, at most.
 pub(super) const POINTS: usize = 6;
@@ -80,28 +80,7 @@ impl Strip {
             (place + 1 < self.points).then_some(place)
         }
     }
-
-    /// Column `point` of Aᵀ.
-    #[inline(always)]
-    pub(super) fn outputs_at(self, point: usize) -> &'static [f32; OUTPUTS] {
-        &RESULTS[self.points][self.outputs][point]
-    }
 }
-
-/// A for every number of points and outputs.
-static RESULTS: [[[[f32; OUTPUTS]; POINTS]; OUTPUTS + 1]; POINTS + 1] = {
-    let mut all = [[[[0.0; OUTPUTS]; POINTS]; OUTPUTS + 1]; POINTS + 1];
-    let mut n = 1;
-    while n <= POINTS {
-        let mut m = 1;
-        while m <= OUTPUTS && m <= n {
-            all[n][m] = results(n, m);
-            m += 1;
-        }
-        n += 1;
-    }
-    all
-};
 
 /// Bᵀ of `n` points.
 const fn inputs(n: usize) -> [[f32; POINTS]; POINTS] {
@@ -230,58 +209,24 @@ pub(super) unsafe fn points_of<S: Simd, const N: usize, const M: usize>(dy: [S::
     unsafe { times::<S, N, M>(|i, k| a[i][k], dy) }
 }
 
-/// A line of `len` elements that is the sum of the lines at `from`, each with its factor. What lies `ahead` elements beyond these
-/// is asked for.
-///
-/// # Safety
-/// All lines have so many elements, whole vectors.
-#[inline(always)]
-pub(super) unsafe fn combine<S: Simd>(
-    from: &[*const f32],
-    factors: &[f32; OUTPUTS],
-    len: usize,
-    ahead: usize,
-    to: *mut f32,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match from.len() {
-            1 => sum_of::<S, 1>(from, factors, len, ahead, to),
-            2 => sum_of::<S, 2>(from, factors, len, ahead, to),
-            3 => sum_of::<S, 3>(from, factors, len, ahead, to),
-            _ => sum_of::<S, 4>(from, factors, len, ahead, to),
+/// `$body` with the points and outputs of a strip as constants, for all that strips have.
+macro_rules! of_strip {
+    ($strip:expr, $n:ident, $m:ident => $body:expr) => {
+        $crate::conv::winograd::points::of_strip!($strip, $n, $m => $body; 3 1, 4 2, 5 3, 6 4, 5 1, 6 2)
+    };
+    ($strip:expr, $n:ident, $m:ident => $body:expr; $($points:literal $outputs:literal),*) => {{
+        let strip: $crate::conv::winograd::points::Strip = $strip;
+        match (strip.points, strip.outputs) {
+            $(($points, $outputs) => {
+                const $n: usize = $points;
+                const $m: usize = $outputs;
+                $body
+            })*
+            _ => unreachable!("{strip:?}"),
         }
-    }
+    }};
 }
-
-/// [`combine`] for K lines.
-#[inline(always)]
-unsafe fn sum_of<S: Simd, const K: usize>(
-    from: &[*const f32],
-    factors: &[f32; OUTPUTS],
-    len: usize,
-    ahead: usize,
-    to: *mut f32,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut lines = [std::ptr::null(); K];
-        lines.copy_from_slice(&from[..K]);
-        let mut factor = [S::zero(); K];
-        for k in 0..K {
-            factor[k] = S::splat(factors[k]);
-        }
-        for i in (0..len).step_by(S::LANES) {
-            let mut sum = S::zero();
-            for k in 0..K {
-                let v = S::load(lines[k].add(i));
-                prefetch(lines[k].wrapping_add(i + ahead));
-                sum = if k == 0 { S::mul(factor[0], v) } else { S::fma(factor[k], v, sum) };
-            }
-            S::store(to.add(i), sum);
-        }
-    }
-}
+pub(super) use of_strip;
 
 #[cfg(test)]
 mod tests {
@@ -310,7 +255,7 @@ mod tests {
                                 let u: f64 = (0..kernel).map(|k| f64::from(g[place][k]) * tap(k)).sum();
                                 let b = inputs(strip.points)[i];
                                 let v: f64 = (0..strip.points).map(|k| f64::from(b[k]) * input(k)).sum();
-                                f64::from(strip.outputs_at(i)[o]) * u * v
+                                f64::from(results(strip.points, strip.outputs)[i][o]) * u * v
                             })
                             .sum();
                         assert!((got - want).abs() < 1e-5, "{strip:?} output {o}: {got}, not {want}");
