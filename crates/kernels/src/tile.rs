@@ -83,7 +83,8 @@ impl Ahead {
 }
 
 /// C[j][·] += Σ_runs Σ_c x[run.x + j·x_stride + c] · w[run.w + c·width + ·], `vectors` vectors wide, at most
-/// `S::ROWS[vectors − 1]` rows.
+/// `S::ROWS[vectors − 1]` rows. With `next`, for rows of x that lie one after the other, the rows after these are asked for on the
+/// way: a few elements a step, which does not make the processor wait as asking for all of them at once does.
 ///
 /// # Safety
 /// All rows, runs and the output are within their arrays; the processor has `S`.
@@ -93,6 +94,7 @@ pub(crate) unsafe fn dot<S: Simd>(
     runs: &[Run],
     x: *const f32,
     x_stride: usize,
+    next: bool,
     w: *const f32,
     start: Start,
     out: Output,
@@ -103,7 +105,7 @@ pub(crate) unsafe fn dot<S: Simd>(
             match (vectors, out.rows) {
                 // SAFETY: passed on from the caller.
                 $($(($kv, $nr) if $kv <= S::PANEL && $nr <= S::ROWS[$kv - 1] => unsafe {
-                    dot_tile::<S, $kv, $nr>(runs, x, x_stride, w, start, out, finish)
+                    dot_tile::<S, $kv, $nr>(runs, x, x_stride, next, w, start, out, finish)
                 },)*)*
                 _ => unreachable!("no tile of {} rows by {vectors} vectors", out.rows),
             }
@@ -117,6 +119,7 @@ unsafe fn dot_tile<S: Simd, const KV: usize, const NR: usize>(
     runs: &[Run],
     x: *const f32,
     x_stride: usize,
+    next: bool,
     w: *const f32,
     start: Start,
     out: Output,
@@ -128,6 +131,7 @@ unsafe fn dot_tile<S: Simd, const KV: usize, const NR: usize>(
         for run in runs {
             let mut wp = w.add(run.w);
             let xp = x.add(run.x);
+            let (mut ahead, step) = if next { (xp.wrapping_add(NR * x_stride), NR) } else { (xp, 0) };
             for c in 0..run.len {
                 let mut wv = [S::zero(); KV];
                 for v in 0..KV {
@@ -139,6 +143,8 @@ unsafe fn dot_tile<S: Simd, const KV: usize, const NR: usize>(
                         acc[j][v] = S::fma(b, wv[v], acc[j][v]);
                     }
                 }
+                prefetch(ahead);
+                ahead = ahead.wrapping_add(step);
                 wp = wp.add(KV * S::LANES);
             }
         }

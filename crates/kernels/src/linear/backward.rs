@@ -243,6 +243,7 @@ impl BackwardKernel<'_> {
                         &run,
                         self.dy_t.as_ptr().add((row + o) * stride),
                         stride,
+                        true,
                         x,
                         Start::Zero,
                         Output { y: tile_dw, stride: width, rows: height, valid: width },

@@ -166,6 +166,7 @@ impl Kernel for Forward<'_> {
                             &run,
                             w.add(row * place.width),
                             place.width,
+                            false,
                             self.packed.data.as_ptr(),
                             if k == 0 { Start::Zero } else { Start::Output },
                             out,

@@ -1,6 +1,6 @@
 //! AVX2 with FMA.
 
-use super::{FIVE_PIXELS, FOURTH_ROOT, Simd};
+use super::{FIVE_PIXELS, FOURTH_ROOT, Routine, Simd};
 
 /// 256-bit vectors with fused multiply-add: 16 registers.
 #[derive(Clone, Copy)]
@@ -15,6 +15,15 @@ impl Simd for Avx2 {
     // 6×2 accumulators + 2 weights + 1 broadcast: 15 of 16 registers.
     const ROWS: [usize; 4] = [8, 6, 0, 0];
 
+    #[inline(always)]
+    unsafe fn call<R: Routine>(routine: R) {
+        #[target_feature(enable = "avx2,fma")]
+        #[inline(never)]
+        unsafe fn function<R: Routine>(routine: R) {
+            routine.run::<Avx2>()
+        }
+        function(routine)
+    }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::V {
         std::arch::x86_64::_mm256_loadu_ps(p)

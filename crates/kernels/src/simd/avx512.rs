@@ -1,6 +1,6 @@
 //! AVX-512: F, BW and VL, and perhaps BF16.
 
-use super::Simd;
+use super::{Routine, Simd};
 
 /// 512-bit vectors: 32 registers, two FMAs a cycle on most chips. With `BF16` they are rounded by AVX-512-BF16's instruction,
 /// which takes denormals for zero and is otherwise equal.
@@ -16,6 +16,20 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     // 6×4 accumulators + 4 weights, 8×3 + 3, 12×2 + 2: all below 32 registers; 8 chains hide the FMA's latency.
     const ROWS: [usize; 4] = [8, 8, 8, 6];
 
+    #[inline(always)]
+    unsafe fn call<R: Routine>(routine: R) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+        #[inline(never)]
+        unsafe fn function<R: Routine>(routine: R) {
+            routine.run::<Avx512>()
+        }
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma")]
+        #[inline(never)]
+        unsafe fn function_bf16<R: Routine>(routine: R) {
+            routine.run::<Avx512<true>>()
+        }
+        if BF16 { function_bf16(routine) } else { function(routine) }
+    }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::V {
         std::arch::x86_64::_mm512_loadu_ps(p)

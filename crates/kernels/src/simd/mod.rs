@@ -29,6 +29,15 @@ const FIVE_PIXELS: [u8; 16] = [13, 14, 15, 10, 11, 12, 7, 8, 9, 4, 5, 6, 1, 2, 3
 /// one of its kind that errs least.
 const FOURTH_ROOT: u32 = 0x4f58_51eb;
 
+/// Work in vectors that is worth a function of its own; see [`Simd::call`].
+pub trait Routine {
+    /// Does it; to be marked `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`; and what whoever made it promises.
+    unsafe fn run<S: Simd>(self);
+}
+
 /// One instruction set's vectors of f32.
 pub trait Simd: Copy {
     /// A vector of `LANES` elements.
@@ -43,6 +52,10 @@ pub trait Simd: Copy {
     const PANEL: usize;
     /// Most rows of a tile that is 1, 2, 3, 4 vectors wide: as many accumulators as fit beside the operands.
     const ROWS: [usize; 4];
+
+    /// Runs it as a function, where everything else is inlined into one: a loop that needs all registers gets them only where
+    /// the compiler has nothing else to keep in some.
+    unsafe fn call<R: Routine>(routine: R);
 
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);

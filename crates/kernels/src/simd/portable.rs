@@ -1,6 +1,6 @@
 //! Code for any processor.
 
-use super::Simd;
+use super::{Routine, Simd};
 
 /// Arrays of four, which compilers turn into SSE2 or NEON instructions.
 #[derive(Clone, Copy)]
@@ -21,6 +21,14 @@ impl Simd for Portable {
     // 4×2 accumulators + 2 weights + 1 broadcast: 11 of SSE2's 16 registers.
     const ROWS: [usize; 4] = [8, 4, 0, 0];
 
+    #[inline(always)]
+    unsafe fn call<R: Routine>(routine: R) {
+        #[inline(never)]
+        unsafe fn function<R: Routine>(routine: R) {
+            routine.run::<Portable>()
+        }
+        function(routine)
+    }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::V {
         p.cast::<[f32; 4]>().read_unaligned()

@@ -183,6 +183,7 @@ impl Kernel for Correlate<'_> {
                                     &runs[..taps],
                                     x.add(first * step),
                                     step,
+                                    false,
                                     w,
                                     start,
                                     out,

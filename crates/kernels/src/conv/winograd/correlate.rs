@@ -3,34 +3,43 @@
 //! ```text
 //! unit: one tile of a block (threads)
 //!   group
-//!     V = Bᵀ d B at all points: all channels of the group, (rows of a stride, pictures, channels)
+//!     V = Bᵀ d B at all points: all channels of the group, (rows of a stride, chunks, pictures, channels)
 //!     panel of output channels (up to 64)
-//!       point, chunk of its weights that fits in half of L1
-//!         some pictures (6-8): dot() over the chunk's channels
-//!       the tile's outputs, from the sums of all points
+//!       row of points
+//!         point, chunk
+//!           some pictures (6-8): dot() over the chunk's channels
+//!         Aᵀ of the row's sums, which are still in L1
+//!       the tile's outputs: Aᵀ of these, down
 //! ```
 
 use super::pack::Packed;
-use super::points::{OUTPUTS, POINTS, Strip, of_strip, outputs_of, strips};
+use super::points::{Strip, of_strip, outputs_of, strips};
 use super::values::{Inputs, lot_len, lots};
-use super::{PIECES, pieces};
+use super::{CHANNELS, PIECES, pieces};
 use crate::conv::{Epilogue, Geometry};
 use crate::panel::{Panel, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::{LINE, Simd, prefetch, prefetch_run};
+use crate::simd::{LINE, Routine, Simd, prefetch};
 use crate::tile::{self, Ahead, Finish, Output, Run, Start};
 
-/// Weights of a chunk, bytes: half of a 48-KiB L1.
-const CHUNK_BYTES: usize = 24 << 10;
-/// Channels of a chunk, at most: sums of this length are added up, and rounded with, their likes.
+/// Channels of a chunk, at most: its weights for 64 filters are half of a 48-KiB L1, and sums of this length are added up, and
+/// rounded with, their likes.
 pub(super) const CHUNK: usize = 96;
 /// Elements between the points of V, and of the sums, beyond their length, so that they do not share the sets of L1.
 const GAP: usize = LINE;
 
-/// Elements of scratch of a unit of so many pictures: V, the sums of a panel, and the points of a picture.
+/// Elements of scratch of a unit of so many pictures: V, the points of a picture, and of a panel the sums of a row of points and
+/// the outputs across, of all rows.
 pub(super) fn scratch_len(g: &Geometry, longest: [Strip; 2], reads: usize, widest: usize) -> usize {
-    let points: usize = longest.iter().map(|strip| strip.points).product();
-    points * (distance(g.block, reads) + distance(g.block, widest) + lot_len(reads / pieces(g)))
+    let [down, across] = longest.map(|strip| strip.points);
+    let values = down * across * (distance(g.block, reads) + lot_len(reads / pieces(g)));
+    values + (across + down * longest[1].outputs) * distance(g.block, widest)
+}
+
+/// Cuts the channels that a group reads: (first, how many), whole vectors.
+fn chunks(channels: usize) -> impl Iterator<Item = (usize, usize)> {
+    let unit = if channels.is_multiple_of(CHANNELS) { CHANNELS } else { channels };
+    tiles(channels / unit, CHUNK / unit).map(move |(first, len)| (first * unit, len * unit))
 }
 
 /// From a point's matrix, of some pictures and channels, to the next point's.
@@ -125,135 +134,195 @@ impl Kernel for Correlate<'_> {
         let [down, across] = w.longest.map(|strip| strip.points);
         let value_distance = distance(g.block, w.reads);
         let values = scratch;
-        let sums = values.wrapping_add(down * across * value_distance);
-        let buffer = sums.wrapping_add(down * across * distance(g.block, w.widest));
+        let buffer = values.wrapping_add(down * across * value_distance);
+        let channels = w.reads / pieces(g);
+        let sums = buffer.wrapping_add(down * across * lot_len(channels));
         let map = &self.x[block * g.rows.input * g.columns.input * g.block * in_c..];
         for group in 0..g.groups {
             let tile = Tile { strips, before, pictures, group };
-            let channels = w.reads / pieces(g);
-            for piece in 0..pieces(g) {
-                let map = map[group * channels..].as_ptr();
+            for (piece, (first, len)) in
+                (0..pieces(g)).flat_map(|piece| chunks(channels).map(move |chunk| (piece, chunk)))
+            {
+                let map = map[group * channels + first..].as_ptr();
                 let inputs = Inputs::of(map, g, g.block * in_c, strips, piece);
-                let to = values.wrapping_add(piece * g.block * channels);
-                let lots = lots(pictures, in_c, channels);
+                let to = values.wrapping_add(g.block * (piece * channels + first));
+                let lots = lots(pictures, in_c, len);
                 // SAFETY: the map was checked; scratch has room for these points.
                 unsafe { inputs.at_points::<S>(lots, to, lots[2], value_distance, buffer) };
             }
             for panel in &w.panels {
-                // SAFETY: as above, and for their sums; the unit owns its outputs.
+                let lines = sums.wrapping_add(across * distance(g.block, panel.vectors * S::LANES));
+                // SAFETY: as above, and for sums and lines; the unit owns its outputs.
                 unsafe {
-                    self.products::<S>(&tile, panel, values, sums);
-                    self.outputs::<S>(&tile, panel, sums);
+                    for i in 0..down {
+                        if strips[0].point(w.longest[0], i).is_some() {
+                            self.products::<S>(&tile, panel, i, values, sums);
+                            self.line::<S>(&tile, panel, i, sums, lines);
+                        }
+                    }
+                    self.outputs::<S>(&tile, panel, lines);
                 }
             }
         }
     }
 }
 
-/// Asks for the first `len` elements of `rows` rows, if they are long enough for that to be worth it.
-#[inline(always)]
-fn ask_for_rows(x: *const f32, rows: usize, stride: usize, len: usize) {
-    if len >= 2 * LINE {
-        (0..rows).for_each(|row| prefetch_run(x.wrapping_add(row * stride), len));
+/// Some channels' products at a point, of all pictures of a tile: rows of `len` channels with a panel of weights.
+struct Pictures<'a> {
+    vectors: usize,
+    pictures: usize,
+    runs: &'a [Run],
+    x: *const f32,
+    len: usize,
+    w: *const f32,
+    start: Start,
+    ahead: Ahead,
+    y: *mut f32,
+}
+
+impl Routine for Pictures<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(mut self) {
+        let width = self.vectors * S::LANES;
+        for (n, rows) in tiles(self.pictures, S::ROWS[self.vectors - 1]) {
+            self.ahead.ask(rows);
+            // SAFETY: promised by whoever made it.
+            unsafe {
+                let (x, y) = (self.x.add(n * self.len), self.y.add(n * width));
+                let out = Output { y, stride: width, rows, valid: width };
+                tile::dot::<S>(
+                    self.vectors,
+                    self.runs,
+                    x,
+                    self.len,
+                    true,
+                    self.w,
+                    self.start,
+                    out,
+                    Finish::Store,
+                );
+            }
+        }
     }
 }
 
 impl Correlate<'_> {
-    /// The sums of a panel: (points, pictures, width). Its weights at a point are (rows of a stride, channels).
+    /// The sums of a panel at a row of points: (points, pictures, width). Its weights at a point are (rows of a stride, channels).
     ///
     /// # Safety
-    /// V is there, and room for the sums.
+    /// V is there, and room for the sums; the processor has `S`.
     #[inline(always)]
-    unsafe fn products<S: Simd>(&self, tile: &Tile, panel: &Panel, values: *const f32, sums: *mut f32) {
+    unsafe fn products<S: Simd>(
+        &self,
+        tile: &Tile,
+        panel: &Panel,
+        i: usize,
+        values: *const f32,
+        sums: *mut f32,
+    ) {
         let (g, w) = (&self.g, self.w);
         let (width, pieces) = (panel.vectors * S::LANES, pieces(g));
         let channels = w.reads / pieces;
-        let most = (CHUNK_BYTES / size_of::<f32>() / width).clamp(1, CHUNK);
-        let [down, across] = w.longest.map(|strip| strip.points);
-        for (i, j) in (0..down).flat_map(|i| (0..across).map(move |j| (i, j))) {
-            let points = [tile.strips[0].point(w.longest[0], i), tile.strips[1].point(w.longest[1], j)];
-            if points.contains(&None) {
-                continue;
-            }
+        let across = w.longest[1].points;
+        for j in (0..across).filter(|&j| tile.strips[1].point(w.longest[1], j).is_some()) {
             let data = w.data[w.at(tile.group, panel, i, j)..].as_ptr();
             let values = values.wrapping_add((i * across + j) * distance(g.block, w.reads));
-            let sums = sums.wrapping_add((i * across + j) * distance(g.block, width));
-            for (first, len) in tiles(channels, most) {
+            let sums = sums.wrapping_add(j * distance(g.block, width));
+            for (first, len) in chunks(channels) {
                 let start = if first > 0 { Start::Output } else { Start::Zero };
                 let mut runs = [Run::default(); PIECES];
                 for (piece, run) in runs[..pieces].iter_mut().enumerate() {
-                    let (x, w) = (piece * g.block * channels, piece * channels * width);
-                    *run = Run { x: x + first, w: w + first * width, len };
+                    let channel = piece * channels + first;
+                    *run = Run { x: channel * g.block, w: channel * width, len };
                 }
                 // Weights are one stream through channels and points.
                 let stream = data.wrapping_add((first + pieces * len) * width);
-                let mut ahead = Ahead::new(stream, pieces * len * width / tile.pictures, true);
-                for (n, rows) in tiles(tile.pictures, S::ROWS[panel.vectors - 1]) {
-                    ahead.ask(rows);
-                    let last = n + rows == tile.pictures;
-                    for run in &runs[..pieces] {
-                        // Of the next pictures; or of the first ones, the next channels, or else the next point.
-                        let next = match last {
-                            false => run.x + (n + rows) * channels,
-                            true if first + len < channels => run.x + len,
-                            true => run.x - first + distance(g.block, w.reads),
-                        };
-                        ask_for_rows(values.wrapping_add(next), rows, channels, len);
-                    }
-                    // SAFETY: the caller's promise.
-                    unsafe {
-                        let (runs, x, y) = (&runs[..pieces], values.add(n * channels), sums.add(n * width));
-                        let out = Output { y, stride: width, rows, valid: width };
-                        tile::dot::<S>(panel.vectors, runs, x, channels, data, start, out, Finish::Store);
-                    }
-                }
+                let ahead = Ahead::new(stream, pieces * len * width / tile.pictures, true);
+                let (vectors, pictures, runs) = (panel.vectors, tile.pictures, &runs[..pieces]);
+                // SAFETY: the caller's promise.
+                unsafe {
+                    S::call(Pictures {
+                        vectors,
+                        pictures,
+                        runs,
+                        x: values,
+                        len,
+                        w: data,
+                        start,
+                        ahead,
+                        y: sums,
+                    })
+                };
             }
         }
     }
 
-    /// The outputs of a tile, of a panel: Aᵀ M A, along the rows of points first.
+    /// A row of points of a panel turned into outputs across: (rows of points, outputs, pictures, width).
     ///
     /// # Safety
-    /// The sums are there; the outputs are the unit's own.
+    /// The sums are there, and room for the outputs; the processor has `S`.
     #[inline(always)]
-    unsafe fn outputs<S: Simd>(&self, tile: &Tile, panel: &Panel, sums: *const f32) {
+    unsafe fn line<S: Simd>(&self, tile: &Tile, panel: &Panel, i: usize, sums: *const f32, lines: *mut f32) {
+        let (longest, width) = (self.w.longest[1], panel.vectors * S::LANES);
+        let distance = distance(self.g.block, width);
+        let lines = lines.wrapping_add(i * longest.outputs * distance);
+        let last = (longest.points - 1) * distance;
+        of_strip!(tile.strips[1], N, M => {
+            for c in (0..tile.pictures * width).step_by(S::LANES) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let mut points = [S::zero(); N];
+                    for j in 0..N {
+                        points[j] = S::load(sums.add(c + if j + 1 < N { j * distance } else { last }));
+                    }
+                    let outputs = outputs_of::<S, N, M>(points);
+                    for q in 0..M {
+                        S::store(lines.add(q * distance + c), outputs[q]);
+                    }
+                }
+            }
+        });
+    }
+
+    /// The outputs of a tile, of a panel: Aᵀ of its lines, down.
+    ///
+    /// # Safety
+    /// The lines are there; the outputs are the unit's own; the processor has `S`.
+    #[inline(always)]
+    unsafe fn outputs<S: Simd>(&self, tile: &Tile, panel: &Panel, lines: *const f32) {
         let (g, w, out_c) = (&self.g, self.w, self.channels[1]);
         let [row, column] = tile.strips;
-        let across = w.longest[1].points;
         let width = panel.vectors * S::LANES;
         let distance = distance(g.block, width);
+        let (next_line, last) =
+            (w.longest[1].outputs * distance, (w.longest[0].points - 1) * w.longest[1].outputs * distance);
         let channel = tile.group * (out_c / g.groups) + panel.first;
         let position = tile.before + row.first * g.columns.output + column.first;
         // From a position's outputs to those of the one below, and of the next.
         let (below, next) = (g.columns.output * g.block * out_c, g.block * out_c);
-        // SAFETY: the caller's promise of the instructions.
-        let mut lines = [[unsafe { S::zero() }; OUTPUTS]; POINTS];
-        for n in 0..tile.pictures {
-            for c in (0..width).step_by(S::LANES) {
-                let first = (position * g.block + n) * out_c + channel + c;
-                // So many places lie too far apart for the processor to foresee the next picture's.
-                for (p, q) in (0..row.outputs).flat_map(|p| (0..column.outputs).map(move |q| (p, q))) {
-                    let at = first + p * below + q * next + out_c;
-                    prefetch(self.y.at(at).cast_const());
-                    if let Finish::Mask(mask) = self.finish {
-                        prefetch(mask.wrapping_add(at));
-                    }
-                }
+        of_strip!(row, N, M => {
+            for (n, c) in (0..tile.pictures).flat_map(|n| (0..width).step_by(S::LANES).map(move |c| (n, c))) {
                 // SAFETY: the caller's promise.
                 unsafe {
-                    for (i, line) in lines[..row.points].iter_mut().enumerate() {
-                        let sums = sums.add(row.place(w.longest[0], i) * across * distance + n * width + c);
-                        let last = (across - 1) * distance;
-                        *line = along::<S>(column, |j, is_last| {
-                            S::load(sums.add(if is_last { last } else { j * distance }))
-                        });
-                    }
                     let bias = self.bias.map(|bias| S::load(bias[channel + c..].as_ptr()));
                     for q in 0..column.outputs {
-                        let outputs = along::<S>(row, |i, _| lines[i][q]);
-                        for (p, &sum) in outputs[..row.outputs].iter().enumerate() {
-                            let at = first + p * below + q * next;
-                            let sum = bias.map_or(sum, |bias| S::add(bias, sum));
+                        let at = ((position * g.block) + n) * out_c + channel + c + q * next;
+                        // So many places lie too far apart for the processor to foresee the next picture's.
+                        for p in 0..M {
+                            prefetch(self.y.at(at + p * below + out_c).cast_const());
+                            if let Finish::Mask(mask) = self.finish {
+                                prefetch(mask.wrapping_add(at + p * below + out_c));
+                            }
+                        }
+                        let lines = lines.add(q * distance + n * width + c);
+                        let mut points = [S::zero(); N];
+                        for i in 0..N {
+                            points[i] = S::load(lines.add(if i + 1 < N { i * next_line } else { last }));
+                        }
+                        let outputs = outputs_of::<S, N, M>(points);
+                        for p in 0..M {
+                            let at = at + p * below;
+                            let sum = bias.map_or(outputs[p], |bias| S::add(bias, outputs[p]));
                             let sum = match self.finish {
                                 Finish::Store => sum,
                                 // In this order a NaN passes through.
@@ -265,23 +334,6 @@ impl Correlate<'_> {
                     }
                 }
             }
-        }
-    }
-}
-
-/// Aᵀ of the points of a strip, which `at` says, of each also whether it is the last: its outputs, and others that mean nothing.
-#[inline(always)]
-unsafe fn along<S: Simd>(strip: Strip, at: impl Fn(usize, bool) -> S::V) -> [S::V; OUTPUTS] {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        of_strip!(strip, N, M => {
-            let mut m = [S::zero(); N];
-            for j in 0..N {
-                m[j] = at(j, j + 1 == N);
-            }
-            let mut outputs = [S::zero(); OUTPUTS];
-            outputs[..M].copy_from_slice(&outputs_of::<S, N, M>(m));
-            outputs
-        })
+        });
     }
 }

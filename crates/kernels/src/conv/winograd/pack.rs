@@ -22,8 +22,6 @@ pub(in crate::conv) struct Packed {
     /// Channels that a group writes.
     writes: usize,
     pub(super) lanes: usize,
-    /// The widest panel, elements.
-    pub(super) widest: usize,
     /// Elements of scratch that a unit of the convolution needs.
     scratch_len: usize,
     pub(super) data: Buffer,
@@ -49,7 +47,7 @@ impl Packed {
         let widest = panels.iter().map(|p| p.vectors).max().unwrap_or(1) * isa.lanes();
         let scratch_len = super::correlate::scratch_len(g, longest, reads, widest);
         let data = Buffer::zeros(longest[0].points * longest[1].points * g.groups * reads * writes);
-        Packed { panels, longest, fold, reads, writes, lanes: isa.lanes(), widest, scratch_len, data }
+        Packed { panels, longest, fold, reads, writes, lanes: isa.lanes(), scratch_len, data }
     }
 
     /// Bytes held.
