@@ -9,7 +9,8 @@
 //! For AVX-512 a 6×4 tile takes 24 accumulators, 4 vectors of w and no register for x, whose broadcast is an operand
 //! of the FMA: 10 loads for 24 FMAs, and 24 independent chains against a latency of about 8 FMAs.
 
-use crate::simd::{LINE, Simd, prefetch, prefetch_far};
+use crate::panel::tiles;
+use crate::simd::{LINE, Routine, Simd, prefetch, prefetch_far};
 use std::mem::MaybeUninit;
 
 /// A run of the reduction: `len` steps, reading x from `x` and packed w from `w`, offsets in elements.
@@ -79,6 +80,67 @@ impl Ahead {
             if self.near { prefetch(line) } else { prefetch_far(line) }
         }
         self.next = self.next.wrapping_add(share);
+    }
+}
+
+/// [`dot`] of any number of rows, as a function of its own: a tile needs all registers.
+pub(crate) struct DotRows<'a> {
+    pub vectors: usize,
+    pub runs: &'a [Run],
+    pub x: *const f32,
+    pub x_stride: usize,
+    /// Whether the rows of x lie one after the other, so that those of the next tile are asked for.
+    pub next: bool,
+    pub w: *const f32,
+    pub start: Start,
+    /// What else is asked for meanwhile.
+    pub ahead: &'a mut [Ahead],
+    pub out: Output,
+    pub finish: Finish,
+}
+
+impl Routine for DotRows<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let DotRows { vectors, runs, x, x_stride, next, w, start, ahead, out, finish } = self;
+        for (row, rows) in tiles(out.rows, S::ROWS[vectors - 1]) {
+            ahead.iter_mut().for_each(|ahead| ahead.ask(rows));
+            // SAFETY: the promise of whoever made it, that of `dot`.
+            unsafe {
+                let first = row * out.stride;
+                let finish = match finish {
+                    Finish::Mask(mask) => Finish::Mask(mask.add(first)),
+                    other => other,
+                };
+                let out = Output { y: out.y.add(first), rows, ..out };
+                dot::<S>(vectors, runs, x.add(row * x_stride), x_stride, next, w, start, out, finish);
+            }
+        }
+    }
+}
+
+/// [`outer`] of any number of rows, as a function of its own: a tile needs all registers.
+pub(crate) struct OuterRows<'a> {
+    pub vectors: usize,
+    pub runs: &'a [Run],
+    pub x: *const f32,
+    pub x_stride: usize,
+    pub w: *const f32,
+    pub start: Start,
+    pub out: Output,
+}
+
+impl Routine for OuterRows<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let OuterRows { vectors, runs, x, x_stride, w, start, out } = self;
+        for (row, rows) in tiles(out.rows, S::ROWS[vectors - 1]) {
+            // SAFETY: the promise of whoever made it, that of `outer`.
+            unsafe {
+                let out = Output { y: out.y.add(row * out.stride), rows, ..out };
+                outer::<S>(vectors, runs, x.add(row), x_stride, w, start, out);
+            }
+        }
     }
 }
 

@@ -1,12 +1,12 @@
 //! dx = dy w, dw = dyᵀ x, and what dw moves.
 
 use super::STRIP;
-use crate::panel::{Panel, copy_rows, panels, tiles};
+use crate::panel::{Panel, copy_rows, panels};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::sgd::{Mover, Update};
 use crate::simd::{Simd, odd_lines, vectors};
 use crate::strips::Strips;
-use crate::tile::{self, Ahead, Finish, Output, Run, Start};
+use crate::tile::{Ahead, DotRows, Finish, OuterRows, Output, Run, Start};
 
 /// Outputs that a unit of the backward pass goes through at a time: what it needs for them, 0.4 MiB of 128 pictures, is in L2
 /// together with what comes next.
@@ -43,13 +43,11 @@ impl Cut {
     /// Elements of scratch that [`backward`] needs on each thread for `count` pictures.
     pub fn scratch_len(&self, count: usize) -> usize {
         let width = |panels: &[Panel]| panels.iter().map(|p| p.vectors * self.lanes).sum::<usize>();
-        // Packed inputs, the input gradient, packed weights, one tile of gradient.
-        (2 * count + STRIP_ROWS) * width(&self.full).max(width(&self.last)) + TILE
+        let widest = self.full.iter().chain(&self.last).map(|p| p.vectors * self.lanes).max().unwrap_or(0);
+        // Packed inputs, the input gradient, packed weights, the gradient of a panel.
+        (2 * count + STRIP_ROWS) * width(&self.full).max(width(&self.last)) + STRIP_ROWS * widest
     }
 }
-
-/// At least a tile of gradient: 24 vectors of 16 lanes.
-const TILE: usize = 24 * 16;
 
 /// From an output of dyᵀ (O, N) to the next for `count` pictures: an odd number of lines, so that outputs fall into different sets
 /// of a cache.
@@ -154,7 +152,7 @@ impl Kernel for BackwardKernel<'_> {
         let packed_x = scratch;
         let dx_sums = packed_x.wrapping_add(count * width);
         let packed_w = dx_sums.wrapping_add(count * width);
-        let tile_dw = packed_w.wrapping_add(STRIP_ROWS * width);
+        let dw = packed_w.wrapping_add(STRIP_ROWS * width);
         let moves = self.update.lr != 0.0;
         // SAFETY: `backward` checked all lengths, `scratch_len` covers the packed operands and sums; this unit owns its
         // columns of w, v and dx, and its flag.
@@ -171,7 +169,7 @@ impl Kernel for BackwardKernel<'_> {
                     self.add_to_dx::<S>(panels, row, rows, packed_w, dx_sums);
                 }
                 if moves {
-                    self.move_weights::<S>(panels, row, rows, first, packed_x, tile_dw, &mut mover);
+                    self.move_weights::<S>(panels, row, rows, first, packed_x, dw, &mut mover);
                 }
             }
             if let Some(dx) = self.dx {
@@ -201,10 +199,15 @@ impl BackwardKernel<'_> {
             let (mut w, mut sums) = (packed_w, sums);
             for panel in panels {
                 let width = panel.vectors * S::LANES;
-                for (n, height) in tiles(self.count, S::ROWS[panel.vectors - 1]) {
-                    let out = Output { y: sums.add(n * width), stride: width, rows: height, valid: width };
-                    tile::outer::<S>(panel.vectors, &run, self.dy_t.as_ptr().add(n), stride, w, start, out);
-                }
+                S::call(OuterRows {
+                    vectors: panel.vectors,
+                    runs: &run,
+                    x: self.dy_t.as_ptr(),
+                    x_stride: stride,
+                    w,
+                    start,
+                    out: Output { y: sums, stride: width, rows: self.count, valid: width },
+                });
                 (w, sums) = (w.add(rows * width), sums.add(self.count * width));
             }
         }
@@ -219,7 +222,7 @@ impl BackwardKernel<'_> {
         rows: usize,
         first: usize,
         packed_x: *const f32,
-        tile_dw: *mut f32,
+        dw: *mut f32,
         mover: &mut Mover<S>,
     ) {
         let (place, stride) = (self.place, transposed_row(self.count));
@@ -229,33 +232,30 @@ impl BackwardKernel<'_> {
             let share = if place.width == STRIP { STRIP.div_ceil(panels.len()) } else { 0 };
             Ahead::new(from.at(first + rows * place.width), share, false)
         };
-        let (mut next_w, mut next_v) = (ahead(self.w), ahead(self.v));
+        let mut next = [ahead(self.w), ahead(self.v)];
         // SAFETY: the caller's promise that operands and a tile of room are there.
         unsafe {
             let mut x = packed_x;
             for panel in panels {
                 let width = panel.vectors * S::LANES;
-                for (o, height) in tiles(rows, S::ROWS[panel.vectors - 1]) {
-                    next_w.ask(height);
-                    next_v.ask(height);
-                    tile::dot::<S>(
-                        panel.vectors,
-                        &run,
-                        self.dy_t.as_ptr().add((row + o) * stride),
-                        stride,
-                        true,
-                        x,
-                        Start::Zero,
-                        Output { y: tile_dw, stride: width, rows: height, valid: width },
-                        Finish::Store,
-                    );
-                    for j in 0..height {
-                        let (dw, at) = (tile_dw.add(j * width), first + (o + j) * place.width + panel.first);
-                        if self.whole {
-                            std::ptr::copy_nonoverlapping(dw, self.v.at(at), panel.valid);
-                        } else {
-                            mover.step(dw, self.w.at(at), self.v.at(at), panel.valid);
-                        }
+                S::call(DotRows {
+                    vectors: panel.vectors,
+                    runs: &run,
+                    x: self.dy_t.as_ptr().add(row * stride),
+                    x_stride: stride,
+                    next: true,
+                    w: x,
+                    start: Start::Zero,
+                    ahead: &mut next,
+                    out: Output { y: dw, stride: width, rows, valid: width },
+                    finish: Finish::Store,
+                });
+                for o in 0..rows {
+                    let (dw, at) = (dw.add(o * width), first + o * place.width + panel.first);
+                    if self.whole {
+                        std::ptr::copy_nonoverlapping(dw, self.v.at(at), panel.valid);
+                    } else {
+                        mover.step(dw, self.w.at(at), self.v.at(at), panel.valid);
                     }
                 }
                 x = x.add(self.count * width);

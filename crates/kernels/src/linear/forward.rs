@@ -5,7 +5,7 @@ use crate::panel::{Panel, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::strips::Strips;
-use crate::tile::{self, Ahead, Finish, Output, Run, Start};
+use crate::tile::{Ahead, DotRows, Finish, Output, Run, Start};
 
 /// Bytes of a packed panel's chunk of the reduction: half of L1.
 const CHUNK_BYTES: usize = 24 << 10;
@@ -153,26 +153,22 @@ impl Kernel for Forward<'_> {
             });
             for (k, len) in blocks {
                 let w = self.w.as_ptr().add(place.at(first, k));
-                let mut ahead = next_block(w, place, rows, len, self.used);
+                let mut ahead = [next_block(w, place, rows, len, self.used)];
                 let mut sums = scratch;
                 for (panel, &offset) in panels() {
                     let width = panel.vectors * S::LANES;
-                    let run = [Run { x: 0, w: offset + k * width, len }];
-                    for (row, n) in tiles(rows, S::ROWS[panel.vectors - 1]) {
-                        ahead.ask(n);
-                        let out = Output { y: sums.add(row * width), stride: width, rows: n, valid: width };
-                        tile::dot::<S>(
-                            panel.vectors,
-                            &run,
-                            w.add(row * place.width),
-                            place.width,
-                            false,
-                            self.packed.data.as_ptr(),
-                            if k == 0 { Start::Zero } else { Start::Output },
-                            out,
-                            Finish::Store,
-                        );
-                    }
+                    S::call(DotRows {
+                        vectors: panel.vectors,
+                        runs: &[Run { x: 0, w: offset + k * width, len }],
+                        x: w,
+                        x_stride: place.width,
+                        next: len == place.width,
+                        w: self.packed.data.as_ptr(),
+                        start: if k == 0 { Start::Zero } else { Start::Output },
+                        ahead: &mut ahead,
+                        out: Output { y: sums, stride: width, rows, valid: width },
+                        finish: Finish::Store,
+                    });
                     sums = sums.add(rows * width);
                 }
             }

@@ -13,10 +13,9 @@
 
 use super::{CHUNK_TAPS, Packed};
 use crate::conv::{Epilogue, Geometry};
-use crate::panel::tiles;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
-use crate::tile::{self, Finish, Output, Run, Start};
+use crate::tile::{DotRows, Finish, Output, Run, Start};
 
 /// Elements of scratch that each thread needs: the widest panel's bias.
 pub(in crate::conv) const SCRATCH_LEN: usize = 64;
@@ -169,27 +168,24 @@ impl Kernel for Correlate<'_> {
                             }
                             let at =
                                 ((block * out_h + out_row) * out_w + out_column) * g.block * out_c + channel;
-                            for (first, n) in tiles(rows_here, S::ROWS[panel.vectors - 1]) {
-                                let y = at + first * out_c;
-                                let finish = match self.finish {
-                                    _ if !last => Finish::Store,
-                                    Finish::Mask(mask) => Finish::Mask(mask.add(y)),
-                                    other => other,
-                                };
-                                let out =
-                                    Output { y: self.y.at(y), stride: out_c, rows: n, valid: panel.valid };
-                                tile::dot::<S>(
-                                    panel.vectors,
-                                    &runs[..taps],
-                                    x.add(first * step),
-                                    step,
-                                    false,
-                                    w,
-                                    start,
-                                    out,
-                                    finish,
-                                );
-                            }
+                            let finish = match self.finish {
+                                _ if !last => Finish::Store,
+                                Finish::Mask(mask) => Finish::Mask(mask.add(at)),
+                                other => other,
+                            };
+                            let y = self.y.at(at);
+                            S::call(DotRows {
+                                vectors: panel.vectors,
+                                runs: &runs[..taps],
+                                x,
+                                x_stride: step,
+                                next: false,
+                                w,
+                                start,
+                                ahead: &mut [],
+                                out: Output { y, stride: out_c, rows: rows_here, valid: panel.valid },
+                                finish,
+                            });
                         }
                     }
                 }

@@ -19,8 +19,8 @@ use super::{CHANNELS, PIECES, pieces};
 use crate::conv::{Epilogue, Geometry};
 use crate::panel::{Panel, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
-use crate::simd::{LINE, Routine, Simd, prefetch};
-use crate::tile::{self, Ahead, Finish, Output, Run, Start};
+use crate::simd::{LINE, Simd, prefetch};
+use crate::tile::{Ahead, DotRows, Finish, Output, Run, Start};
 
 /// Channels of a chunk, at most: its weights for 64 filters are half of a 48-KiB L1, and sums of this length are added up, and
 /// rounded with, their likes.
@@ -167,45 +167,6 @@ impl Kernel for Correlate<'_> {
     }
 }
 
-/// Some channels' products at a point, of all pictures of a tile: rows of `len` channels with a panel of weights.
-struct Pictures<'a> {
-    vectors: usize,
-    pictures: usize,
-    runs: &'a [Run],
-    x: *const f32,
-    len: usize,
-    w: *const f32,
-    start: Start,
-    ahead: Ahead,
-    y: *mut f32,
-}
-
-impl Routine for Pictures<'_> {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(mut self) {
-        let width = self.vectors * S::LANES;
-        for (n, rows) in tiles(self.pictures, S::ROWS[self.vectors - 1]) {
-            self.ahead.ask(rows);
-            // SAFETY: promised by whoever made it.
-            unsafe {
-                let (x, y) = (self.x.add(n * self.len), self.y.add(n * width));
-                let out = Output { y, stride: width, rows, valid: width };
-                tile::dot::<S>(
-                    self.vectors,
-                    self.runs,
-                    x,
-                    self.len,
-                    true,
-                    self.w,
-                    self.start,
-                    out,
-                    Finish::Store,
-                );
-            }
-        }
-    }
-}
-
 impl Correlate<'_> {
     /// The sums of a panel at a row of points: (points, pictures, width). Its weights at a point are (rows of a stride, channels).
     ///
@@ -237,22 +198,22 @@ impl Correlate<'_> {
                 }
                 // Weights are one stream through channels and points.
                 let stream = data.wrapping_add((first + pieces * len) * width);
-                let ahead = Ahead::new(stream, pieces * len * width / tile.pictures, true);
-                let (vectors, pictures, runs) = (panel.vectors, tile.pictures, &runs[..pieces]);
+                let mut ahead = [Ahead::new(stream, pieces * len * width / tile.pictures, true)];
                 // SAFETY: the caller's promise.
                 unsafe {
-                    S::call(Pictures {
-                        vectors,
-                        pictures,
-                        runs,
+                    S::call(DotRows {
+                        vectors: panel.vectors,
+                        runs: &runs[..pieces],
                         x: values,
-                        len,
+                        x_stride: len,
+                        next: true,
                         w: data,
                         start,
-                        ahead,
-                        y: sums,
-                    })
-                };
+                        ahead: &mut ahead,
+                        out: Output { y: sums, stride: width, rows: tile.pictures, valid: width },
+                        finish: Finish::Store,
+                    });
+                }
             }
         }
     }

@@ -3,10 +3,9 @@
 use super::super::pieces;
 use super::super::points::{of_strip, points_of};
 use super::{Part, TILES};
-use crate::panel::tiles;
 use crate::parallel::{Kernel, Ptr};
-use crate::simd::{Routine, Simd};
-use crate::tile::{self, Output, Run, Start};
+use crate::simd::Simd;
+use crate::tile::{OuterRows, Output, Run, Start};
 
 /// Sums of all points, and db.
 pub(super) struct Products<'a> {
@@ -47,7 +46,7 @@ impl Kernel for Products<'_> {
         let gradient = layout.gradient_at(group, index) + i * layout.gradient_distance(width);
         // SAFETY: A dy was computed; scratch has room.
         unsafe { self.across::<S>(self.gradients[gradient..].as_ptr(), width, scratch) };
-        let step_len = layout.step_len();
+        let (channels, step_len) = (g.c / g.groups, layout.step_len());
         for j in 0..across {
             // Tiles that have a point are the first ones.
             let with_point = |&tile: &usize| part.strip(tile).point(layout.longest[1], j).is_some();
@@ -58,52 +57,21 @@ impl Kernel for Products<'_> {
                 *run = Run { x: step * step_len, w: step * width, len: part.pictures };
             }
             let x = layout.values_at(group) + (i * across + j) * layout.values_distance();
-            // SAFETY: both operands are there; the unit owns the panel's sums at its points.
-            unsafe {
-                S::call(Point {
-                    vectors: panel.vectors,
-                    channels: g.c / g.groups,
-                    pieces: pieces(g),
-                    runs: &runs[..used],
-                    x: self.values[x..].as_ptr(),
-                    step_len,
-                    piece_len: layout.depth() * step_len,
-                    w: scratch.wrapping_add(j * layout.operand_distance(width)),
-                    start: if part.is_first() { Start::Zero } else { Start::Output },
-                    y: self.sums.at(layout.sums_at(group, panel, [i, j])),
-                });
-            }
-        }
-    }
-}
-
-/// The products at a point of a panel: of all channels that are read, (rows of a stride, C/G).
-struct Point<'a> {
-    vectors: usize,
-    channels: usize,
-    pieces: usize,
-    runs: &'a [Run],
-    x: *const f32,
-    step_len: usize,
-    /// From x of one row of a stride to that of the next.
-    piece_len: usize,
-    w: *const f32,
-    start: Start,
-    y: *mut f32,
-}
-
-impl Routine for Point<'_> {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let width = self.vectors * S::LANES;
-        for piece in 0..self.pieces {
-            for (c, rows) in tiles(self.channels, S::ROWS[self.vectors - 1]) {
-                // SAFETY: promised by whoever made it.
+            let sums = layout.sums_at(group, panel, [i, j]);
+            for piece in 0..pieces(g) {
+                let x = x + piece * layout.depth() * step_len;
+                let y = self.sums.at(sums + piece * channels * width);
+                // SAFETY: both operands are there; the unit owns the panel's sums at its points.
                 unsafe {
-                    let y = self.y.add((piece * self.channels + c) * width);
-                    let out = Output { y, stride: width, rows, valid: width };
-                    let x = self.x.add(piece * self.piece_len + c);
-                    tile::outer::<S>(self.vectors, self.runs, x, self.step_len, self.w, self.start, out);
+                    S::call(OuterRows {
+                        vectors: panel.vectors,
+                        runs: &runs[..used],
+                        x: self.values[x..].as_ptr(),
+                        x_stride: step_len,
+                        w: scratch.wrapping_add(j * layout.operand_distance(width)),
+                        start: if part.is_first() { Start::Zero } else { Start::Output },
+                        out: Output { y, stride: width, rows: channels, valid: width },
+                    });
                 }
             }
         }
