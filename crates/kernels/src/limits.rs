@@ -20,15 +20,9 @@ const RUNS: usize = 256;
 pub fn bf16_flop_s(ctx: &mut Context, engine: Engine) -> f64 {
     // Aligned as everything that kernels read: rows of tiles that straddle lines halve the rate.
     let random = |seed: u32| {
-        let mut state = seed;
+        let mut random = Random(seed);
         let mut operand = Buffer::zeros(STEPS * 2 * EDGE * EDGE);
-        operand.fill_with(|| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            f32::from_bits(pair(
-                (state >> 16) as f32 / 32_768.0 - 1.0,
-                (state & 0xffff) as f32 / 32_768.0 - 1.0,
-            ))
-        });
+        operand.fill_with(|| f32::from_bits(pair(random.next(), random.next())));
         operand
     };
     let kernel = Tiles { a: random(1), b: random(2), units: 8 * ctx.threads() };
@@ -77,9 +71,23 @@ impl MatrixKernel for Tiles {
     }
 }
 
-/// FLOP/s of multiply-adds in registers, on all threads.
+/// Numbers from −1 to 1.
+struct Random(u32);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (self.0 >> 16) as f32 / 32_768.0 - 1.0
+    }
+}
+
+/// FLOP/s of multiply-adds of random numbers in registers, on all threads.
 pub fn f32_flop_s(ctx: &mut Context) -> f64 {
-    let kernel = MultiplyAdd { units: 8 * ctx.threads() };
+    let mut random = Random(1);
+    let [mut terms, mut factor] = [CHAINS + 1, 1].map(|vectors| Buffer::zeros(vectors * WIDEST));
+    terms.fill_with(|| random.next());
+    factor.fill(-1.0);
+    let kernel = MultiplyAdd { terms, factor, units: 8 * ctx.threads() };
     // Once untimed: threads that have parked take as long to wake as some units.
     ctx.run(&kernel);
     let start = Instant::now();
@@ -92,8 +100,14 @@ pub fn f32_flop_s(ctx: &mut Context) -> f64 {
 const CHAINS: usize = 12;
 /// Multiply-adds of each in a unit.
 const ROUNDS: usize = 20_000;
+/// Elements of the widest vector.
+const WIDEST: usize = 16;
 
 struct MultiplyAdd {
+    /// What each sum begins with, and what is added to all.
+    terms: Buffer,
+    /// What they are multiplied by, −1. The compiler does not see it: it would subtract.
+    factor: Buffer,
     units: usize,
 }
 
@@ -103,22 +117,27 @@ impl Kernel for MultiplyAdd {
     }
 
     fn scratch_len(&self) -> usize {
-        CHAINS * 16 + 16
+        CHAINS * WIDEST
     }
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, _unit: usize, scratch: *mut f32) {
-        // SAFETY: scratch holds every sum and one vector more.
+        // SAFETY: scratch holds every sum, and there are terms for all and one vector more.
         unsafe {
+            let terms = self.terms.as_ptr();
             let mut sums = [S::zero(); CHAINS];
-            let (a, b) = (S::splat(0.999), S::load(scratch.add(CHAINS * 16)));
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = S::load(terms.add(i * WIDEST));
+            }
+            // s ← b − s: every bit of a sum goes on changing, where a factor below 1 would bring it to rest.
+            let (a, b) = (S::load(self.factor.as_ptr()), S::load(terms.add(CHAINS * WIDEST)));
             for _ in 0..ROUNDS {
                 for sum in &mut sums {
                     *sum = S::fma(*sum, a, b);
                 }
             }
             for (i, sum) in sums.into_iter().enumerate() {
-                S::store(scratch.add(i * 16), sum);
+                S::store(scratch.add(i * WIDEST), sum);
             }
         }
     }
