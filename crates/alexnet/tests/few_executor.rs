@@ -3,6 +3,7 @@
 
 mod executors;
 
+use alexnet::Network;
 use alexnet::exec::contract::{Batch, Executor, Pixels};
 use alexnet::exec::few::{self, Few, LinearWeights};
 use alexnet::exec::plan::Plan;
@@ -13,6 +14,13 @@ use executors::{distance, input, narrow, params};
 
 /// bf16 keeps 8 bits, and rounding adds up from layer to layer. So do weights in eight bits.
 const BOUND: f64 = 0.03;
+/// 750,000 inputs: more than exact sums leave room for.
+const WIDE_LINEAR: &str = r#"
+name = "wide"
+input = [3, 500, 500]
+layer = [{ name = "fc", type = "linear", outputs = 10 }]
+"#;
+
 /// Both ways to hold the weights of linear layers.
 const LINEAR: [LinearWeights; 2] = [LinearWeights::Bf16, LinearWeights::Int8];
 
@@ -24,9 +32,7 @@ fn every_layer_yields_what_the_reference_does() {
         let engine = Engine::all()[0];
         for (last, linear) in (0..net.layers.len()).flat_map(|last| LINEAR.map(|linear| (last, linear))) {
             let mut reference = Reference::<f32>::new(&net, 3, Some(last)).unwrap();
-            let mut few =
-                Few::new(&net, Plan::few(&net, 3, Some(last)).unwrap(), engine, LinearWeights::Bf16, 2)
-                    .unwrap();
+            let mut few = Few::new(&net, Plan::few(&net, 3, Some(last)).unwrap(), engine, linear, 2).unwrap();
             let outputs = [&mut reference as &mut dyn Executor, &mut few].map(|executor| {
                 executor.set_params(&start);
                 let pixels = input(executor, &net, 3, 7);
@@ -97,7 +103,11 @@ fn eight_bits_are_for_inference_at_any_batch() {
     }
     let refused = exec::compile(&net, &options(8, Mode::Train { frozen_below: 0 })).err().unwrap();
     assert!(refused.to_string().contains("int8 is for inference"), "{refused}");
-    let refused =
-        exec::compile(&narrow("alexnet-bn", 100), &options(1, Mode::Infer { last: None })).err().unwrap();
-    assert!(refused.to_string().contains("--precision f32 computes it"), "{refused}");
+    // What bf16 has no kernel for is f32, but for those weights.
+    let computed =
+        exec::compile(&narrow("alexnet-bn", 100), &options(1, Mode::Infer { last: None })).unwrap();
+    assert_eq!(computed.precision(), "int8");
+    let wide = Network::from_toml(WIDE_LINEAR, "wide").unwrap();
+    let refused = exec::compile(&wide, &options(1, Mode::Infer { last: None })).err().unwrap();
+    assert!(refused.to_string().contains("layer fc has too many inputs"), "{refused}");
 }

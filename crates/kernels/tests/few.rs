@@ -6,9 +6,11 @@ mod engines;
 
 use alexnet_kernels::bf16::conv::Fold;
 use alexnet_kernels::bf16::few::convert::{self, Entry, flat_len};
-use alexnet_kernels::bf16::few::linear::{self, Output, Quantized, Rounded, quantize, quantized_len};
 use alexnet_kernels::bf16::few::{Border, PictureLayout, conv, lrn, pooling, spatial_lrn};
 use alexnet_kernels::bf16::{Engine, pairs, pairs_mut, round, widen};
+use alexnet_kernels::linear::few::{
+    self as linear, Input, Output, Quantized, Rounded, quantize, quantized_len,
+};
 use alexnet_kernels::lrn::Lrn;
 use alexnet_kernels::spatial_lrn::SpatialLrn;
 use alexnet_kernels::{Context, Isa};
@@ -351,17 +353,23 @@ fn linear_layers() {
     }
 }
 
-/// (N, O) of a layer with quantized weights.
+/// (N, O) of a layer with quantized weights. `x` is exact in bf16: whether it comes so or in f32 makes no difference.
 fn quantized(isa: Isa, threads: usize, count: usize, x: &[f32], w: &[f32], bias: &[f32]) -> Vec<f32> {
     let (inputs, outputs) = (x.len() / count, bias.len());
     let mut ctx = Context::new(isa, threads);
     let mut weights = Quantized::new(outputs, inputs);
     weights.set(&mut ctx, w);
-    let mut values = vec![0.0; count * quantized_len(inputs)];
-    quantize(&mut ctx, count, inputs, &flat_rows(x, inputs), &mut values);
-    let mut y = vec![0.0; count * outputs];
-    linear::forward(&mut ctx, count, &values, &weights, bias, false, Output::Rows(&mut y));
-    y
+    let flat = flat_rows(x, inputs);
+    let [from_flat, from_rows] = [Input::Flat(&flat), Input::Rows(x)].map(|x| {
+        let mut values = vec![0.0; count * quantized_len(inputs)];
+        quantize(&mut ctx, count, inputs, x, &mut values);
+        let mut y = vec![0.0; count * outputs];
+        linear::forward(&mut ctx, count, &values, &weights, bias, false, Output::Rows(&mut y));
+        y
+    });
+    let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&from_flat), bits(&from_rows), "{count} rows of {inputs}");
+    from_flat
 }
 
 /// Half a step of each weight and of each input is what rounding may cost, and every instruction set gives the same bits.

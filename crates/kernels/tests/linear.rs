@@ -2,7 +2,7 @@
 
 mod common;
 
-use alexnet_kernels::bf16::few::linear::{self as few_linear, Output, Plain};
+use alexnet_kernels::linear::few::{self, Output, Plain};
 use alexnet_kernels::linear::{self, Backward, Cut, PackedPictures, strips, transposed_row};
 use alexnet_kernels::sgd::{self, Update};
 use alexnet_kernels::strips::Strips;
@@ -68,7 +68,7 @@ fn forward_backward_and_update() {
                         assert_close(&what, &got, &want, tolerance(inputs + 1));
                     }
                     got.fill(f32::NAN);
-                    few_linear::forward(&mut ctx, count, &x, &plain, &bias, relu, Output::Rows(&mut got));
+                    few::forward(&mut ctx, count, &x, &plain, &bias, relu, Output::Rows(&mut got));
                     assert_close(&what, &got, &want, tolerance(inputs + 1));
                 }
                 let row = transposed_row(count);

@@ -20,9 +20,10 @@ pub use plan::Mode;
 use plan::Plan;
 
 use crate::error::{Error, Result, nearest};
-use crate::net::Network;
+use crate::net::{Network, Op, Traced};
 use crate::ops::update::Rule;
 use alexnet_kernels::bf16::Engine;
+use alexnet_kernels::linear::few::Quantized;
 use few::LinearWeights;
 use std::str::FromStr;
 
@@ -39,7 +40,8 @@ pub enum Precision {
     /// f32, but tiles multiply: operands are split into a high and a low part in bf16, and a product is three of theirs, off by
     /// at most 2⁻¹⁶. Storage, sums and everything else are f32. Needs AMX. A few pictures at test time are left to f32.
     F32x3,
-    /// As bf16, but linear layers multiply weights in eight bits, with a scale for each output. For inference.
+    /// As bf16 where the processor multiplies it, else as f32, but linear layers multiply weights in eight bits, with a scale
+    /// for each output. For inference.
     Int8,
 }
 
@@ -132,8 +134,18 @@ pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
             let Mode::Infer { last } = mode else {
                 return Err(Error::Config("precision int8 is for inference; train in f32 or bf16".into()));
             };
-            let plan = Plan::few(net, batch, last)?;
-            return Ok(Box::new(few::Few::new(net, plan, engine, LinearWeights::Int8, threads)?));
+            if let Some(wide) = too_wide_for_eight_bits(net)? {
+                return Err(only_f32(
+                    net,
+                    &format!("layer {wide} has too many inputs for weights in eight bits"),
+                ));
+            }
+            let few = Plan::few(net, batch, last)?;
+            if engine.is_native() && few::unsupported(net, &few).is_none() {
+                return Ok(Box::new(few::Few::new(net, few, engine, LinearWeights::Int8, threads)?));
+            }
+            let plan = Plan::new(net, batch, mode)?;
+            return Ok(Box::new(cpu::Cpu::with_eight_bits(net, plan, engine.isa(), threads)?));
         }
         Precision::F32 => {}
         Precision::F32x3 if !engine.has_tiles() => {
@@ -163,6 +175,16 @@ pub fn compile(net: &Network, options: &Options) -> Result<Box<dyn Executor>> {
         return Ok(Box::new(cpu::Cpu::on_tiles(net, plan, engine, threads)?));
     }
     Ok(Box::new(cpu::Cpu::new(net, plan, engine.isa(), threads)?))
+}
+
+/// A linear layer of `net` with more inputs than exact sums of eight-bit products leave room for.
+///
+/// # Errors
+/// As [`Network::trace`].
+fn too_wide_for_eight_bits(net: &Network) -> Result<Option<&str>> {
+    let too_wide =
+        |traced: &Traced| matches!(traced.layer.op, Op::Linear(_)) && !Quantized::takes(traced.input.len());
+    Ok(net.trace()?.iter().find(|traced| too_wide(traced)).map(|traced| traced.layer.name.as_str()))
 }
 
 /// What a network is told that only the f32 executor computes.

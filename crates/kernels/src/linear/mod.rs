@@ -14,6 +14,7 @@
 //! ```
 
 mod backward;
+pub mod few;
 mod forward;
 
 pub use backward::{Backward, Cut, backward, bias_gradient, transpose, transposed_row};

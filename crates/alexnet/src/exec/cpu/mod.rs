@@ -2,7 +2,7 @@
 //! `alexnet-kernels` for the best instructions that the machine has. f32 throughout.
 //!
 //! Where there are tiles, they can compute products in high and low parts (`threefold.rs`, `linear.rs`), as precision `f32x3`;
-//! everything else stays as it is.
+//! and at test time linear layers can have weights in eight bits, as precision `int8`. Everything else stays as it is.
 //!
 //! Convolution weights are packed twice after every update, for the forward pass and for the input gradient. All other
 //! buffers are regions of one arena.
@@ -29,10 +29,28 @@ use alexnet_kernels::bf16::Engine;
 pub struct Cpu {
     frame: Frame,
     stages: Vec<StageState>,
-    /// With tiles: they compute products in high and low parts.
-    tiles: Option<Engine>,
+    arithmetic: Arithmetic,
     /// Maps in parts, shared by all stages; empty without tiles.
     rooms: [Region; 2],
+}
+
+/// What products are computed in.
+#[derive(Clone, Copy)]
+enum Arithmetic {
+    F32,
+    /// High and low parts, on tiles.
+    F32x3(Engine),
+    /// f32, with linear layers' weights in eight bits. Does not train.
+    Int8,
+}
+
+impl Arithmetic {
+    fn tiles(self) -> Option<Engine> {
+        match self {
+            Arithmetic::F32x3(engine) => Some(engine),
+            Arithmetic::F32 | Arithmetic::Int8 => None,
+        }
+    }
 }
 
 /// What a stage keeps besides its maps.
@@ -53,7 +71,7 @@ impl Cpu {
     /// # Errors
     /// As [`Plan::new`]; if the memory that the plan needs is not there.
     pub fn new(net: &Network, plan: Plan, isa: Isa, threads: usize) -> Result<Cpu> {
-        Cpu::with(net, plan, isa, None, threads)
+        Cpu::with(net, plan, isa, Arithmetic::F32, threads)
     }
 
     /// As [`Cpu::new`], with the products of convolutions on the tiles of `engine`, in high and low parts.
@@ -61,12 +79,21 @@ impl Cpu {
     /// # Errors
     /// As [`Cpu::new`].
     pub fn on_tiles(net: &Network, plan: Plan, engine: Engine, threads: usize) -> Result<Cpu> {
-        Cpu::with(net, plan, engine.isa(), Some(engine), threads)
+        Cpu::with(net, plan, engine.isa(), Arithmetic::F32x3(engine), threads)
     }
 
-    fn with(net: &Network, plan: Plan, isa: Isa, tiles: Option<Engine>, threads: usize) -> Result<Cpu> {
+    /// As [`Cpu::new`], for inference, with the weights of linear layers in eight bits.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`]; if a linear layer has more inputs than sums of eight bits leave room for.
+    pub fn with_eight_bits(net: &Network, plan: Plan, isa: Isa, threads: usize) -> Result<Cpu> {
+        assert!(!plan.trains(), "weights in eight bits do not train");
+        Cpu::with(net, plan, isa, Arithmetic::Int8, threads)
+    }
+
+    fn with(net: &Network, plan: Plan, isa: Isa, arithmetic: Arithmetic, threads: usize) -> Result<Cpu> {
         let mut rooms = [0; 2];
-        let strips = |outputs, inputs| linear::place(tiles.is_some(), &plan, outputs, inputs);
+        let strips = |outputs, inputs| linear::place(arithmetic, &plan, outputs, inputs);
         // The input is the caller's.
         let mut draft =
             Draft::new(net, &plan, strips, |i| plan.map_len(i), |i| plan.maps[i].form != Form::Input)?;
@@ -80,7 +107,7 @@ impl Cpu {
             };
             stages.push(match (&stage.kind, op) {
                 (Kind::Conv { relu, .. }, Some(Op::Conv(op))) => {
-                    let state = conv::State::new(isa, tiles, &plan, i, op, *relu);
+                    let state = conv::State::new(isa, arithmetic.tiles(), &plan, i, op, *relu);
                     for (room, len) in rooms.iter_mut().zip(state.rooms(&plan)) {
                         *room = len.max(*room);
                     }
@@ -88,8 +115,8 @@ impl Cpu {
                     StageState::Conv(Box::new(state))
                 }
                 (Kind::Linear { relu }, Some(Op::Linear(op))) => {
-                    let state =
-                        linear::State::new(isa, tiles, &plan, i, op.outputs, *relu, &mut draft.layouter);
+                    let layouter = &mut draft.layouter;
+                    let state = linear::State::new(isa, arithmetic, &plan, i, op.outputs, *relu, layouter);
                     rooms[0] = state.room(&plan).max(rooms[0]);
                     draft.scratch(state.scratch_len(plan.batch));
                     StageState::Linear(Box::new(state))
@@ -123,7 +150,7 @@ impl Cpu {
             });
         }
         let rooms = rooms.map(|len| draft.layouter.reserve(len));
-        Ok(Cpu { frame: draft.build(net, plan, isa, threads)?, stages, tiles, rooms })
+        Ok(Cpu { frame: draft.build(net, plan, isa, threads)?, stages, arithmetic, rooms })
     }
 
     /// Elements of map `i` that the batch uses; whole blocks where it is blocked.
@@ -146,6 +173,13 @@ impl Cpu {
 impl Stages for Cpu {
     const VALUE_BYTES: usize = size_of::<f32>();
 
+    fn weight_bytes(&self, i: usize) -> usize {
+        match &self.stages[i] {
+            StageState::Linear(state) => state.weight_bytes(),
+            _ => Self::VALUE_BYTES,
+        }
+    }
+
     fn by_winograd(&self, i: usize, _pass: Pass) -> bool {
         matches!(&self.stages[i], StageState::Conv(state) if state.by_winograd())
     }
@@ -159,11 +193,15 @@ impl Stages for Cpu {
     }
 
     fn arithmetic(&self) -> &'static str {
-        if self.tiles.is_some() { "f32x3" } else { "f32" }
+        match self.arithmetic {
+            Arithmetic::F32 => "f32",
+            Arithmetic::F32x3(_) => "f32x3",
+            Arithmetic::Int8 => "int8",
+        }
     }
 
     fn instructions(&self) -> &'static str {
-        self.tiles.map_or(self.frame.ctx.isa().name(), Engine::name)
+        self.arithmetic.tiles().map_or(self.frame.ctx.isa().name(), Engine::name)
     }
 
     fn bytes_outside_arena(&self) -> usize {
@@ -177,8 +215,10 @@ impl Stages for Cpu {
     }
 
     fn pack(&mut self, i: usize) {
-        if let StageState::Conv(_) = self.stages[i] {
-            self.conv_pack(i);
+        match self.stages[i] {
+            StageState::Conv(_) => self.conv_pack(i),
+            StageState::Linear(_) => self.linear_pack(i),
+            _ => {}
         }
     }
 

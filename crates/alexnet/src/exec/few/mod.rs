@@ -16,9 +16,9 @@ use crate::net::{self, Activation, Network, Op, PoolKind};
 use alexnet_kernels::arena::Region;
 use alexnet_kernels::bf16::conv::Fold;
 use alexnet_kernels::bf16::few::convert::{self, Entry};
-use alexnet_kernels::bf16::few::linear::{self, Output, Quantized, Rounded, Weights};
 use alexnet_kernels::bf16::few::{PictureLayout, conv, lrn, pooling, spatial_lrn};
 use alexnet_kernels::bf16::{Engine, pair, pairs, pairs_mut, widen};
+use alexnet_kernels::linear::few::{self as linear, Input, Output, Quantized, Rounded, Weights};
 use alexnet_kernels::lrn::Lrn;
 use alexnet_kernels::spatial_lrn::SpatialLrn;
 use alexnet_kernels::strips::Strips;
@@ -300,7 +300,7 @@ impl Stages for Few {
                 linear::forward(ctx, count, x, rounded, bias, *relu, output(y));
             }
             StageState::QuantizedLinear { quantized, relu } => {
-                linear::quantize(ctx, count, self.layouts[i].features(), x, quantized_x);
+                linear::quantize(ctx, count, self.layouts[i].features(), Input::Flat(x), quantized_x);
                 linear::forward(ctx, count, quantized_x, quantized, bias, *relu, output(y));
             }
             StageState::Lrn(op) => lrn::forward(ctx, op, self.layouts[i].map(), count, x, y),

@@ -6,11 +6,10 @@
 //! a fixed distance apart: they are the rows of the left operand of [`engine`](super::engine)'s product, as many as a row
 //! of the output has, and the weights are its right operand.
 //!
-//! Linear layers ([`linear`]) read every weight once, row by row: their bytes are what a single picture takes time for.
+//! Linear layers ([`crate::linear::few`]) read every weight once, row by row: their bytes are what a single picture takes time for.
 
 pub mod conv;
 pub mod convert;
-pub mod linear;
 pub mod lrn;
 pub mod pooling;
 pub mod spatial_lrn;

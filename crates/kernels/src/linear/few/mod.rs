@@ -1,7 +1,7 @@
 //! Linear layers on a few rows: y = x wᵀ + b.
 //!
-//! What takes time is reading the weights, so they are read once for all pictures, and in few bytes: in bf16 ([`Rounded`])
-//! or in eight bits with a scale for each output ([`Quantized`]). [`Plain`] is the same for the f32 executor.
+//! What takes time is reading the weights, so they are read once for all pictures, and in few bytes: in f32 as they are
+//! ([`Plain`]), in bf16 ([`Rounded`]), or in eight bits with a scale for each output ([`Quantized`]). Lanes are inputs.
 
 mod plain;
 mod quantized;
@@ -11,7 +11,7 @@ pub use plain::Plain;
 pub use quantized::{Quantized, quantize, quantized_len};
 pub use rounded::Rounded;
 
-use super::convert::flat_len;
+use crate::bf16::few::convert::flat_len;
 use crate::bf16::pair;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
@@ -38,6 +38,15 @@ pub trait Weights: Sync {
     /// # Safety
     /// The group exists, `x` points to `N` rows of `row_len` elements, and the processor has the instructions of `S`.
     unsafe fn dots<S: Simd, const N: usize>(&self, group: usize, x: *const f32) -> [[f32; N]; ROWS];
+}
+
+/// Where inputs come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Flat rows of pairs.
+    Flat(&'a [f32]),
+    /// (N, I) in f32.
+    Rows(&'a [f32]),
 }
 
 /// Where the outputs go.

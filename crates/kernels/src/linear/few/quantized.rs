@@ -2,7 +2,7 @@
 //! picture share a scale too and have more bits, up to 15, as many as exact sums in 32 bits leave room for: the error is
 //! that of the weights. Sums are exact, so every instruction set gives the same.
 
-use super::{AHEAD_BYTES, ROWS, Weights};
+use super::{AHEAD_BYTES, Input, ROWS, Weights};
 use crate::arena::Buffer;
 use crate::bf16::few::convert::flat_len;
 use crate::bf16::{pairs, widen};
@@ -46,12 +46,17 @@ pub fn quantized_len(inputs: usize) -> usize {
 }
 
 impl Quantized {
+    /// Whether exact sums leave so many inputs eight bits each. Half a million is too many.
+    pub fn takes(inputs: usize) -> bool {
+        levels(inputs) >= MOST
+    }
+
     /// Room for `outputs` × `inputs`.
     ///
     /// # Panics
-    /// If there are so many inputs (half a million) that exact sums would leave theirs less than eight bits.
+    /// Unless [`Quantized::takes`] so many inputs.
     pub fn new(outputs: usize, inputs: usize) -> Quantized {
-        assert!(levels(inputs) >= MOST, "{inputs} inputs are too many for exact sums");
+        assert!(Quantized::takes(inputs), "{inputs} inputs are too many for exact sums");
         let rows = outputs.next_multiple_of(ROWS);
         let data = Buffer::zeros((rows * columns(inputs)).div_ceil(size_of::<f32>()));
         Quantized { outputs, inputs, scales: vec![0.0; rows], data }
@@ -118,18 +123,22 @@ fn bytes_mut(data: &mut [f32]) -> &mut [i8] {
     unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), size_of_val(data)) }
 }
 
-/// Quantizes the inputs of `count` pictures, flat rows of pairs. Where one is not finite, the picture's scale is NaN, and
-/// so will be its outputs.
-pub fn quantize(ctx: &mut Context, count: usize, inputs: usize, x: &[f32], to: &mut [f32]) {
-    assert!(x.len() >= count * flat_len(inputs), "inputs");
+/// Quantizes the inputs of `count` pictures. Where one is not finite, the picture's scale is NaN, and so will be its
+/// outputs.
+pub fn quantize(ctx: &mut Context, count: usize, inputs: usize, x: Input, to: &mut [f32]) {
+    let len = match x {
+        Input::Flat(x) => x.len() / flat_len(inputs),
+        Input::Rows(x) => x.len() / inputs,
+    };
+    assert!(len >= count, "inputs");
     assert!(to.len() >= count * quantized_len(inputs), "quantized inputs");
-    ctx.run(&Quantize { count, inputs, x: pairs(x), to: Ptr::from_mut(to) });
+    ctx.run(&Quantize { count, inputs, x, to: Ptr::from_mut(to) });
 }
 
 struct Quantize<'a> {
     count: usize,
     inputs: usize,
-    x: &'a [u32],
+    x: Input<'a>,
     to: Ptr,
 }
 
@@ -140,24 +149,62 @@ impl Kernel for Quantize<'_> {
 
     #[inline(always)]
     unsafe fn unit<S: Simd>(&self, picture: usize, _scratch: *mut f32) {
-        let x = &self.x[picture * flat_len(self.inputs)..][..self.inputs.div_ceil(2)];
-        let largest = x.iter().map(|x| (x & 0x7fff).max(x >> 16 & 0x7fff)).max().unwrap_or(0);
-        let largest = widen(largest as u16);
-        let levels = levels(self.inputs);
+        let inputs = self.inputs;
         // SAFETY: `quantize` checked the room; a unit owns its picture's.
         let (head, to) = unsafe {
-            let to = self.to.at(picture * quantized_len(self.inputs));
-            (to, std::slice::from_raw_parts_mut(to.add(HEAD).cast::<[i16; 2]>(), columns(self.inputs) / 2))
+            let to = self.to.at(picture * quantized_len(inputs));
+            (to, std::slice::from_raw_parts_mut(to.add(HEAD).cast::<i16>(), columns(inputs)))
         };
-        let scale = if largest.is_finite() { largest / levels } else { f32::NAN };
+        to.fill(0);
+        let scale = match self.x {
+            Input::Flat(x) => {
+                let x = &pairs(x)[picture * flat_len(inputs)..][..inputs.div_ceil(2)];
+                let largest = x.iter().map(|x| (x & 0x7fff).max(x >> 16 & 0x7fff)).max().unwrap_or(0);
+                let step = Step::of(widen(largest as u16), inputs);
+                let (to, _) = to.as_chunks_mut::<2>();
+                for (to, x) in to.iter_mut().zip(x) {
+                    *to = [*x as u16, (x >> 16) as u16].map(|x| step.round(widen(x)));
+                }
+                step.worth
+            }
+            Input::Rows(x) => {
+                let x = &x[picture * inputs..][..inputs];
+                let largest = x.iter().map(|x| x.to_bits() & !(1 << 31)).max().unwrap_or(0);
+                let step = Step::of(f32::from_bits(largest), inputs);
+                for (to, x) in to.iter_mut().zip(x) {
+                    *to = step.round(*x);
+                }
+                step.worth
+            }
+        };
         // SAFETY: as above.
         unsafe { *head = scale };
-        // A picture of zeros remains one.
-        let by = if largest > 0.0 { levels / largest } else { 0.0 };
-        to.fill([0; 2]);
-        for (to, x) in to.iter_mut().zip(x) {
-            *to = [*x as u16, (x >> 16) as u16].map(|x| (widen(x) * by).round_ties_even() as i16);
+    }
+}
+
+/// What the inputs of a picture are counted in.
+struct Step {
+    /// NaN where one is not finite.
+    worth: f32,
+    /// Steps that make 1.
+    rate: f32,
+}
+
+impl Step {
+    /// For inputs up to `largest`.
+    #[inline(always)]
+    fn of(largest: f32, inputs: usize) -> Step {
+        let levels = levels(inputs);
+        Step {
+            worth: if largest.is_finite() { largest / levels } else { f32::NAN },
+            // A picture of zeros remains one.
+            rate: if largest > 0.0 { levels / largest } else { 0.0 },
         }
+    }
+
+    #[inline(always)]
+    fn round(&self, x: f32) -> i16 {
+        (x * self.rate).round_ties_even() as i16
     }
 }
 
