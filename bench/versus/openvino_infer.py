@@ -4,7 +4,7 @@
     python bench/versus/openvino_infer.py target/release/alexnet [--precision f32|bf16|int8] [--batch 128] [--rounds 3] [--steps 10]
 
 In int8 the weights have eight bits (ours: those of the linear layers; the peer's: all, by nncf.compress_weights) and the
-rest is bf16. Needs openvino (and nncf for int8), torch and torchvision from PyPI. The network is torchvision's, on made-up pictures. Prints one JSON object.
+rest is bf16, on both sides f32 where the processor does not multiply bf16. Needs openvino (and nncf for int8), torch and torchvision from PyPI. The network is torchvision's, on made-up pictures. Prints one JSON object.
 """
 
 import argparse

@@ -2,12 +2,13 @@
 """Speed beside PyTorch, in one run on one machine: the sides take turns, and the ratio is that of the medians.
 
     python bench/versus/pytorch.py target/release/alexnet [--mode train|infer] [--net alexnet-2012|torchvision]
-        [--precision f32|f32x3|bf16|int8] [--batch 128] [--rounds 3] [--steps 4] [--variants eager,compiled,eager-last,compiled-last]
+        [--precision f32|f32x3|bf16|int8] [--peer-precision f32|bf16] [--batch 128] [--rounds 3] [--steps 4] [--variants eager,compiled,eager-last,compiled-last]
 
 Needs PyTorch (and torchvision for that network) from PyPI, and a C++ compiler for torch.compile. All sides compute on
 made-up pictures; training is SGD with momentum and weight decay. In bf16 PyTorch trains with autocast (weights in
 float32) and infers with the model itself in bfloat16; int8 (linear layers' weights in eight bits) is ours alone, and
-PyTorch then computes as in bf16. "-last" is the channels-last memory format. The best variant is
+PyTorch then computes in bf16, or as --peer-precision says: a processor that does not multiply bf16 is faster in f32.
+"-last" is the channels-last memory format. The best variant is
 the peer. ONEDNN_MAX_CPU_ISA and ALEXNET_ISA hold both sides to one instruction set. Prints one JSON object.
 """
 
@@ -49,7 +50,7 @@ def peer(args):
             nn.Linear(9216, 4096), nn.ReLU(True), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(True), nn.Dropout(),
             nn.Linear(4096, 1000),
         ), 227
-    train, bf16 = args.mode == "train", args.precision in ("bf16", "int8")
+    train, bf16 = args.mode == "train", args.precision == "bf16"
     pictures = torch.randn(args.batch, 3, side, side)
     labels = torch.randint(0, 1000, (args.batch,))
     if args.peer.endswith("-last"):
@@ -90,6 +91,7 @@ def main():
     parser.add_argument("--mode", default="train", choices=["train", "infer"])
     parser.add_argument("--net", default="alexnet-2012", choices=["alexnet-2012", "torchvision"])
     parser.add_argument("--precision", default="f32", choices=["f32", "f32x3", "bf16", "int8"])
+    parser.add_argument("--peer-precision", choices=["f32", "bf16"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
@@ -100,21 +102,23 @@ def main():
     if args.peer:
         return peer(args)
     common = ["--net", args.net, "--batch", str(args.batch), "--steps", str(args.steps), "--threads", str(args.threads)]
-    common += ["--precision", args.precision]
+    theirs_in = args.peer_precision or ("bf16" if args.precision in ("bf16", "int8") else "f32")
     variants = args.variants.split(",")
     ours, theirs, resident = [], {v: [] for v in variants}, 0
     for _ in range(args.rounds):
-        result = last_line([args.alexnet, "bench", args.mode, "--json", *common])
+        result = last_line([args.alexnet, "bench", args.mode, "--json", "--precision", args.precision, *common])
         ours.append(result["ms"])
         resident = max(resident, result["peak_resident_bytes"] or 0)
         for variant in variants:
-            other = last_line([sys.executable, __file__, "--peer", variant, "--mode", args.mode, *common])
+            other = last_line([
+                sys.executable, __file__, "--peer", variant, "--mode", args.mode, "--precision", theirs_in, *common
+            ])
             theirs[variant] += other["times_ms"]
     medians = {v: statistics.median(times) for v, times in theirs.items()}
     best = min(medians, key=medians.get)
     us, them = statistics.median(ours), medians[best]
     print(json.dumps({
-        "mode": args.mode, "net": args.net, "precision": args.precision, "batch": args.batch, "threads": args.threads,
+        "mode": args.mode, "net": args.net, "precision": args.precision, "torch_precision": theirs_in, "batch": args.batch, "threads": args.threads,
         "kernel": result["kernel"], "torch": other["torch"],
         "alexnet_ms": us, "alexnet_ms_range": [min(ours), max(ours)], "alexnet_img_s": args.batch * 1e3 / us,
         "torch_best": best, "torch_ms": them, "torch_ms_range": [min(theirs[best]), max(theirs[best])],

@@ -295,8 +295,13 @@ pub trait Executor: Send {
     /// Name of the instruction set or device that computes, for example `AVX-512 f32`.
     fn kernel_name(&self) -> String;
 
-    /// The arithmetic of products: `f32` or `bf16` (`f64` in the reference).
+    /// The arithmetic of products: `f32`, `f32x3`, `bf16` or `int8` (`f64` in the reference).
     fn precision(&self) -> &'static str;
+
+    /// Bytes of an element of a map, and of an operand of a convolution: 2 in bf16.
+    fn value_bytes(&self) -> usize {
+        size_of::<f32>()
+    }
 
     /// Where the time of the last step went; nothing if the executor does not say.
     fn pass_times(&self) -> Vec<PassTime> {

@@ -320,6 +320,10 @@ impl<S: Stages> Executor for S {
         self.arithmetic()
     }
 
+    fn value_bytes(&self) -> usize {
+        S::VALUE_BYTES
+    }
+
     fn pass_times(&self) -> Vec<PassTime> {
         let frame = self.frame();
         let weight_bytes = |i| self.weight_bytes(i);

@@ -82,6 +82,10 @@ impl<T: Real> Executor for Reference<T> {
         T::NAME
     }
 
+    fn value_bytes(&self) -> usize {
+        size_of::<T>()
+    }
+
     fn planned_bytes(&self) -> usize {
         let tensors =
             [&self.params, &self.momentum, &self.param_gradients, &self.activations, &self.gradients];

@@ -61,11 +61,11 @@ pub fn run(args: &BenchKernels) -> Outcome {
         let elapsed = start.elapsed();
         // The reference loops follow every step: each is asked for as often as every pass.
         let rates = (
-            match executor.precision() {
-                "f32" => limits::f32_flop_s(&mut ctx),
+            match (executor.precision(), executor.value_bytes()) {
                 // Three products for each.
-                "f32x3" => limits::bf16_flop_s(&mut ctx, engine) / 3.0,
-                _ => limits::bf16_flop_s(&mut ctx, engine),
+                ("f32x3", _) => limits::bf16_flop_s(&mut ctx, engine) / 3.0,
+                (_, 2) => limits::bf16_flop_s(&mut ctx, engine),
+                _ => limits::f32_flop_s(&mut ctx),
             },
             limits::stream_bytes_s(&mut ctx, &x, &mut y),
         );

@@ -9,9 +9,9 @@
 //! ```
 //!
 //! so that a chunk of weights is read from L2 once a row and from L1 for every position of it. Forward, where a block is one
-//! picture, the rows of a tile are neighbouring positions instead, of those whose windows lie within the map.
+//! picture, is [`single`]'s.
 
-use super::{CHUNK_TAPS, Packed};
+use super::{CHUNK_TAPS, Packed, single};
 use crate::conv::{Epilogue, Geometry};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
@@ -37,6 +37,9 @@ pub(in crate::conv) fn forward(
         g.taps() * g.c / g.groups * w.offsets.len(),
         "packed weights"
     );
+    if g.block == 1 {
+        return single::forward(ctx, g, count, x, w, bias, epilogue, y);
+    }
     let finish = match epilogue {
         Epilogue::Bias => Finish::Store,
         Epilogue::BiasRelu => Finish::Relu,
@@ -115,7 +118,7 @@ impl Kernel for Correlate<'_> {
         let (block, out_row) = (unit / out_h, unit % out_h);
         let pictures = (self.count - block * g.block).min(g.block);
         let x = self.x as *const f32;
-        let inside = if g.block == 1 && !self.backward { columns.inside() } else { 0..0 };
+        let mut room = [Run::default(); CHUNK_TAPS];
         for group in 0..g.groups {
             for (i, panel) in self.w.panels.iter().enumerate() {
                 let width = panel.vectors * S::LANES;
@@ -136,34 +139,17 @@ impl Kernel for Correlate<'_> {
                     for (ci, chunk) in self.w.chunks.iter().enumerate() {
                         let start = if ci == 0 { first_start } else { Start::Output };
                         let last = ci + 1 == self.w.chunks.len();
-                        let mut next_column = 0;
-                        while next_column < out_w {
-                            let out_column = next_column;
-                            // The rows of its tiles: how many, and how far apart they are read.
-                            let (rows_here, step) = if inside.contains(&out_column) {
-                                next_column = inside.end;
-                                (inside.end - out_column, columns.stride * in_c)
-                            } else {
-                                next_column += 1;
-                                (pictures, in_c)
-                            };
-                            let mut runs = [Run::default(); CHUNK_TAPS];
-                            let mut taps = 0;
-                            for piece in &chunk.pieces {
-                                let at = if self.backward {
-                                    rows.backward(out_row, piece.r).zip(columns.backward(out_column, piece.s))
+                        for out_column in 0..out_w {
+                            let runs = chunk.runs(width, &mut room, |piece| {
+                                let (h, v) = if self.backward {
+                                    (rows.backward(out_row, piece.r)?, columns.backward(out_column, piece.s)?)
                                 } else {
-                                    rows.forward(out_row, piece.r).zip(columns.forward(out_column, piece.s))
+                                    (rows.forward(out_row, piece.r)?, columns.forward(out_column, piece.s)?)
                                 };
-                                if let Some((h, v)) = at {
-                                    let x = ((block * in_h + h) * in_w + v) * g.block * in_c
-                                        + group * (in_c / g.groups)
-                                        + piece.first;
-                                    runs[taps] = Run { x, w: piece.step * width, len: piece.len };
-                                    taps += 1;
-                                }
-                            }
-                            if taps == 0 && ci != 0 && !last {
+                                let position = (block * in_h + h) * in_w + v;
+                                Some(position * g.block * in_c + group * (in_c / g.groups) + piece.first)
+                            });
+                            if runs.is_empty() && ci != 0 && !last {
                                 continue;
                             }
                             let at =
@@ -176,14 +162,14 @@ impl Kernel for Correlate<'_> {
                             let y = self.y.at(at);
                             S::call(DotRows {
                                 vectors: panel.vectors,
-                                runs: &runs[..taps],
+                                runs,
                                 x,
-                                x_stride: step,
+                                x_stride: in_c,
                                 next: false,
                                 w,
                                 start,
                                 ahead: &mut [],
-                                out: Output { y, stride: out_c, rows: rows_here, valid: panel.valid },
+                                out: Output { y, stride: out_c, rows: pictures, valid: panel.valid },
                                 finish,
                             });
                         }

@@ -3,6 +3,7 @@
 
 mod correlate;
 mod pack;
+mod single;
 mod weight;
 
 pub(super) use correlate::{SCRATCH_LEN, backward_input, forward};

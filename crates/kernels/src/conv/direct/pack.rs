@@ -7,6 +7,7 @@ use crate::isa::Isa;
 use crate::panel::{Panel, panels, tiles};
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
+use crate::tile::Run;
 
 /// A chunk of the reduction: pieces of taps.
 #[derive(Clone, Debug)]
@@ -22,6 +23,32 @@ pub(super) struct Piece {
     pub first: usize,
     pub len: usize,
     pub step: usize,
+}
+
+impl Chunk {
+    /// The runs of its pieces, with weights in rows of `width`, in `room`; x is read where `at` says, unless that is on padding.
+    /// Where one goes on where another ended, as that of the next column of a single picture, they are one.
+    #[inline(always)]
+    pub(super) fn runs<'r>(
+        &self,
+        width: usize,
+        room: &'r mut [Run; CHUNK_TAPS],
+        at: impl Fn(&Piece) -> Option<usize>,
+    ) -> &'r [Run] {
+        let mut count = 0;
+        let mut end = None;
+        for piece in &self.pieces {
+            let Some(x) = at(piece) else { continue };
+            if end == Some((x, piece.step)) {
+                room[count - 1].len += piece.len;
+            } else {
+                room[count] = Run { x, w: piece.step * width, len: piece.len };
+                count += 1;
+            }
+            end = Some((x + piece.len, piece.step + piece.len));
+        }
+        &room[..count]
+    }
 }
 
 /// Cuts the reduction over rows × columns taps of `channels` channels each into chunks of at most `most` steps, without those
