@@ -142,8 +142,9 @@ fn runs(bytes: usize) -> usize {
 /// Sums of the products of each byte with the one `shift` after it, one sum for each place in a run.
 fn lane_sums(pixels: &[u8], shift: usize) -> [u32; LANES] {
     let mut lanes = [0; LANES];
-    let shifted = &pixels[shift.min(pixels.len())..];
-    for (a, b) in pixels.chunks_exact(LANES).zip(shifted.chunks_exact(LANES)).take(runs(pixels.len())) {
+    let (all, _) = pixels.as_chunks::<LANES>();
+    let (shifted, _) = pixels[shift.min(pixels.len())..].as_chunks::<LANES>();
+    for (a, b) in all.iter().zip(shifted).take(runs(pixels.len())) {
         for i in 0..LANES {
             lanes[i] += u32::from(u16::from(a[i]) * u16::from(b[i]));
         }
