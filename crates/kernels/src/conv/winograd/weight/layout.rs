@@ -107,16 +107,21 @@ impl Layout {
 
     /// Where A dy of a panel begins.
     pub fn gradient_at(&self, group: usize, index: usize) -> usize {
-        let before =
-            self.panels[..index].iter().map(|panel| self.gradient_distance(self.width(panel))).sum::<usize>();
-        group * self.gradients_len() / self.g.groups + before * self.points()[0]
+        group * self.gradients_of_group() + self.gradients_of(&self.panels[..index])
     }
 
     /// Elements of A dy.
     pub fn gradients_len(&self) -> usize {
-        let of_group =
-            self.panels.iter().map(|panel| self.gradient_distance(self.width(panel))).sum::<usize>();
-        self.g.groups * of_group * self.points()[0]
+        self.g.groups * self.gradients_of_group()
+    }
+
+    /// Elements of A dy of a group.
+    pub fn gradients_of_group(&self) -> usize {
+        self.gradients_of(&self.panels)
+    }
+
+    fn gradients_of(&self, panels: &[Panel]) -> usize {
+        panels.iter().map(|panel| self.gradient_distance(self.width(panel))).sum::<usize>() * self.points()[0]
     }
 
     /// From A dy Aᵀ of a panel at one point across to that at the next.

@@ -81,6 +81,7 @@ impl Operands<'_> {
         let first = (part.block * g.rows.output + part.rows().first) * g.columns.output;
         let first = (first + part.columns().start + column) * g.block;
         let below = g.columns.output * g.block * g.k;
+        let of_group = layout.gradients_of_group();
         // SAFETY: the map was checked; the unit owns its column of A dy and its sums.
         unsafe {
             let sums = self.column_sums.at(column * g.k);
@@ -88,7 +89,7 @@ impl Operands<'_> {
             for n in 0..part.pictures {
                 let dy = self.dy.as_ptr().add((first + n) * g.k);
                 for group in 0..g.groups {
-                    let mut to = layout.gradient_at(group, 0);
+                    let mut to = group * of_group;
                     for panel in &layout.panels {
                         let (filter, width) = (layout.filter(group, panel), panel.vectors * S::LANES);
                         let distance = layout.gradient_distance(width);
