@@ -74,8 +74,8 @@ pub struct Kept {
 /// How to compute, for every command that computes.
 #[derive(Debug, Args)]
 pub struct Compute {
-    /// auto, f32, bf16, f32x3 (f32 with products in three of bf16, on tiles), or for inference int8 (as
-    /// auto, with linear layers' weights in eight bits) [default: auto]
+    /// auto, f32, bf16, f32x3 (f32 with products in three of bf16, on tiles), or for inference int8 (bf16 or f32, with
+    /// linear layers' weights in eight bits) [default: auto]
     #[arg(long, value_name = "P")]
     pub precision: Option<String>,
     /// auto or cpu
