@@ -278,9 +278,9 @@ fn infer(executor: &mut dyn Executor, net: &Network, start: &Params, count: usiz
     out
 }
 
-/// Weights of linear layers in eight bits lose up to half a step, a 127th of their output's
-/// largest. That largest is about three deviations, so a product is off by 3/127/sqrt(12) or
-/// 0.7 % of its size, and after three layers by 1.2 %.
+/// Weights of linear layers in eight bits lose up to half a step, a 127th of their output's largest. That largest is about three
+/// deviations, so a product is off by 3/127/√12 or 0.7 % of its size, and after three layers by 1.2 %. What precedes them
+/// is f32.
 #[test]
 fn activations_of_any_layer() {
     for name in ["alexnet-2012-code", "caffenet", "alexnet-bn"] {
@@ -293,7 +293,8 @@ fn activations_of_any_layer() {
             let isa = Isa::all()[0];
             let mut cpu = Cpu::new(&net, plan(), isa, 2).unwrap();
             let mut eight_bits = Cpu::with_eight_bits(&net, plan(), isa, 2).unwrap();
-            for (executor, bound) in [(&mut cpu, 1e-5), (&mut eight_bits, 2e-2)] {
+            let linear = net.layers[..=last].iter().any(|layer| matches!(layer.op, Op::Linear(_)));
+            for (executor, bound) in [(&mut cpu, 1e-5), (&mut eight_bits, if linear { 2e-2 } else { 1e-5 })] {
                 let d = distance(&infer(executor, &net, &start, 2), &want, &vec![0.0; want.len()]);
                 assert!(d < bound, "{name} {} {}: {d}", executor.precision(), net.layers[last].name);
             }

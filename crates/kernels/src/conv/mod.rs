@@ -9,6 +9,7 @@ mod winograd;
 
 use crate::isa::Isa;
 use crate::parallel::Context;
+use crate::tile::Finish;
 
 /// What [`forward`] does with its sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,16 @@ pub enum Epilogue {
     Bias,
     /// y = max(sum + bias, 0)
     BiasRelu,
+}
+
+impl Epilogue {
+    /// What a tile does with its sums, which begin with the bias.
+    fn finish(self) -> Finish {
+        match self {
+            Epilogue::Bias => Finish::Store,
+            Epilogue::BiasRelu => Finish::Relu,
+        }
+    }
 }
 
 /// How a convolution is computed.

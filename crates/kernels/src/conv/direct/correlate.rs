@@ -37,13 +37,10 @@ pub(in crate::conv) fn forward(
         g.taps() * g.c / g.groups * w.offsets.len(),
         "packed weights"
     );
+    let finish = epilogue.finish();
     if g.block == 1 {
-        return single::forward(ctx, g, count, x, w, bias, epilogue, y);
+        return single::forward(ctx, g, count, x, w, bias, finish, y);
     }
-    let finish = match epilogue {
-        Epilogue::Bias => Finish::Store,
-        Epilogue::BiasRelu => Finish::Relu,
-    };
     let kernel = Correlate {
         g: *g,
         backward: false,

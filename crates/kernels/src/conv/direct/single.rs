@@ -19,7 +19,7 @@
 //! ```
 
 use super::{CHUNK_TAPS, Packed};
-use crate::conv::{Epilogue, Geometry};
+use crate::conv::Geometry;
 use crate::parallel::{Context, Kernel, Ptr};
 use crate::simd::Simd;
 use crate::tile::{DotRows, Finish, Output, Run, Start};
@@ -37,14 +37,10 @@ pub(super) fn forward(
     x: &[f32],
     w: &Packed,
     bias: &[f32],
-    epilogue: Epilogue,
+    finish: Finish,
     y: &mut [f32],
 ) {
     assert_eq!(g.block, 1, "pictures one by one");
-    let finish = match epilogue {
-        Epilogue::Bias => Finish::Store,
-        Epilogue::BiasRelu => Finish::Relu,
-    };
     ctx.run(&Single { g: *g, count, x, w, bias, finish, y: Ptr::from_mut(y) });
 }
 

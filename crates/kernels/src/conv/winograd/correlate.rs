@@ -58,8 +58,7 @@ pub(in crate::conv) fn forward(
     epilogue: Epilogue,
     y: &mut [f32],
 ) {
-    let finish = if epilogue == Epilogue::BiasRelu { Finish::Relu } else { Finish::Store };
-    correlate(ctx, g, [g.c, g.k], count, x, w, Some(bias), finish, y);
+    correlate(ctx, g, [g.c, g.k], count, x, w, Some(bias), epilogue.finish(), y);
 }
 
 /// dx = dy ∗ wᵀ for the first `count` pictures.
